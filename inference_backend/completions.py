@@ -1,0 +1,221 @@
+"""The three endpoints that generate: from a request's head to the end of its answer.
+
+Order: record, fault before the head, body, admission, then the stream or the whole answer.  aiohttp cancels the handler
+when the connection is lost; that is how a client that goes away is noticed, and all that follows is `driver.abort`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+from uuid import uuid4
+from zlib import crc32
+
+from aiohttp import HttpVersion11, web
+
+from inference_backend import bodies, faults, frames
+from inference_backend.bodies import Call, Refusal
+from inference_backend.owners import Streaming, Waiting
+from inference_backend.replies import JSON_HEADERS, before_head, cut_body, json_bytes
+from inference_backend.scheduler import DONE, Request
+from inference_backend.text import text_start
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from inference_backend.driver import Driver
+    from inference_backend.journal import Journal, Record
+    from inference_backend.settings import Settings
+
+_STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "vary": "Origin", "server": "uvicorn"}
+_QUEUE_FULL = "The request queue is full."
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """How one endpoint reads, answers and refuses."""
+
+    decode: Callable[[bytes], Call | Refusal]
+    answer: type[frames.ChatAnswer | frames.GenerateAnswer]
+    error: Callable[[Refusal], bytes]
+    error_frame: Callable[[int, str, str], bytes]
+    refuses_in_stream: bool  # a prompt that is too long is answered with 200 and an error frame
+
+
+def _generate_error(refusal: Refusal) -> bytes:
+    return frames.encode({"error": {"message": refusal.message}})
+
+
+def _openai_error(refusal: Refusal) -> bytes:
+    return frames.error_body(refusal.status, refusal.message, refusal.kind)
+
+
+CHAT = Dialect(bodies.chat, frames.ChatAnswer, _openai_error, frames.openai_error_frame, refuses_in_stream=False)
+COMPLETION = Dialect(
+    bodies.completion, frames.CompletionAnswer, _openai_error, frames.openai_error_frame, refuses_in_stream=False
+)
+GENERATE = Dialect(
+    bodies.generate, frames.GenerateAnswer, _generate_error, frames.generate_error_frame, refuses_in_stream=True
+)
+
+
+class Completions:
+    """Handlers of the generating endpoints."""
+
+    __slots__ = ("_driver", "_journal", "_loop", "_settings")
+
+    def __init__(self, settings: Settings, driver: Driver, journal: Journal, loop: asyncio.AbstractEventLoop) -> None:
+        self._settings = settings
+        self._driver = driver
+        self._journal = journal
+        self._loop = loop
+
+    def handler(self, dialect: Dialect) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """The aiohttp handler of one endpoint."""
+
+        async def handle(http: web.Request) -> web.StreamResponse:
+            record = self._journal.begin(http)
+            try:
+                return await self._serve(http, record, dialect)
+            finally:  # a request that runs on is closed by its owner, at the step that frees its slot
+                if record.request is None or record.request.phase == DONE:
+                    self._journal.end(record, "failed" if record.request is None else "aborted")
+
+        return handle
+
+    async def _serve(self, http: web.Request, record: Record, dialect: Dialect) -> web.StreamResponse:
+        plan: faults.Plan | None = None
+        header = http.headers.get(faults.HEADER)
+        if header is not None:
+            parsed = faults.parse(header)
+            if isinstance(parsed, str):
+                return json_bytes(400, frames.error_body(400, parsed))
+            plan = parsed
+            reply = await before_head(http, plan)
+            if reply is not None:
+                return reply
+        body = await http.read()
+        if not http.content_type.endswith("json"):
+            return json_bytes(400, dialect.error(Refusal(400, "the body's content-type must be application/json")))
+        call = dialect.decode(body)
+        if isinstance(call, Refusal):
+            return json_bytes(call.status, dialect.error(call))
+        if self._settings.header_overrides:
+            call.rid = http.headers.get("x-override-rid", call.rid)
+        record.rid = call.rid or uuid4().hex
+        request = self._request(record.rid, call)
+        refusal = self._too_long(request)
+        if refusal is not None:
+            if call.stream and dialect.refuses_in_stream:
+                frame = dialect.error_frame(refusal.status, refusal.message, "invalid_request_error")
+                return await _refused_stream(http, frame)
+            return json_bytes(refusal.status, dialect.error(refusal))
+        options = frames.Options(
+            call.model, int(time.time()), call.include_usage, call.continuous_usage, self._settings.cache_report
+        )
+        answer = dialect.answer(request, options)
+        if call.stream:
+            return await self._stream(http, record, request, answer, dialect, plan)
+        return await self._whole(http, record, request, answer, dialect, plan)
+
+    async def _stream(
+        self,
+        http: web.Request,
+        record: Record,
+        request: Request,
+        answer: frames.Answer,
+        dialect: Dialect,
+        plan: faults.Plan | None,
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers=_STREAM_HEADERS)
+        await response.prepare(http)  # the head leaves at once, long before the first token
+        transport = http.transport
+        if transport is None:
+            raise asyncio.CancelledError
+        owner = Streaming(answer, transport, plan, self._journal, record, self._loop)
+        owner.chunked = http.version >= HttpVersion11
+        if plan is not None and plan.in_body and plan.after == 0:
+            owner.misbehave([])
+        if not self._driver.submit(request, owner):
+            await response.write_eof(
+                dialect.error_frame(503, _QUEUE_FULL, "SERVICE_UNAVAILABLE") + frames.DONE_FRAME
+            )
+            return response
+        record.request = request
+        record.state = "running"
+        try:
+            await owner.done
+        except asyncio.CancelledError:
+            self._driver.abort(request)
+            raise
+        await response.write_eof()
+        return response
+
+    async def _whole(
+        self,
+        http: web.Request,
+        record: Record,
+        request: Request,
+        answer: frames.Answer,
+        dialect: Dialect,
+        plan: faults.Plan | None,
+    ) -> web.StreamResponse:
+        owner = Waiting(self._journal, record, self._loop)
+        if not self._driver.submit(request, owner):
+            return json_bytes(503, dialect.error(Refusal(503, _QUEUE_FULL, "503")))
+        record.request = request
+        record.state = "running"
+        try:
+            finish = await owner.done
+        except asyncio.CancelledError:
+            if self._settings.unary_abort_s:
+                self._loop.call_later(self._settings.unary_abort_s, self._driver.abort, request)
+            else:
+                self._driver.abort(request)
+            raise
+        body = answer.whole(finish)
+        if plan is not None and plan.in_body:
+            if plan.in_body == "die":
+                self._journal.end(record, "failed")
+            return await cut_body(http, body, plan)
+        self._journal.end(record, "aborted" if finish == "abort" else "finished")
+        return web.Response(body=body, headers=JSON_HEADERS)
+
+    def _request(self, rid: str, call: Call) -> Request:
+        seed = self._settings.seed
+        start = text_start(call.prompt, seed)
+        salt = crc32(call.salt.encode()) if call.salt else 0
+        if call.max_tokens is not None:
+            return Request(rid, call.prompt, call.max_tokens, start=start, salt=salt)
+        # The model stops by itself, after a length that the prompt decides.
+        length = 1 + crc32(call.prompt, seed + 1) % (2 * self._settings.mean_output_tokens)
+        return Request(rid, call.prompt, length, start=start, finish="stop", salt=salt)
+
+    def _too_long(self, request: Request) -> Refusal | None:
+        limit = self._settings.profile.context_tokens
+        if request.prompt_tokens >= limit:
+            return Refusal(
+                400,
+                f"The input ({request.prompt_tokens} tokens) is longer than the model's context length "
+                f"({limit} tokens).",
+            )
+        if request.finish == "stop":
+            request.max_tokens = min(request.max_tokens, limit - request.prompt_tokens)
+        total = request.prompt_tokens + request.max_tokens
+        if total > limit or not self._driver.scheduler.fits(request):
+            return Refusal(
+                400,
+                f"Requested token count exceeds the model's maximum context length of {limit} tokens. You requested "
+                f"a total of {total} tokens: {request.prompt_tokens} tokens from the input messages and "
+                f"{request.max_tokens} tokens for the completion.",
+            )
+        return None
+
+
+async def _refused_stream(http: web.Request, frame: bytes) -> web.StreamResponse:
+    response = web.StreamResponse(headers=_STREAM_HEADERS)
+    await response.prepare(http)
+    await response.write_eof(frame + frames.DONE_FRAME)
+    return response

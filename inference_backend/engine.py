@@ -1,0 +1,81 @@
+"""The simulated SGLang engine: composition of its parts, and its life from listen to exit."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+
+from inference_backend.completions import CHAT, COMPLETION, GENERATE, Completions
+from inference_backend.driver import Driver
+from inference_backend.introspection import Introspection
+from inference_backend.journal import Journal
+from inference_backend.lifecycle import Lifecycle
+from inference_backend.probes import Probes
+from inference_backend.ready import announce
+from inference_backend.replies import json_reply
+from inference_backend.scheduler import Scheduler
+from inference_backend.settings import Settings
+
+_HEAD_BYTES = 64 * 1024  # uvicorn's limit for a head; aiohttp's own is 8 KiB a line
+_CLEANUP_S = 0.5
+
+
+def application(settings: Settings, journal: Journal, lifecycle: Lifecycle) -> web.Application:
+    """All routes over one scheduler; must be called inside the loop that will serve them."""
+    loop = asyncio.get_running_loop()
+    scheduler = Scheduler(
+        settings.profile,
+        max_running=settings.max_running,
+        max_queued=settings.max_queued,
+        kv_tokens=settings.kv_tokens,
+        page_tokens=settings.page_tokens,
+        acceptance=settings.acceptance,
+        seed=settings.seed,
+    )
+    driver = Driver(scheduler, settings.time_scale, loop)
+    completions = Completions(settings, driver, journal, loop)
+    app = web.Application(client_max_size=0)  # no cap, as SGLang has none
+    app.add_routes([
+        web.post("/v1/chat/completions", completions.handler(CHAT)),
+        web.post("/v1/completions", completions.handler(COMPLETION)),
+        web.post("/generate", completions.handler(GENERATE)),
+        *Introspection(settings, driver, journal, lifecycle).routes(),
+        *Probes(journal).routes(),
+    ])
+    known = {resource.canonical for resource in app.router.resources()}
+
+    async def no_route(http: web.Request) -> web.Response:
+        if http.path in known:
+            return json_reply({"detail": "Method Not Allowed"}, 405)
+        return json_reply({"detail": "Not Found"}, 404)
+
+    app.router.add_route("*", "/{path:.*}", no_route)
+    return app
+
+
+async def serve(settings: Settings) -> None:
+    """Listen, print the ready line, serve until SIGTERM, drain."""
+    loop = asyncio.get_running_loop()
+    if settings.load_s:
+        await asyncio.sleep(settings.load_s)  # the port refuses while the weights load
+    journal = Journal(settings.history)
+    lifecycle = Lifecycle(settings.startup_s, loop)
+    lifecycle.watch_signals()
+    runner = web.AppRunner(
+        application(settings, journal, lifecycle),
+        handler_cancellation=True,  # a lost connection cancels its handler
+        access_log=None,
+        auto_decompress=False,
+        keepalive_timeout=settings.keep_alive_s,
+        max_line_size=_HEAD_BYTES,
+        max_field_size=_HEAD_BYTES,
+        shutdown_timeout=_CLEANUP_S,
+    )
+    await runner.setup()
+    site = web.TCPSite(runner, settings.host, settings.port, backlog=1_024)
+    await site.start()
+    announce("http", settings.host, runner.addresses[0][1])
+    await lifecycle.stopping.wait()
+    await lifecycle.drained(lambda: journal.in_flight, settings.drain_s, settings.linger_s)
+    await runner.cleanup()
