@@ -1,0 +1,58 @@
+"""The router of this repository, with one worker and everything on.
+
+Access log to a file, metrics, request id and server-timing are in the figure. The supervisor is a
+process of its own: figures name it apart from the worker. Imports `base`.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from loadtest.peers.base import ALL_WORKS, Readiness, Site, package_version
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """`Peer` for `python -m router serve`; `python` is the interpreter whose router is measured."""
+
+    python: Path = Path(sys.executable)
+    arguments: tuple[str, ...] = ()
+    name: str = "ours"
+    package: str = "pip install -e ."
+    works: frozenset[str] = ALL_WORKS
+
+    def binary(self) -> Path | None:
+        """Path of the interpreter, if it is there."""
+        return self.python if self.python.exists() else None
+
+    def version(self) -> str:
+        """Version of the package beside this one."""
+        return package_version("replica-router")
+
+    def configure(self, site: Site) -> list[str]:
+        """Command line only: a static table with one replica."""
+        return [
+            str(self.python), "-m", "router", "serve",
+            "--listen", f"127.0.0.1:{site.listen_port}",
+            "--replica", f"http://127.0.0.1:{site.replica_port}",
+            "--workers", "1",
+            "--admin", f"127.0.0.1:{site.admin_port}",
+            "--access-log", str(site.folder / "access.log"),
+            *self.arguments,
+        ]  # fmt: skip
+
+    def check(self, site: Site) -> list[str] | None:
+        """Nothing: it has no configuration file."""
+        return None
+
+    def readiness(self, site: Site) -> Readiness:
+        """`/readyz` of the admin listener, which the supervisor answers."""
+        return Readiness(site.admin_port, "/readyz")
+
+    def environment(self) -> dict[str, str]:
+        """Point at the checkout this comparison is of, unless another interpreter brings its own router."""
+        return {"PYTHONPATH": str(CHECKOUT)} if self.python == Path(sys.executable) else {}

@@ -1,0 +1,210 @@
+"""The interleaved run: direct, ours, peer, direct, ours, the next peer, and so on, round after round.
+
+Machines drift by a factor of two within an hour, so a figure only counts beside one taken a second
+earlier. Hence every peer has its own direct and its own ours next to it (a *group*), and everything
+reported is a ratio or a difference within a group. Unary and streams have different replicas, so
+the proxies are started once for each. Imports `processes`, `measures`, `peers`, `cpu`, `pins`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from loadtest.clients.window import Result  # noqa: TC001 -- msgspec reads annotations
+from loadtest.cpu import process_tree
+from loadtest.measures import EVENT_INTERVAL_MS, STREAM_EVENTS, Measure
+from loadtest.peers import Nginx, Ours
+from loadtest.peers.base import Peer, Readiness, Site
+from loadtest.peers.ours import CHECKOUT
+from loadtest.processes import Child, Fleet, Generator, NotReadyError, free_ports, wait_ready
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from loadtest.pins import Pins
+
+DIRECT = "direct"
+OURS = "ours"
+
+
+class Slot(msgspec.Struct, frozen=True, kw_only=True):
+    """One measurement: `proxy` is direct, ours or a peer; `beside` the peer whose group it belongs to.
+
+    `main_cpu_ns` is the CPU time of the processes that relay (for ours the workers, without their
+    supervisor); `result.cpu_ns` has all of them. Both are zero for direct.
+    """
+
+    measure: str
+    round: int
+    beside: str
+    proxy: str
+    main_cpu_ns: int
+    result: Result
+
+    def cpu_us(self, *, main_only: bool = False) -> float | None:
+        """CPU microseconds per unit, of all processes or of the relaying ones; None for direct."""
+        total = self.main_cpu_ns if main_only else sum(self.result.cpu_ns.values())
+        if self.proxy == DIRECT or not self.result.units:
+            return None
+        return total / self.result.units / 1e3
+
+    def rate(self) -> float:
+        """Units per second."""
+        return self.result.units / self.result.elapsed_s if self.result.elapsed_s > 0 else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to run; `duration_s` is one window, `rate_per_s` the open loop's."""
+
+    measures: list[Measure]
+    peers: list[Peer]
+    ours: Ours
+    rounds: int
+    duration_s: float
+    rate_per_s: float
+    pins: Pins
+
+    def groups(self, measure: Measure) -> list[str]:
+        """Peers that can do `measure`; with none left, ours still runs beside direct."""
+        return [peer.name for peer in self.peers if measure.work in peer.works] or [DIRECT]
+
+    def slots(self) -> int:
+        """Measurements in the whole run."""
+        sizes = (len(group_order(name)) for one in self.measures for name in self.groups(one))
+        return self.rounds * sum(sizes)
+
+    def expected_s(self) -> float:
+        """Time the windows and warm-ups take; starting the proxies comes on top."""
+        per_round = sum(
+            len(group_order(name)) * (one.warmup_s + self.duration_s)
+            for one in self.measures
+            for name in self.groups(one)
+        )
+        return self.rounds * per_round
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A port to send to, and the processes behind it that are charged."""
+
+    port: int
+    pids: list[int]
+    main_pids: list[int]
+
+
+def group_order(peer: str) -> tuple[str, ...]:
+    """Order of the measurements in the group of `peer`."""
+    return (DIRECT, OURS) if peer == DIRECT else (DIRECT, OURS, peer)
+
+
+def run(plan: Plan, fleet: Fleet, folder: Path, failed: list[str]) -> Iterator[Slot]:
+    """Measure everything, yielding each slot as it is done.
+
+    A peer that does not start is left out and named in `failed`; NotReadyError when ours, the
+    replica or the generator does not.
+    """
+    (folder / "generator").mkdir()
+    generator = Generator(fleet, folder / "generator", plan.pins.generator)
+    for label, works in (("unary", ("unary",)), ("streams", ("sse", "websocket"))):
+        measures = [one for one in plan.measures if one.work in works]
+        if not measures:
+            continue
+        place = folder / label
+        place.mkdir()
+        replica, replica_port = _start_replica(fleet, plan, place, canned=label == "unary")
+        children, targets = _start_proxies(fleet, plan, place, replica_port, failed)
+        for index in range(plan.rounds):
+            for measure in measures:
+                yield from _one_round(plan, generator, targets, measure, index)
+        fleet.stop([*children, replica])
+
+
+def _one_round(
+    plan: Plan, generator: Generator, targets: dict[str, Target], measure: Measure, index: int
+) -> Iterator[Slot]:
+    for peer in plan.groups(measure):
+        for proxy in group_order(peer) if peer in targets else ():
+            target = targets[proxy]
+            command = measure.command(
+                port=target.port, pids=target.pids, duration_s=plan.duration_s, rate_per_s=plan.rate_per_s
+            )
+            result = generator.measure(command)
+            main = sum(result.cpu_ns.get(pid, 0) for pid in target.main_pids)
+            yield Slot(
+                measure=measure.key, round=index, beside=peer, proxy=proxy, main_cpu_ns=main, result=result
+            )
+
+
+def _start_replica(fleet: Fleet, plan: Plan, folder: Path, *, canned: bool) -> tuple[Child, int]:
+    """Start nginx with a canned answer when it is there and enough, else our own replica."""
+    place = folder / "replica"
+    place.mkdir()
+    nginx = Nginx()
+    if canned and nginx.binary() is not None:
+        (port,) = free_ports(1)
+        command = nginx.configure_replica(Site(place, port, 0, 0))
+        child = fleet.start("replica", command, folder=place, cpus=plan.pins.replica)
+        wait_ready(child, Readiness(port, "/health"))
+        return child, port
+    command = [
+        sys.executable, "-m", "loadtest.replica",
+        "--events", str(STREAM_EVENTS), "--interval-ms", str(EVENT_INTERVAL_MS),
+    ]  # fmt: skip
+    environment = {"PYTHONPATH": str(CHECKOUT)}
+    child = fleet.start("replica", command, folder=place, cpus=plan.pins.replica, environment=environment)
+    return child, _announced_port(child)
+
+
+def _announced_port(child: Child) -> int:
+    """Port in the JSON line that our replica writes once it listens."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until and child.process.poll() is None:
+        text = child.output.read_text()
+        if text.endswith("\n"):
+            return int(json.loads(text.splitlines()[0])["port"])
+        time.sleep(0.02)
+    raise NotReadyError(f"the replica did not start: {child.last_output()}")
+
+
+def _start_proxies(
+    fleet: Fleet, plan: Plan, folder: Path, replica_port: int, failed: list[str]
+) -> tuple[list[Child], dict[str, Target]]:
+    """Start ours and every peer that has a part in the plan, all in front of `replica_port`."""
+    works = {one.work for one in plan.measures}
+    proxies: list[Peer] = [plan.ours, *(peer for peer in plan.peers if works & peer.works)]
+    ports = free_ports(2 * len(proxies))
+    started: list[tuple[Peer, Site, Child]] = []
+    for peer in proxies:
+        place = folder / peer.name
+        place.mkdir()
+        site = Site(place, ports.pop(), ports.pop(), replica_port)
+        command = peer.configure(site)
+        child = fleet.start(
+            peer.name, command, folder=place, cpus=plan.pins.proxy, environment=peer.environment()
+        )
+        started.append((peer, site, child))
+    targets = {DIRECT: Target(replica_port, [], [])}
+    for peer, site, child in started:
+        try:
+            wait_ready(child, peer.readiness(site))
+        except NotReadyError as failure:
+            if peer.name == OURS:
+                raise
+            failed.append(str(failure))
+            continue
+        pids = process_tree(child.pid)
+        targets[peer.name] = Target(site.listen_port, pids, _relaying(peer.name, pids))
+    return [child for _, _, child in started], targets
+
+
+def _relaying(name: str, pids: list[int]) -> list[int]:
+    """Return the processes that relay: for ours the supervisor's children, if it has any."""
+    return pids[1:] if name == OURS and len(pids) > 1 else pids
