@@ -6,18 +6,23 @@ Each option has an environment twin: SIM_ and the option's name in capitals.
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 import uvloop
 
+from inference_backend.engine import serve
+from inference_backend.policy import PolicySettings, serve_policy
 from inference_backend.profiles import PROFILES
 from inference_backend.ready import die_with
+from inference_backend.settings import Settings
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _CONTEXT = {"auto_envvar_prefix": "SIM", "show_default": True, "max_content_width": 110}
 
 
-def _option(*names: str, **kwargs: Any) -> Any:
+def _option(*names: str, **kwargs: Any) -> Callable[[_Function], _Function]:
     return click.option(*names, show_envvar=True, **kwargs)
 
 
@@ -45,10 +50,15 @@ def main() -> None:
 @_option("--port", default=0, type=click.IntRange(0, 65_535), help="Port; 0 takes a free one.")
 @_option("--model", default="", help="Served model name; empty takes the profile's.")
 @_option(
-    "--profile", default="qwen3-8b-h100", type=click.Choice(sorted(PROFILES)), help="Model and GPU whose steps to copy."
+    "--profile",
+    default="qwen3-8b-h100",
+    type=click.Choice(sorted(PROFILES)),
+    help="Model and GPU whose steps to copy.",
 )
 @_option(
-    "--time-scale", default=1.0, type=click.FloatRange(0),
+    "--time-scale",
+    default=1.0,
+    type=click.FloatRange(0),
     help="Factor on every simulated duration: 1 real time, 0.1 ten times faster, 0 no waiting at all.",
 )
 @_option("--max-running", type=click.IntRange(1), help="Requests decoded at once.  [default: the profile's]")
@@ -56,40 +66,79 @@ def main() -> None:
 @_option("--kv-tokens", type=click.IntRange(64), help="KV capacity in tokens.  [default: the profile's]")
 @_option("--page-tokens", default=64, type=click.IntRange(1), help="Page size of the prefix cache.")
 @_option(
-    "--acceptance", default="", callback=_acceptance,
+    "--acceptance",
+    default="",
+    callback=_acceptance,
     help="Speculative decoding: conditional acceptance per draft position, e.g. 0.75,0.65,0.58.",
 )
-@_option("--keep-alive-s", default=5.0, type=click.FloatRange(0), help="Idle connections are closed after this.")
-@_option("--load-s", default=0.0, type=click.FloatRange(0), help="Before listening: the port refuses.")
-@_option("--startup-s", default=0.0, type=click.FloatRange(0), help="After listening: /ready and /health answer 503.")
 @_option(
-    "--health-s", type=click.FloatRange(0),
+    "--keep-alive-s", default=5.0, type=click.FloatRange(0), help="Idle connections are closed after this."
+)
+@_option("--load-s", default=0.0, type=click.FloatRange(0), help="Before listening: the port refuses.")
+@_option(
+    "--startup-s",
+    default=0.0,
+    type=click.FloatRange(0),
+    help="After listening: /ready and /health answer 503.",
+)
+@_option(
+    "--health-s",
+    type=click.FloatRange(0),
     help="What /health takes on an idle engine.  [default: 1 s times the time scale, as SGLang]",
 )
-@_option("--drain-s", default=10.0, type=click.FloatRange(0), help="After SIGTERM, the longest wait for streams.")
-@_option("--linger-s", default=0.0, type=click.FloatRange(0), help="After SIGTERM, stay this long even when idle.")
 @_option(
-    "--unary-abort-s", default=0.0, type=click.FloatRange(0),
+    "--drain-s", default=10.0, type=click.FloatRange(0), help="After SIGTERM, the longest wait for streams."
+)
+@_option(
+    "--linger-s", default=0.0, type=click.FloatRange(0), help="After SIGTERM, stay this long even when idle."
+)
+@_option(
+    "--unary-abort-s",
+    default=0.0,
+    type=click.FloatRange(0),
     help="Delay before a non-streaming client's departure is noticed (SGLang: up to 4).",
 )
 @_option(
-    "--mean-output-tokens", default=128, type=click.IntRange(1), help="Mean length of a chat answer without max_tokens."
+    "--mean-output-tokens",
+    default=128,
+    type=click.IntRange(1),
+    help="Mean length of a chat answer without max_tokens.",
 )
 @_option("--header-overrides/--no-header-overrides", default=False, help="Honour x-override-rid.")
 @_option("--cache-report/--no-cache-report", default=True, help="Report cached_tokens in usage.")
-@_option("--history", default=1_000, type=click.IntRange(0), help="Finished requests /_sim/requests remembers.")
+@_option(
+    "--history", default=1_000, type=click.IntRange(0), help="Finished requests /_sim/requests remembers."
+)
 @_option("--seed", default=0, type=int, help="Seed of text, lengths and acceptance.")
 @_option("--die-with", "parent", default=0, type=int, help="Exit when this parent process dies; 0 for never.")
 def simulate(profile: str, parent: int, **options: Any) -> None:
     """Run a simulated SGLang engine.
 
-    SIGTERM drains it as SGLang's Python front end: /ready turns 503, new requests are accepted, streams finish.
+    SIGTERM drains it as SGLang's Python front end does: /ready turns 503, new requests are still accepted,
+    streams finish, then it exits; a second SIGTERM exits at once.
     """
-    from inference_backend import engine, settings
-
     if parent:
         die_with(parent)
-    uvloop.run(engine.serve(settings.Settings(profile=PROFILES[profile], **options)))
+    uvloop.run(serve(Settings(profile=PROFILES[profile], **options)))
+
+
+@main.command(context_settings=_CONTEXT)
+@_option("--host", default="127.0.0.1", help="Address to listen on.")
+@_option("--port", default=0, type=click.IntRange(0, 65_535), help="Port; 0 takes a free one.")
+@_option("--action-horizon", default=50, type=click.IntRange(1), help="Actions in one answer.")
+@_option("--action-dim", default=14, type=click.IntRange(1), help="Numbers in one action.")
+@_option("--delay-ms", default=0.0, type=click.FloatRange(0), help="What one inference takes.")
+@_option("--api-key", default="", help="Require the header `Authorization: Api-Key KEY`; empty for none.")
+@_option("--die-with", "parent", default=0, type=int, help="Exit when this parent process dies; 0 for never.")
+def policy(parent: int, **options: Any) -> None:
+    """Run an openpi policy server (WebSocket).
+
+    Every path but /healthz, /echo and /_sim/connections speaks the policy protocol.  SIGTERM closes every
+    connection with 1001 and exits.
+    """
+    if parent:
+        die_with(parent)
+    uvloop.run(serve_policy(PolicySettings(**options)))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Request bodies of the three dialects, decoded and judged as SGLang's Python front end does.
 
-Each decoder takes a body and returns a Call, or a Refusal whose status and message go to the client.  Fields that would
-change nothing here (temperature, tools, stop, …) are accepted and ignored; an unknown model name is echoed.
+Each decoder takes a body and returns a Call, or a Refusal whose status and message go to the client. Fields
+that would change nothing here (temperature, tools, stop, …) are accepted and ignored; an unknown model name
+is echoed.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ def _openai_call(parsed: _OpenAi, prompt: bytes, default_tokens: int | None) -> 
 
 
 def _one_prompt(source: str | list[Any]) -> bytes | Refusal:
-    """A text, a list of token ids, or a list of exactly one of these."""
+    """Take a text, a list of token ids, or a list of exactly one of these."""
     if isinstance(source, list) and len(source) == 1 and not isinstance(source[0], int):
         source = source[0]
     if isinstance(source, str):

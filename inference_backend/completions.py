@@ -1,7 +1,8 @@
 """The three endpoints that generate: from a request's head to the end of its answer.
 
-Order: record, fault before the head, body, admission, then the stream or the whole answer.  aiohttp cancels the handler
-when the connection is lost; that is how a client that goes away is noticed, and all that follows is `driver.abort`.
+Order: record, fault before the head, body, admission, then the stream or the whole answer. aiohttp cancels
+the handler when the connection is lost; that is how a client that goes away is noticed, and all that follows
+is `driver.abort`.
 """
 
 from __future__ import annotations
@@ -52,13 +53,35 @@ def _openai_error(refusal: Refusal) -> bytes:
     return frames.error_body(refusal.status, refusal.message, refusal.kind)
 
 
-CHAT = Dialect(bodies.chat, frames.ChatAnswer, _openai_error, frames.openai_error_frame, refuses_in_stream=False)
+CHAT = Dialect(
+    bodies.chat, frames.ChatAnswer, _openai_error, frames.openai_error_frame, refuses_in_stream=False
+)
 COMPLETION = Dialect(
-    bodies.completion, frames.CompletionAnswer, _openai_error, frames.openai_error_frame, refuses_in_stream=False
+    bodies.completion,
+    frames.CompletionAnswer,
+    _openai_error,
+    frames.openai_error_frame,
+    refuses_in_stream=False,
 )
 GENERATE = Dialect(
-    bodies.generate, frames.GenerateAnswer, _generate_error, frames.generate_error_frame, refuses_in_stream=True
+    bodies.generate,
+    frames.GenerateAnswer,
+    _generate_error,
+    frames.generate_error_frame,
+    refuses_in_stream=True,
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """A request that passed every check, on its way to the scheduler."""
+
+    http: web.Request
+    record: Record
+    dialect: Dialect
+    plan: faults.Plan | None
+    request: Request
+    answer: frames.Answer
 
 
 class Completions:
@@ -66,14 +89,16 @@ class Completions:
 
     __slots__ = ("_driver", "_journal", "_loop", "_settings")
 
-    def __init__(self, settings: Settings, driver: Driver, journal: Journal, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, settings: Settings, driver: Driver, journal: Journal, loop: asyncio.AbstractEventLoop
+    ) -> None:
         self._settings = settings
         self._driver = driver
         self._journal = journal
         self._loop = loop
 
     def handler(self, dialect: Dialect) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
-        """The aiohttp handler of one endpoint."""
+        """Make the aiohttp handler of one endpoint."""
 
         async def handle(http: web.Request) -> web.StreamResponse:
             record = self._journal.begin(http)
@@ -98,7 +123,9 @@ class Completions:
                 return reply
         body = await http.read()
         if not http.content_type.endswith("json"):
-            return json_bytes(400, dialect.error(Refusal(400, "the body's content-type must be application/json")))
+            return json_bytes(
+                400, dialect.error(Refusal(400, "the body's content-type must be application/json"))
+            )
         call = dialect.decode(body)
         if isinstance(call, Refusal):
             return json_bytes(call.status, dialect.error(call))
@@ -113,34 +140,29 @@ class Completions:
                 return await _refused_stream(http, frame)
             return json_bytes(refusal.status, dialect.error(refusal))
         options = frames.Options(
-            call.model, int(time.time()), call.include_usage, call.continuous_usage, self._settings.cache_report
+            call.model,
+            int(time.time()),
+            call.include_usage,
+            call.continuous_usage,
+            self._settings.cache_report,
         )
-        answer = dialect.answer(request, options)
-        if call.stream:
-            return await self._stream(http, record, request, answer, dialect, plan)
-        return await self._whole(http, record, request, answer, dialect, plan)
+        job = _Job(http, record, dialect, plan, request, dialect.answer(request, options))
+        return await (self._stream(job) if call.stream else self._whole(job))
 
-    async def _stream(
-        self,
-        http: web.Request,
-        record: Record,
-        request: Request,
-        answer: frames.Answer,
-        dialect: Dialect,
-        plan: faults.Plan | None,
-    ) -> web.StreamResponse:
+    async def _stream(self, job: _Job) -> web.StreamResponse:
+        http, record, request, plan = job.http, job.record, job.request, job.plan
         response = web.StreamResponse(headers=_STREAM_HEADERS)
         await response.prepare(http)  # the head leaves at once, long before the first token
         transport = http.transport
         if transport is None:
             raise asyncio.CancelledError
-        owner = Streaming(answer, transport, plan, self._journal, record, self._loop)
+        owner = Streaming(self._journal, record, job.answer, transport, plan)
         owner.chunked = http.version >= HttpVersion11
         if plan is not None and plan.in_body and plan.after == 0:
             owner.misbehave([])
         if not self._driver.submit(request, owner):
             await response.write_eof(
-                dialect.error_frame(503, _QUEUE_FULL, "SERVICE_UNAVAILABLE") + frames.DONE_FRAME
+                job.dialect.error_frame(503, _QUEUE_FULL, "SERVICE_UNAVAILABLE") + frames.DONE_FRAME
             )
             return response
         record.request = request
@@ -153,18 +175,11 @@ class Completions:
         await response.write_eof()
         return response
 
-    async def _whole(
-        self,
-        http: web.Request,
-        record: Record,
-        request: Request,
-        answer: frames.Answer,
-        dialect: Dialect,
-        plan: faults.Plan | None,
-    ) -> web.StreamResponse:
-        owner = Waiting(self._journal, record, self._loop)
+    async def _whole(self, job: _Job) -> web.StreamResponse:
+        record, request, plan = job.record, job.request, job.plan
+        owner = Waiting(self._journal, record)
         if not self._driver.submit(request, owner):
-            return json_bytes(503, dialect.error(Refusal(503, _QUEUE_FULL, "503")))
+            return json_bytes(503, job.dialect.error(Refusal(503, _QUEUE_FULL, "503")))
         record.request = request
         record.state = "running"
         try:
@@ -175,11 +190,11 @@ class Completions:
             else:
                 self._driver.abort(request)
             raise
-        body = answer.whole(finish)
+        body = job.answer.whole(finish)
         if plan is not None and plan.in_body:
             if plan.in_body == "die":
                 self._journal.end(record, "failed")
-            return await cut_body(http, body, plan)
+            return await cut_body(job.http, body, plan)
         self._journal.end(record, "aborted" if finish == "abort" else "finished")
         return web.Response(body=body, headers=JSON_HEADERS)
 
@@ -207,9 +222,9 @@ class Completions:
         if total > limit or not self._driver.scheduler.fits(request):
             return Refusal(
                 400,
-                f"Requested token count exceeds the model's maximum context length of {limit} tokens. You requested "
-                f"a total of {total} tokens: {request.prompt_tokens} tokens from the input messages and "
-                f"{request.max_tokens} tokens for the completion.",
+                f"Requested token count exceeds the model's maximum context length of {limit} tokens. "
+                f"You requested a total of {total} tokens: {request.prompt_tokens} tokens from the input "
+                f"messages and {request.max_tokens} tokens for the completion.",
             )
         return None
 

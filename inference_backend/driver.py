@@ -1,9 +1,9 @@
 """The asyncio shell around the scheduler: wall time, a callback per step, no task.
 
-A turn ends the batch in flight, hands each event to its request's owner, and arms one timer for the end of the batch
-that now runs.  Steps follow their own schedule, not the moment a late timer fired, so a loop whose timers have
-millisecond grain (uvloop's) keeps the modelled rate.  With a time scale of 0 a turn follows the last at once; while no
-stream is watching it takes several steps per turn, since nobody can tell.
+A turn ends the batch in flight, hands each event to its request's owner, and arms one timer for the end of
+the batch that now runs. Steps follow their own schedule, not the moment a late timer fired, so a loop whose
+timers have millisecond grain (uvloop's) keeps the modelled rate. With a time scale of 0 a turn follows the
+last at once; while no stream is watching it takes several steps per turn, since nobody can tell.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 
@@ -15,7 +16,9 @@ from inference_backend.probes import Probes
 from inference_backend.ready import announce
 from inference_backend.replies import json_reply
 from inference_backend.scheduler import Scheduler
-from inference_backend.settings import Settings
+
+if TYPE_CHECKING:
+    from inference_backend.settings import Settings
 
 _HEAD_BYTES = 64 * 1024  # uvicorn's limit for a head; aiohttp's own is 8 KiB a line
 _CLEANUP_S = 0.5
@@ -36,13 +39,15 @@ def application(settings: Settings, journal: Journal, lifecycle: Lifecycle) -> w
     driver = Driver(scheduler, settings.time_scale, loop)
     completions = Completions(settings, driver, journal, loop)
     app = web.Application(client_max_size=0)  # no cap, as SGLang has none
-    app.add_routes([
-        web.post("/v1/chat/completions", completions.handler(CHAT)),
-        web.post("/v1/completions", completions.handler(COMPLETION)),
-        web.post("/generate", completions.handler(GENERATE)),
-        *Introspection(settings, driver, journal, lifecycle).routes(),
-        *Probes(journal).routes(),
-    ])
+    app.add_routes(
+        [
+            web.post("/v1/chat/completions", completions.handler(CHAT)),
+            web.post("/v1/completions", completions.handler(COMPLETION)),
+            web.post("/generate", completions.handler(GENERATE)),
+            *Introspection(settings, driver, journal, lifecycle).routes(),
+            *Probes(journal).routes(),
+        ]
+    )
     known = {resource.canonical for resource in app.router.resources()}
 
     async def no_route(http: web.Request) -> web.Response:

@@ -1,9 +1,10 @@
 """Faults on request: the header `x-sim-fault` says how this one answer goes wrong.
 
-`name;key=value…`, several separated by commas.  Before the head: `slow;ms=200`, `status=503`, `reset-before-head` (RST),
-`close-before-head` (FIN), `stall-before-head`, `kill`.  In the body: `die-mid-stream;after=3`, `stall;after=3`,
-`kill;after=3`, where `after` counts SSE frames; of a body that is not a stream, half is sent, or with `after=0` only the
-head.  A fault is a value: `parse` returns a Plan or the text of the complaint.
+`name;key=value…`, several separated by commas. Before the head: `slow;ms=200`, `status=503`, `reset-before-
+head` (RST), `close-before-head` (FIN), `stall-before-head`, `kill`. In the body: `die-mid-stream;after=3`,
+`stall;after=3`, `kill;after=3`, where `after` counts SSE frames; of a body that is not a stream, half is
+sent, or with `after=0` only the head. A fault is a value: `parse` returns a Plan or the text of the
+complaint.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ _KNOWN: dict[str, dict[str, type]] = {
     "kill": {"after": int},
 }
 KNOWN_TEXT = (
-    "die-mid-stream[;after=N][;how=fin|rst], stall[;after=N], stall-before-head, reset-before-head, close-before-head, "
-    "status=CODE[;retry-after=S], slow;ms=N, kill[;after=N]"
+    "die-mid-stream[;after=N][;how=fin|rst], stall[;after=N], stall-before-head, reset-before-head, "
+    "close-before-head, status=CODE[;retry-after=S], slow;ms=N, kill[;after=N]"
 )
 
 
@@ -51,7 +52,7 @@ class Plan:
 
 
 def parse(header: str) -> Plan | str:
-    """The plan, or what is wrong with the header."""
+    """Return the plan, or what is wrong with the header."""
     plan = Plan()
     for item in header.split(","):
         name, _, rest = item.strip().partition(";")

@@ -1,7 +1,7 @@
-"""The answers of SGLang's Python front end, byte for byte in shape: SSE frames and whole bodies of its three dialects.
+"""The answers of SGLang's Python front end: SSE frames and whole bodies of its three dialects.
 
-One frame per engine step; under speculation it carries the whole burst.  A frame's fixed parts are made once per
-request: a step costs one slice of text and one join.  Generated text needs no JSON escape (see `text`).
+One frame per engine step; under speculation it carries the whole burst. A frame's fixed parts are made once
+per request: a step costs one slice of text and one join. Generated text needs no JSON escape (see `text`).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Options(msgspec.Struct, frozen=True):
 
 
 def usage_json(request: Request, options: Options) -> bytes:
-    """The `usage` object as it stands now."""
+    """Encode the `usage` object as it stands now."""
     details = b'{"cached_tokens":%d}' % request.cached_tokens if options.cache_report else b"null"
     return (
         b'{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":%b,'
@@ -65,7 +65,10 @@ class ChatAnswer:
         self._options = options
         self._sent = 0
         self._head = b'data: {"id":%b,"object":"%b","created":%d,"model":%b,' % (
-            encode(request.rid), self._OBJECT, options.created, encode(options.model),
+            encode(request.rid),
+            self._OBJECT,
+            options.created,
+            encode(options.model),
         )
         self._prefix = self._head + self._BEFORE_TEXT
         self._suffix = self._AFTER_TEXT + b"}\n\n"
@@ -98,14 +101,21 @@ class ChatAnswer:
         frames.append(DONE_FRAME)
 
     def whole(self, finish: str) -> bytes:
-        """The body of an answer that is not streamed."""
+        """Encode the body of an answer that is not streamed."""
         request = self._request
         options = self._options
         text = generated_text(request.start, 0, request.generated)
-        return b'{"id":%b,"object":"%b","created":%d,"model":%b,%b,"usage":%b,"metadata":{"weight_version":"%b"}}' % (
-            encode(request.rid), self._OBJECT.removesuffix(b".chunk"), options.created, encode(options.model),
-            self._WHOLE % (text, finish.encode(), _matched(finish)), usage_json(request, options),
-            WEIGHT_VERSION.encode(),
+        return (
+            b'{"id":%b,"object":"%b","created":%d,"model":%b,%b,"usage":%b,"metadata":{"weight_version":"%b"}}'
+            % (
+                encode(request.rid),
+                self._OBJECT.removesuffix(b".chunk"),
+                options.created,
+                encode(options.model),
+                self._WHOLE % (text, finish.encode(), _matched(finish)),
+                usage_json(request, options),
+                WEIGHT_VERSION.encode(),
+            )
         )
 
 
@@ -143,7 +153,7 @@ class GenerateAnswer:
         frames.append(DONE_FRAME)
 
     def whole(self, finish: str) -> bytes:
-        """The body of an answer that is not streamed."""
+        """Encode the body of an answer that is not streamed."""
         return self._body(finish)
 
     def _body(self, finish: str | None) -> bytes:
@@ -161,28 +171,30 @@ class GenerateAnswer:
             "queue_time": max(request.admitted_at - request.arrived_at, 0.0),
             "first_token_latency": max(request.first_token_at - request.arrived_at, 0.0),
         }
-        return encode({
-            "text": generated_text(request.start, 0, request.generated).decode(),
-            "output_ids": generated_ids(request.start, 0, request.generated),
-            "meta_info": meta,
-        })
+        return encode(
+            {
+                "text": generated_text(request.start, 0, request.generated).decode(),
+                "output_ids": generated_ids(request.start, 0, request.generated),
+                "meta_info": meta,
+            }
+        )
 
 
 Answer = ChatAnswer | GenerateAnswer
 
 
 def error_body(status: int, message: str, kind: str = "BadRequestError") -> bytes:
-    """The error object of the OpenAI endpoints."""
+    """Encode the error object of the OpenAI endpoints."""
     return encode({"object": "error", "message": message, "type": kind, "param": None, "code": status})
 
 
 def openai_error_frame(status: int, message: str, kind: str) -> bytes:
-    """The same object as the first frame of a stream that was answered with 200."""
+    """Encode the same object as the first frame of a stream that was answered with 200."""
     return b'data: {"error": %b}\n\n' % error_body(status, message, kind)
 
 
 def generate_error_frame(status: int, message: str, kind: str) -> bytes:
-    """The first frame of a refused `/generate` stream."""
+    """Encode the first frame of a refused `/generate` stream."""
     error = {"message": message, "type": kind, "code": status, "retryable": status == 503}
     return b"data: %b\n\n" % encode({"error": error})
 

@@ -1,10 +1,9 @@
-"""The endpoints that tell a router about the engine: readiness, models, load, metrics, and the few that steer it."""
+"""The endpoints that tell a router about the engine, and the few that steer it."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -17,6 +16,8 @@ from inference_backend.frames import WEIGHT_VERSION, error_body
 from inference_backend.replies import JSON_HEADERS, json_bytes, json_reply
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from inference_backend.driver import Driver
     from inference_backend.journal import Journal
     from inference_backend.lifecycle import Lifecycle
@@ -72,58 +73,64 @@ class Introspection:
         return await self.ready(http)
 
     async def models(self, http: web.Request) -> web.Response:
-        """The one model, as a list."""
+        """List the one model."""
         return json_reply({"object": "list", "data": [self._card()]})
 
     async def model(self, http: web.Request) -> web.Response:
-        """One model's card."""
+        """Show one model's card."""
         name = http.match_info["id"]
         if name != self._settings.model_name:
-            return json_bytes(404, error_body(404, f"The model '{name}' does not exist", "invalid_request_error"))
+            return json_bytes(
+                404, error_body(404, f"The model '{name}' does not exist", "invalid_request_error")
+            )
         return json_reply(self._card())
 
     async def model_info(self, http: web.Request) -> web.Response:
-        """What the model is."""
-        return json_reply({
-            "model_path": self._settings.model_name,
-            "tokenizer_path": self._settings.model_name,
-            "is_generation": True,
-            "preferred_sampling_params": None,
-            "weight_version": WEIGHT_VERSION,
-            "has_image_understanding": False,
-            "has_audio_understanding": False,
-            "model_type": "simulated",
-            "architectures": ["SimulatedForCausalLM"],
-        })
+        """Say what the model is."""
+        return json_reply(
+            {
+                "model_path": self._settings.model_name,
+                "tokenizer_path": self._settings.model_name,
+                "is_generation": True,
+                "preferred_sampling_params": None,
+                "weight_version": WEIGHT_VERSION,
+                "has_image_understanding": False,
+                "has_audio_understanding": False,
+                "model_type": "simulated",
+                "architectures": ["SimulatedForCausalLM"],
+            }
+        )
 
     async def server_info(self, http: web.Request) -> web.Response:
-        """What the server was started with, and what its scheduler does now."""
+        """Say what the server was started with, and what its scheduler does now."""
         settings = self._settings
         scheduler = self._driver.scheduler
-        return json_reply({
-            "model_path": settings.model_name,
-            "served_model_name": settings.model_name,
-            "host": settings.host,
-            "port": settings.port,
-            "tp_size": 1,
-            "dp_size": 1,
-            "page_size": settings.page_tokens,
-            "chunked_prefill_size": settings.profile.chunk_tokens,
-            "max_running_requests": scheduler.max_running,
-            "max_queued_requests": scheduler.max_queued,
-            "context_length": settings.profile.context_tokens,
-            "max_total_num_tokens": scheduler.kv.capacity,
-            "max_req_input_len": settings.profile.context_tokens - 1,
-            "speculative_algorithm": "SIMULATED" if settings.acceptance else None,
-            "enable_metrics": True,
-            "enable_cache_report": settings.cache_report,
-            "kv_events": None,
-            "frontend": "python",
-            "version": VERSION,
-            "server_status": self._lifecycle.status,
-            "internal_states": [scheduler.loads()],
-            "simulated": {"profile": settings.profile.name, "time_scale": settings.time_scale},
-        })
+        return json_reply(
+            {
+                "model_path": settings.model_name,
+                "served_model_name": settings.model_name,
+                "host": settings.host,
+                "port": settings.port,
+                "tp_size": 1,
+                "dp_size": 1,
+                "page_size": settings.page_tokens,
+                "chunked_prefill_size": settings.profile.chunk_tokens,
+                "max_running_requests": scheduler.max_running,
+                "max_queued_requests": scheduler.max_queued,
+                "context_length": settings.profile.context_tokens,
+                "max_total_num_tokens": scheduler.kv.capacity,
+                "max_req_input_len": settings.profile.context_tokens - 1,
+                "speculative_algorithm": "SIMULATED" if settings.acceptance else None,
+                "enable_metrics": True,
+                "enable_cache_report": settings.cache_report,
+                "kv_events": None,
+                "frontend": "python",
+                "version": VERSION,
+                "server_status": self._lifecycle.status,
+                "internal_states": [scheduler.loads()],
+                "simulated": {"profile": settings.profile.name, "time_scale": settings.time_scale},
+            }
+        )
 
     async def loads(self, http: web.Request) -> web.Response:
         """Load per data-parallel rank; there is one."""
@@ -131,25 +138,29 @@ class Introspection:
         sections = set(_SECTIONS) if "all" in asked else set(asked)
         unknown = sections - set(_SECTIONS)
         if unknown:
-            return json_bytes(400, error_body(400, f"unknown sections {sorted(unknown)}; known: all, {_SECTIONS}"))
+            return json_bytes(
+                400, error_body(400, f"unknown sections {sorted(unknown)}; known: all, {_SECTIONS}")
+            )
         now = time.time()
         core = self._driver.scheduler.loads()
         load: dict[str, Any] = {"dp_rank": 0, "timestamp": now, **core}
         load.update(self._sections(sections))
-        return json_reply({
-            "timestamp": now,
-            "version": VERSION,
-            "dp_rank_count": 1,
-            "loads": [load],
-            "aggregate": {
-                "total_running_reqs": core["num_running_reqs"],
-                "total_waiting_reqs": core["num_waiting_reqs"],
-                "total_reqs": core["num_running_reqs"] + core["num_waiting_reqs"],
-                "avg_token_usage": core["token_usage"],
-                "avg_throughput": core["gen_throughput"],
-                "avg_utilization": core["utilization"],
-            },
-        })
+        return json_reply(
+            {
+                "timestamp": now,
+                "version": VERSION,
+                "dp_rank_count": 1,
+                "loads": [load],
+                "aggregate": {
+                    "total_running_reqs": core["num_running_reqs"],
+                    "total_waiting_reqs": core["num_waiting_reqs"],
+                    "total_reqs": core["num_running_reqs"] + core["num_waiting_reqs"],
+                    "avg_token_usage": core["token_usage"],
+                    "avg_throughput": core["gen_throughput"],
+                    "avg_utilization": core["utilization"],
+                },
+            }
+        )
 
     async def metrics(self, http: web.Request) -> web.Response:
         """Prometheus text."""
@@ -194,9 +205,17 @@ class Introspection:
         scheduler = self._driver.scheduler
         found: dict[str, Any] = {}
         if "memory" in sections:
-            found["memory"] = {"weight_gb": 0.0, "kv_cache_gb": 0.0, "graph_gb": 0.0, "token_capacity": scheduler.kv.capacity}
+            found["memory"] = {
+                "weight_gb": 0.0,
+                "kv_cache_gb": 0.0,
+                "graph_gb": 0.0,
+                "token_capacity": scheduler.kv.capacity,
+            }
         if "spec" in sections and self._settings.acceptance:
-            found["speculative"] = {"accept_length": _accept_length(self._driver), "accept_rate": _accept_rate(self._driver)}
+            found["speculative"] = {
+                "accept_length": _accept_length(self._driver),
+                "accept_rate": _accept_rate(self._driver),
+            }
         if "queues" in sections:
             found["queues"] = {
                 "waiting": len(scheduler.waiting),
@@ -258,7 +277,7 @@ class EngineCollector(Collector):
             yield self._one(CounterMetricFamily, name, value)
 
     def _one(
-        self, family: type[GaugeMetricFamily] | type[CounterMetricFamily], name: str, value: float
+        self, family: type[GaugeMetricFamily | CounterMetricFamily], name: str, value: float
     ) -> GaugeMetricFamily | CounterMetricFamily:
         metric = family(f"sglang:{name}", f"Simulated {name}.", labels=list(self._labels))
         metric.add_metric(list(self._labels.values()), value)

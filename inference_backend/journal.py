@@ -1,7 +1,7 @@
 """What the engine was asked and how each request ended: the truth a test compares a router with.
 
-A record is open from the arrival of the head until the answer is complete or the client is gone; the last `limit`
-closed ones are kept.  `in_flight` is what a drain waits for.
+A record is open from the arrival of the head until the answer is complete or the client is gone; the last
+`limit` closed ones are kept. `in_flight` is what a drain waits for.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Record:
         self.request: Request | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """The record as /_sim/requests shows it."""
+        """Show the record as /_sim/requests does."""
         request = self.request
         ended = self.ended or (None, None)
         return {
@@ -63,14 +63,14 @@ class Journal:
         self.in_flight = 0  # open records and the other bodies being sent
 
     def begin(self, http: web.Request) -> Record:
-        """A request's head arrived."""
+        """Note that a request's head arrived."""
         record = Record(http)
         self.open[record] = None
         self.in_flight += 1
         return record
 
     def end(self, record: Record, state: str) -> None:
-        """It is over: "finished", "aborted" or "failed".  Only the first call counts."""
+        """Close the record as "finished", "aborted" or "failed".  Only the first call counts."""
         if record not in self.open:
             return
         del self.open[record]

@@ -1,9 +1,9 @@
 """The KV memory of the simulated engine: a prefix cache of pages, and the tokens that no page holds yet.
 
-A page is `page_tokens` of a sequence, named by a chained hash of everything up to its end.  A page is locked while a
-running request stands on it, else evictable.  Evictable pages sit in one ordered dict, oldest release first; a chain is
-released from its end, so a page is always evicted before the page it continues.  Invariant: capacity = free + private
-+ page_tokens * pages.  Pure and synchronous.
+A page is `page_tokens` of a sequence, named by a chained hash of everything up to its end. A page is locked
+while a running request stands on it, else evictable. Evictable pages sit in one ordered dict, oldest release
+first; a chain is released from its end, so a page is always evicted before the page it continues. Invariant:
+capacity = free + private + page_tokens * pages. Pure and synchronous.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class KvPool:
         return pages
 
     def extend(self, pages: list[Page], sequence: bytes, salt: int) -> None:
-        """Turn what `sequence` has beyond `pages` from private tokens into locked pages, as far as full pages go."""
+        """Turn the full pages that `sequence` has beyond `pages` from private tokens into locked pages."""
         size = self._page_bytes
         key = pages[-1].key if pages else salt
         for at in range(len(pages) * size, len(sequence) - size + 1, size):

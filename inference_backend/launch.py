@@ -1,11 +1,11 @@
-"""Start the servers of this package as child processes, for tests and for a router that brings its own replicas.
+"""Start the servers of this package as child processes, for tests and for `router up`.
 
     async with ReplicaProcess.simulate(time_scale=0) as replica:
         ...  # replica.url, replica.pid
 
-asyncio only; works on its default loop and on uvloop.  A child never outlives its parent: it is stopped by `stop` or
-`kill`, and the kernel kills it if the thread that started it ends without either (PR_SET_PDEATHSIG).  Start it from a
-thread that lives as long as the child should: the main one, usually.
+asyncio only; works on its default loop and on uvloop. A child never outlives its parent: it is stopped by
+`stop` or `kill`, and the kernel kills it if the thread that started it ends without either
+(PR_SET_PDEATHSIG). Start it from a thread that lives as long as the child should: the main one, usually.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ class ReplicaProcess:
 
     @classmethod
     def simulate(cls, **options: Option) -> Self:
-        """A simulated engine; options as on the command line, `time_scale=0` for `--time-scale 0`."""
+        """Make a simulated engine; options as on the command line, `time_scale=0` is `--time-scale 0`."""
         return cls("simulate", *_flags(options))
 
     @classmethod
     def policy(cls, **options: Option) -> Self:
-        """An openpi policy server; options as on the command line."""
+        """Make an openpi policy server; options as on the command line."""
         return cls("policy", *_flags(options))
 
     @property
@@ -68,7 +68,12 @@ class ReplicaProcess:
         assert self._process is None, "a ReplicaProcess starts once"
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by _reap
         self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "inference_backend", *self.arguments, "--die-with", str(os.getpid()),
+            sys.executable,
+            "-m",
+            "inference_backend",
+            *self.arguments,
+            "--die-with",
+            str(os.getpid()),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=self._stderr,
@@ -116,7 +121,7 @@ class ReplicaProcess:
         return code
 
     def stderr(self) -> str:
-        """The end of what the child wrote to stderr so far."""
+        """Return the end of what the child wrote to stderr so far."""
         if self._stderr is None or self._stderr.closed:
             return ""
         size = self._stderr.seek(0, os.SEEK_END)
@@ -142,7 +147,9 @@ class ReplicaProcess:
         text = self.stderr()
         self.close()
         command = " ".join(self.arguments)
-        return LaunchError(f"`python -m inference_backend {command}` {what} (exit code {code}); stderr:\n{text}")
+        return LaunchError(
+            f"`python -m inference_backend {command}` {what} (exit code {code}); stderr:\n{text}"
+        )
 
 
 def _flags(options: Mapping[str, Option]) -> list[str]:

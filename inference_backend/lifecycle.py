@@ -1,7 +1,7 @@
 """Where the engine is between its start and its end: starting, ready, draining.
 
-SIGTERM as SGLang's Python front end takes it: /ready and /health turn 503 at once, new requests are still accepted, what
-is in flight finishes, then the process exits; a second SIGTERM does not wait.
+SIGTERM as SGLang's Python front end takes it: /ready and /health turn 503 at once, new requests are still
+accepted, what is in flight finishes, then the process exits; a second SIGTERM does not wait.
 """
 
 from __future__ import annotations
@@ -56,5 +56,7 @@ class Lifecycle:
     async def drained(self, in_flight: Callable[[], int], drain_s: float, linger_s: float) -> None:
         """Return when nothing is in flight and `linger_s` are over, or after `drain_s` in any case."""
         begin = monotonic()
-        while (now := monotonic()) - begin < drain_s and (in_flight() or now - begin < linger_s):
+        while (now := monotonic()) - begin < drain_s and (  # noqa: ASYNC110 -- SGLang's watchdog polls too
+            in_flight() or now - begin < linger_s
+        ):
             await asyncio.sleep(_POLL_S)

@@ -1,8 +1,8 @@
 """Who waits for a request's tokens: a stream that writes a frame per step, or an answer that is sent whole.
 
-A stream's frames go straight from the scheduler's turn to the transport, each as one HTTP chunk and all of a step in one
-write: no task wakes between the head and the end.  A client that reads too slowly gets no frames while more than
-`_HELD_BYTES` wait for it; the next frame then carries everything since.
+A stream's frames go straight from the scheduler's turn to the transport, each as one HTTP chunk and all of a
+step in one write: no task wakes between the head and the end. A client that reads too slowly gets no frames
+while more than `_HELD_BYTES` wait for it; the next frame then carries everything since.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class Waiting:
     __slots__ = ("_journal", "_record", "done")
     is_stream = False
 
-    def __init__(self, journal: Journal, record: Record, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, journal: Journal, record: Record) -> None:
         self._journal = journal
         self._record = record
-        self.done: asyncio.Future[str] = loop.create_future()
+        self.done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     def generated(self, tokens: int, finish: str | None) -> None:
         """See driver.Owner."""
@@ -44,17 +44,26 @@ class Waiting:
 class Streaming:
     """A stream of frames; `done` resolves when the last is written, unless a fault holds it back."""
 
-    __slots__ = ("_answer", "_journal", "_loop", "_muted", "_plan", "_record", "_room", "_transport", "chunked", "done")
+    __slots__ = (
+        "_answer",
+        "_journal",
+        "_muted",
+        "_plan",
+        "_record",
+        "_room",
+        "_transport",
+        "chunked",
+        "done",
+    )
     is_stream = True
 
     def __init__(
         self,
+        journal: Journal,
+        record: Record,
         answer: Answer,
         transport: asyncio.Transport,
         plan: faults.Plan | None,
-        journal: Journal,
-        record: Record,
-        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._answer = answer
         self._transport = transport
@@ -62,10 +71,9 @@ class Streaming:
         self._room = plan.after if plan is not None else 0  # frames until the fault
         self._journal = journal
         self._record = record
-        self._loop = loop
         self._muted = False
         self.chunked = True
-        self.done: asyncio.Future[None] = loop.create_future()
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def generated(self, tokens: int, finish: str | None) -> None:
         """See driver.Owner."""
@@ -100,7 +108,7 @@ class Streaming:
             self._journal.end(self._record, "failed")
             faults.cut(self._transport, with_reset=self._plan.with_reset)
         elif self._plan.in_body == "kill":
-            self._loop.call_later(_KILL_AFTER_S, faults.kill)
+            asyncio.get_running_loop().call_later(_KILL_AFTER_S, faults.kill)
 
     def _write(self, frames: list[bytes]) -> None:
         if not frames or self._transport.is_closing():

@@ -58,18 +58,24 @@ class Probes:
         journal = self._journal
         limit = int(http.query.get("limit", "1000"))
         waiting = [r for r in journal.open if r.request is None or r.request.phase == WAITING]
-        return json_reply({
-            "now": time.monotonic(),
-            "now_epoch": time.time(),
-            "running": len(journal.open) - len(waiting),
-            "queued": len(waiting),
-            "open": [record.as_json() for record in journal.open],
-            "recent": [record.as_json() for record in list(journal.recent)[-limit:]] if limit else [],
-            "counters": {"finished": journal.finished, "aborted": journal.aborted, "failed": journal.failed},
-        })
+        return json_reply(
+            {
+                "now": time.monotonic(),
+                "now_epoch": time.time(),
+                "running": len(journal.open) - len(waiting),
+                "queued": len(waiting),
+                "open": [record.as_json() for record in journal.open],
+                "recent": [record.as_json() for record in list(journal.recent)[-limit:]] if limit else [],
+                "counters": {
+                    "finished": journal.finished,
+                    "aborted": journal.aborted,
+                    "failed": journal.failed,
+                },
+            }
+        )
 
     async def echo(self, http: web.Request) -> web.StreamResponse:
-        """What arrived, as JSON; obeys x-sim-fault."""
+        """Describe what arrived, as JSON; obeys x-sim-fault."""
         plan: faults.Plan | None = None
         header = http.headers.get(faults.HEADER)
         if header is not None:
@@ -81,15 +87,19 @@ class Probes:
             if reply is not None:
                 return reply
         body = await http.read()
-        answer = encode({
-            "method": http.method,
-            "path": http.raw_path,
-            "version": f"{http.version.major}.{http.version.minor}",
-            "headers": [[name.decode("latin-1"), value.decode("latin-1")] for name, value in http.raw_headers],
-            "length": len(body),
-            "sha256": sha256(body).hexdigest(),
-            "trailers": None,  # aiohttp's parser drops them
-        })
+        answer = encode(
+            {
+                "method": http.method,
+                "path": http.raw_path,
+                "version": f"{http.version.major}.{http.version.minor}",
+                "headers": [
+                    [name.decode("latin-1"), value.decode("latin-1")] for name, value in http.raw_headers
+                ],
+                "length": len(body),
+                "sha256": sha256(body).hexdigest(),
+                "trailers": None,  # aiohttp's parser drops them
+            }
+        )
         if plan is not None and plan.in_body:
             return await cut_body(http, answer, plan)
         return json_bytes(200, answer)
@@ -99,7 +109,9 @@ class Probes:
         size = int(http.query.get("n", "0"))
         chunk = min(max(int(http.query.get("chunk", str(_BLOCK))), 1), _BLOCK)
         delay_s = float(http.query.get("delay_ms", "0")) / 1e3
-        response = web.StreamResponse(headers={"content-type": "application/octet-stream", "server": "uvicorn"})
+        response = web.StreamResponse(
+            headers={"content-type": "application/octet-stream", "server": "uvicorn"}
+        )
         if http.query.get("length") == "1":
             response.content_length = size
         await response.prepare(http)

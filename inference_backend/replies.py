@@ -14,12 +14,12 @@ JSON_HEADERS = {"content-type": "application/json", "server": "uvicorn"}
 
 
 def json_bytes(status: int, body: bytes) -> web.Response:
-    """A JSON body that is encoded already."""
+    """Reply with a JSON body that is encoded already."""
     return web.Response(status=status, body=body, headers=JSON_HEADERS)
 
 
 def json_reply(value: Any, status: int = 200) -> web.Response:
-    """Any value msgspec can encode."""
+    """Reply with any value msgspec can encode."""
     return json_bytes(status, encode(value))
 
 
@@ -42,7 +42,7 @@ async def before_head(http: web.Request, plan: faults.Plan) -> web.Response | No
             await http.read()  # the kernel answers unread bytes with RST, whatever was meant
             if http.transport is not None:
                 faults.cut(http.transport, with_reset=plan.before_head == "reset-before-head")
-    await until_gone()
+    return await until_gone()
 
 
 async def cut_body(http: web.Request, body: bytes, plan: faults.Plan) -> web.StreamResponse:
@@ -57,7 +57,7 @@ async def cut_body(http: web.Request, body: bytes, plan: faults.Plan) -> web.Str
         faults.kill()
     if plan.in_body == "die" and http.transport is not None:
         faults.cut(http.transport, with_reset=plan.with_reset)
-    await until_gone()
+    return await until_gone()
 
 
 async def until_gone() -> Never:

@@ -1,14 +1,14 @@
 """SGLang's continuous-batching loop, in virtual time.
 
-Pure: no clock, no I/O, no asyncio.  Time comes in as an argument, durations go out.  `step(now)` ends the batch that the
-previous call launched and launches the next one:
+Pure: no clock, no I/O, no asyncio. Time comes in as an argument, durations go out. `step(now)` ends the batch
+that the previous call launched and launches the next one:
 
     waiting --admit--> prefill --last chunk--> decode --max_tokens or abort--> done
        ^                                          |
        +---------------- retract -----------------+
 
-A prefill, if one can be formed, always goes before a decode and is never mixed with it.  A request is in exactly one
-place, and what it took from the KV pool is given back exactly once, in `_release`.
+A prefill, if one can be formed, always goes before a decode and is never mixed with it. A request is in
+exactly one place, and what it took from the KV pool is given back exactly once, in `_release`.
 """
 
 from __future__ import annotations
@@ -43,13 +43,36 @@ class Request:
     """One sequence.  `owner` belongs to whoever submitted it; the scheduler never looks at it."""
 
     __slots__ = (
-        "aborted", "admitted_at", "arrived_at", "cached_tokens", "finish", "first_token_at", "generated", "kv",
-        "max_tokens", "owner", "pages", "phase", "prompt", "prompt_tokens", "retracted", "rid", "salt", "start",
+        "aborted",
+        "admitted_at",
+        "arrived_at",
+        "cached_tokens",
+        "finish",
+        "first_token_at",
+        "generated",
+        "kv",
+        "max_tokens",
+        "owner",
+        "pages",
+        "phase",
+        "prompt",
+        "prompt_tokens",
+        "retracted",
+        "rid",
+        "salt",
+        "start",
         "to_prefill",
     )
 
     def __init__(
-        self, rid: str, prompt: bytes, max_tokens: int, *, start: int = 0, finish: str = "length", salt: int = 0
+        self,
+        rid: str,
+        prompt: bytes,
+        max_tokens: int,
+        *,
+        start: int = 0,
+        finish: str = "length",
+        salt: int = 0,
     ) -> None:
         self.rid = rid
         self.prompt = prompt
@@ -68,7 +91,7 @@ class Request:
         self.pages: list[Page] = []
 
     def sequence(self, tokens: int) -> bytes:
-        """The prompt and what was generated, up to `tokens` in all, as the prefix cache sees it."""
+        """Return the prompt and what was generated, up to `tokens` in all, as the prefix cache sees it."""
         generated = tokens - self.prompt_tokens
         return self.prompt + generated_text(self.start, 0, generated) if generated > 0 else self.prompt
 
@@ -77,8 +100,19 @@ class Totals:
     """Everything a scrape asks for that is not a state; only ever grows."""
 
     __slots__ = (
-        "aborted", "cached_tokens", "decode_moments", "finished", "generation_tokens", "prefill_busy_us",
-        "prefill_tokens", "prompt_tokens", "queue_full", "requests", "retracted", "verify_emitted", "verify_steps",
+        "aborted",
+        "cached_tokens",
+        "decode_moments",
+        "finished",
+        "generation_tokens",
+        "prefill_busy_us",
+        "prefill_tokens",
+        "prompt_tokens",
+        "queue_full",
+        "requests",
+        "retracted",
+        "verify_emitted",
+        "verify_steps",
     )
 
     def __init__(self) -> None:
@@ -94,8 +128,23 @@ class Scheduler:
     """The loop.  One per engine."""
 
     __slots__ = (
-        "_aborting", "_batch", "_chunked", "_kv_running", "_launched_at", "_prefilling", "_random", "_ratio", "_recent",
-        "_survival", "kv", "max_queued", "max_running", "profile", "running", "totals", "waiting",
+        "_aborting",
+        "_batch",
+        "_chunked",
+        "_kv_running",
+        "_launched_at",
+        "_prefilling",
+        "_random",
+        "_ratio",
+        "_recent",
+        "_survival",
+        "kv",
+        "max_queued",
+        "max_running",
+        "profile",
+        "running",
+        "totals",
+        "waiting",
     )
 
     def __init__(
@@ -152,13 +201,13 @@ class Scheduler:
         return request.prompt_tokens + request.max_tokens <= self.kv.capacity
 
     def abort(self, request: Request) -> None:
-        """End the request at the next step, which emits its "abort"; nothing happens if it is already done."""
+        """End the request at the next step, which emits its "abort"; nothing happens if it is done."""
         if request.phase != DONE and not request.aborted:
             request.aborted = True
             self._aborting.append(request)
 
     def step(self, now: float) -> tuple[float | None, list[Event]]:
-        """End the batch in flight and launch the next: (its seconds, or None when idle; what ended at `now`)."""
+        """End the batch in flight, launch the next: (its seconds, or None when idle; what ended at `now`)."""
         events: list[Event] = []
         if self._prefilling:
             self._end_prefill(now, events)
@@ -174,7 +223,7 @@ class Scheduler:
         return self._launch(now), events
 
     def loads(self) -> dict[str, Any]:
-        """What /v1/loads calls core."""
+        """Compute what /v1/loads calls core."""
         waiting_uncached = sum(r.to_prefill - r.kv for r in self.waiting)
         if self._chunked is not None:
             waiting_uncached += self._chunked.to_prefill - self._chunked.kv
@@ -199,7 +248,7 @@ class Scheduler:
             "decode_moments": list(totals.decode_moments),
         }
 
-    # -- the batch in flight ends ------------------------------------------------------------------------------
+    # -- the batch in flight ends
 
     def _end_prefill(self, now: float, events: list[Event]) -> None:
         totals = self.totals
@@ -222,7 +271,9 @@ class Scheduler:
         batch = self._batch
         emitted = 0
         for request in batch:
-            room = min(1 + len(self._survival), request.max_tokens - request.generated)  # what the launch took
+            room = min(
+                1 + len(self._survival), request.max_tokens - request.generated
+            )  # what the launch took
             if request.aborted:
                 self.kv.private -= room
                 continue
@@ -264,7 +315,7 @@ class Scheduler:
             accepted += 1
         return accepted
 
-    # -- the next batch is launched ----------------------------------------------------------------------------
+    # -- the next batch is launched
 
     def _launch(self, now: float) -> float | None:
         self._launched_at = now
@@ -288,7 +339,11 @@ class Scheduler:
         slots = self.max_running - len(self.running)
         while budget > 0:
             if request is None:
-                if not self.waiting or len(parts) >= slots or not self._admit(self.waiting[0], now, bool(parts)):
+                if (
+                    not self.waiting
+                    or len(parts) >= slots
+                    or not self._admit(self.waiting[0], now, bool(parts))
+                ):
                     break
                 request = self.waiting.popleft()
             tokens = min(request.to_prefill - request.kv, budget)
@@ -310,7 +365,9 @@ class Scheduler:
         uncached = request.to_prefill - cached
         if self.running or has_others:
             others = chain(self.running, (other for other, _ in self._prefilling))
-            reserve = sum(min(r.max_tokens - r.generated, _CLIP_NEW_TOKENS) for r in chain((request,), others))
+            reserve = sum(
+                min(r.max_tokens - r.generated, _CLIP_NEW_TOKENS) for r in chain((request,), others)
+            )
             if uncached + self._ratio * reserve > self.kv.free + self.kv.evictable:
                 self.kv.unlock(pages)
                 return False

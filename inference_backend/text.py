@@ -1,11 +1,11 @@
 """A tokenizer without a model: four bytes of UTF-8 are one token.
 
-Every token the engine generates is a space and a three-letter syllable, so n tokens are 4 * n ASCII bytes that need no
-JSON escape.  A conversation whose next turn repeats the answer therefore continues the very byte string whose KV the
-engine has cached, and a prefix cache keyed on bytes sees what one keyed on tokens would.
+Every token the engine generates is a space and a three-letter syllable, so n tokens are 4 * n ASCII bytes
+that need no JSON escape. A conversation whose next turn repeats the answer therefore continues the very byte
+string whose KV the engine has cached, and a prefix cache keyed on bytes sees what one keyed on tokens would.
 
-Text is a window into one fixed ring of 4,096 tokens; where it starts is decided by the prompt and the seed.  So any n
-tokens cost one slice, and two replicas with one seed answer alike.
+Text is a window into one fixed ring of 4,096 tokens; where it starts is decided by the prompt and the seed.
+So any n tokens cost one slice, and two replicas with one seed answer alike.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ _TEXT = _ring() * 2
 
 
 def token_count(text: bytes) -> int:
-    """Tokens of `text`; the last one may be short."""
+    """Count the tokens of `text`; the last one may be short."""
     return -(-len(text) // TOKEN_BYTES)
 
 
 def pack_ids(ids: list[int]) -> bytes:
-    """Token ids as a prompt of the same number of tokens."""
+    """Make token ids a prompt of the same number of tokens."""
     return b"".join((token & 0xFFFF_FFFF).to_bytes(TOKEN_BYTES, "little") for token in ids)
 
 
@@ -56,5 +56,5 @@ def generated_text(start: int, first: int, count: int) -> bytes:
 
 
 def generated_ids(start: int, first: int, count: int) -> list[int]:
-    """The ids of the same tokens."""
+    """Return the ids of the same tokens."""
     return [_FIRST_ID + (start + first + index) % _RING_TOKENS for index in range(count)]
