@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Self
@@ -71,8 +72,9 @@ class Fleet:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End every child that still runs."""
-        self.stop(list(self._children))
+        """End every child that still runs; a second Ctrl-C does not interrupt that."""
+        with _deaf():
+            self.stop(list(self._children))
 
     def start(
         self,
@@ -117,6 +119,20 @@ class Fleet:
                     with contextlib.suppress(OSError):
                         stream.close()
             self._children.remove(child)
+
+
+@contextlib.contextmanager
+def _deaf() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM in the block, which is bounded in time (main thread only)."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {sign: signal.signal(sign, signal.SIG_IGN) for sign in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for sign, handler in before.items():
+            signal.signal(sign, handler)
 
 
 def free_ports(count: int) -> list[int]:

@@ -1,0 +1,124 @@
+"""The command end to end, with a router of a few lines in the place of ours."""
+
+import json
+import os
+import signal
+import stat
+import subprocess
+import sys
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from loadtest.compare import main
+from loadtest.cpu import process_tree
+from loadtest.peers.base import Readiness
+from loadtest.processes import Fleet, NotReadyError, wait_ready
+
+# A router of a few lines: what the options mean is the contract with `python -m router serve`.
+STAND_IN = """#!{python}
+import asyncio, sys
+def port(name):
+    return int(sys.argv[sys.argv.index(name) + 1].rsplit(":", 1)[1])
+async def pipe(reader, writer):
+    while data := await reader.read(65536):
+        writer.write(data)
+    writer.close()
+async def relay(reader, writer):
+    up, down = await asyncio.open_connection("127.0.0.1", port("--replica"))
+    await asyncio.gather(pipe(reader, down), pipe(up, writer))
+async def ready(reader, writer):
+    await reader.readuntil(b"\\r\\n\\r\\n")
+    writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 2\\r\\n\\r\\nok")
+async def main():
+    await asyncio.start_server(relay, "127.0.0.1", port("--listen"))
+    await asyncio.start_server(ready, "127.0.0.1", port("--admin"))
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path):
+    path = tmp_path / "stand-in"
+    path.write_text(STAND_IN.format(python=sys.executable))
+    path.chmod(path.stat().st_mode | stat.S_IXUSR)
+    return path
+
+
+def command(stand_in, folder, *more):
+    return [
+        *("--peer", "nginx", "--rounds", "1", "--duration-s", "0.05"),
+        *("--ours-python", str(stand_in), "--output", str(folder), *more),
+    ]
+
+
+def test_a_whole_run_leaves_a_report_and_no_process(stand_in, tmp_path):
+    before = set(process_tree(os.getpid()))
+    result = CliRunner().invoke(main, command(stand_in, tmp_path / "report", "--quick"))
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    measured = {slot["measure"] for slot in report["slots"]}
+    assert measured == {"unary-1", "unary-32", "unary-open", "sse-32", "websocket-8"}
+    assert not [slot for slot in report["slots"] if slot["result"]["errors"]]
+    for slot in report["slots"]:
+        assert bool(slot["result"]["cpu_ns"]) == (slot["proxy"] != "direct")
+    assert set(process_tree(os.getpid())) <= before
+
+
+def test_ctrl_c_ends_every_child(stand_in, tmp_path):
+    arguments = command(stand_in, tmp_path / "report", "--work", "sse", "--duration-s", "5")
+    with subprocess.Popen(
+        [sys.executable, "-m", "loadtest.compare", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    ) as run:
+        until = time.monotonic() + 10
+        while len(process_tree(run.pid)) < 4 and time.monotonic() < until:
+            time.sleep(0.05)
+        children = process_tree(run.pid)[1:]
+        run.send_signal(signal.SIGINT)
+        output, _ = run.communicate(timeout=15)
+    assert run.returncode == 130, output
+    assert len(children) >= 3
+    assert not [pid for pid in children if os.path.exists(f"/proc/{pid}")]
+
+
+def test_unknown_names_are_refused():
+    result = CliRunner().invoke(main, ["--peer", "envoy,traefik"])
+    assert result.exit_code == 2
+    assert "traefik: choose from envoy, nginx, haproxy, sglang-router" in result.output
+
+
+def test_a_router_that_does_not_start_is_reported(tmp_path):
+    broken = tmp_path / "broken"
+    broken.write_text("#!/bin/sh\necho no such option >&2\nexit 2\n")
+    broken.chmod(0o755)
+    result = CliRunner().invoke(main, command(broken, tmp_path / "report", "--work", "sse"))
+    assert result.exit_code == 1
+    assert "ours ended with code 2: no such option" in result.output
+
+
+def test_a_child_that_ignores_sigterm_is_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr("loadtest.processes.STOP_S", 0.2)
+    with Fleet() as fleet:
+        stubborn = fleet.start(
+            "stubborn",
+            ["sh", "-c", "trap '' TERM; echo up; while :; do sleep 0.05; done"],
+            folder=tmp_path,
+            cpus=sorted(os.sched_getaffinity(0)),
+        )
+        while not stubborn.output.read_text():
+            time.sleep(0.01)
+    assert stubborn.process.returncode == -signal.SIGKILL
+
+
+def test_waiting_for_a_process_that_ends_says_why(tmp_path):
+    with Fleet() as fleet:
+        child = fleet.start(
+            "brief", ["sh", "-c", "echo gone; exit 3"], folder=tmp_path, cpus=sorted(os.sched_getaffinity(0))
+        )
+        child.process.wait(5)
+        with pytest.raises(NotReadyError, match="brief ended with code 3: gone"):
+            wait_ready(child, Readiness(1, "/"))

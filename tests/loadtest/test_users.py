@@ -1,0 +1,151 @@
+"""The parsers of the locust users, and locust itself in a process of its own (importing it patches gevent in)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from loadtest import run, wire
+from loadtest.openpi import PolicyError, observation, read_map
+from loadtest.run import announced, main, unserved
+from loadtest.sse_parser import Event, SseParser
+
+STREAM = (
+    b": comment\n"
+    b'data: {"a": 1}\n\n'
+    b"event: error\r\ndata: first\r\ndata: second\r\n\r\n"
+    b"id: 7\n\n"
+    b"data:no space\rdata:  two\r\r"
+    b"data: \xc3\xa9\n\n"
+    b"data: unfinished\n"
+)
+EVENTS = [
+    Event("message", '{"a": 1}'),
+    Event("error", "first\nsecond"),
+    Event("message", "no space\n two"),
+    Event("message", "é"),
+]
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 1000])
+def test_sse_parser_takes_any_cut(step):
+    parser = SseParser()
+    found = [event for at in range(0, len(STREAM), step) for event in parser.feed(STREAM[at : at + step])]
+    assert found == EVENTS
+
+
+def test_sse_parser_reads_our_replica():
+    found = SseParser().feed(wire.event(3) + wire.DONE_EVENT)
+    assert json.loads(found[0].data)["choices"][0]["delta"]["content"] == " 0003"
+    assert found[1].data == "[DONE]"
+
+
+def test_observation_is_what_openpi_packs():
+    openpi = pytest.importorskip("openpi_client.msgpack_numpy")
+    found = openpi.unpackb(observation(8))
+    assert found["observation/image"].shape == (8, 8, 3)
+    assert found["observation/state"].dtype == "float64"
+
+
+def test_actions_and_tracebacks_are_told_apart():
+    assert read_map(msgspec.msgpack.encode({"actions": 1})) == {"actions": 1}
+    with pytest.raises(PolicyError, match="ValueError: no"):
+        read_map("Traceback\nValueError: no\n")
+    with pytest.raises(PolicyError, match="not MessagePack"):
+        read_map(b"\xc1")
+    with pytest.raises(PolicyError, match="a list where a map belongs"):
+        read_map(msgspec.msgpack.encode([1]))
+
+
+def test_the_ready_line_is_found_among_others():
+    line = '{"event":"ready","listen":"http://127.0.0.1:8","admin":"http://127.0.0.1:9","hosts":{}}'
+    assert announced(f"starting\n{{not json\n{line}\n") == "http://127.0.0.1:8"
+    assert announced(line[:-4]) is None
+
+
+def entry(method, name, requests=1, failed=0):
+    return run.Entry(
+        name=name,
+        method=method,
+        num_requests=requests,
+        num_failures=failed,
+        start_time=0.0,
+        last_request_timestamp=2.0,
+        max_response_time=1.0,
+        response_times={1: requests},
+    )
+
+
+def test_silence_is_a_failure():
+    served = [entry("POST", "chat completion"), entry("SSE", "stream", 3, 3)]
+    assert unserved(served, ["http", "sse", "websocket"]) == ["sse", "websocket"]
+    assert served[0].rate() == 0.5
+    assert entry("SSE", "itl", 4).percentile_ms(0.5) == 1.0
+
+
+def locust(tmp_path, *arguments):
+    folder = tmp_path / "report"
+    result = CliRunner().invoke(
+        main, ["--users", "4", "--spawn-rate", "50", "--output", str(folder), *arguments]
+    )
+    return result, folder
+
+
+@pytest.fixture
+def replica_url():
+    with subprocess.Popen(
+        [sys.executable, "-m", "loadtest.replica", "--events", "10", "--interval-ms", "2"],
+        stdout=subprocess.PIPE,
+    ) as replica:
+        yield f"http://127.0.0.1:{json.loads(replica.stdout.readline())['port']}"
+        replica.terminate()
+
+
+def test_locust_runs_against_a_target(tmp_path, replica_url):
+    result, folder = locust(tmp_path, "--run-time", "2", "--kind", "http,sse", "--target", replica_url)
+    assert result.exit_code == 0, result.output
+    entries = {
+        f"{one.method} {one.name}": one
+        for one in msgspec.json.decode((folder / run.STATS).read_bytes(), type=list[run.Entry])
+    }
+    assert {"POST chat completion", "SSE stream", "SSE ttft", "SSE itl"} <= entries.keys()
+    # Ten events, so one first token and nine gaps for each stream that ended.
+    assert entries["SSE itl"].num_requests >= 9 * entries["SSE stream"].num_requests
+    assert (folder / "report.html").exists()
+    assert Path(folder / "locust_stats.csv").exists()
+
+
+POLICY = """
+import asyncio, msgspec, websockets
+async def serve(connection):
+    await connection.send(msgspec.msgpack.encode({"host": connection.request.headers["host"]}))
+    async for frame in connection:
+        observation = msgspec.msgpack.decode(frame)
+        await connection.send(msgspec.msgpack.encode({"actions": sorted(observation)}))
+async def main():
+    server = await websockets.serve(serve, "127.0.0.1", 0, compression=None, max_size=None)
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+def test_the_robot_talks_to_a_policy(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", POLICY], stdout=subprocess.PIPE) as policy:
+        port = int(policy.stdout.readline())
+        arguments = ("--run-time", "1", "--kind", "websocket", "--target", f"http://127.0.0.1:{port}")
+        result, _ = locust(tmp_path, *arguments)
+        policy.terminate()
+    assert result.exit_code == 0, result.output
+    assert "WS infer" in result.output
+
+
+def test_a_refused_target_fails_the_run(tmp_path, unused_tcp_port):
+    result, _ = locust(
+        tmp_path, "--run-time", "1", "--kind", "http", "--target", f"http://127.0.0.1:{unused_tcp_port}"
+    )
+    assert result.exit_code == 1
