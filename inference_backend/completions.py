@@ -102,9 +102,11 @@ class Completions:
 
         async def handle(http: web.Request) -> web.StreamResponse:
             record = self._journal.begin(http)
+            self._journal.in_flight += 1
             try:
                 return await self._serve(http, record, dialect)
             finally:  # a request that runs on is closed by its owner, at the step that frees its slot
+                self._journal.in_flight -= 1
                 if record.request is None or record.request.phase == DONE:
                     self._journal.end(record, "failed" if record.request is None else "aborted")
 

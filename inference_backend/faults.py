@@ -1,10 +1,10 @@
 """Faults on request: the header `x-sim-fault` says how this one answer goes wrong.
 
-`name;key=value…`, several separated by commas. Before the head: `slow;ms=200`, `status=503`, `reset-before-
-head` (RST), `close-before-head` (FIN), `stall-before-head`, `kill`. In the body: `die-mid-stream;after=3`,
-`stall;after=3`, `kill;after=3`, where `after` counts SSE frames; of a body that is not a stream, half is
-sent, or with `after=0` only the head. A fault is a value: `parse` returns a Plan or the text of the
-complaint.
+`name;key=value…`, several separated by commas. Before the head: `slow;ms=200`, `status=503`,
+`reset-before-head` (RST), `close-before-head` (FIN), `stall-before-head`, `kill`. In the body:
+`die-mid-stream;after=3`, `stall;after=3`, `kill;after=3`, where `after` counts SSE frames; a stream that is
+shorter goes wrong at its end. Of a body that is not a stream half is sent, or with `after=0` only the head.
+A fault is a value: `parse` returns a Plan or the text of the complaint.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What the engine was asked and how each request ended: the truth a test compares a router with.
 
 A record is open from the arrival of the head until the answer is complete or the client is gone; the last
-`limit` closed ones are kept. `in_flight` is what a drain waits for.
+`limit` closed ones are kept. `in_flight` counts handlers at work, which is what a drain waits
+for.
 """
 
 from __future__ import annotations
@@ -60,13 +61,12 @@ class Journal:
         self.open: dict[Record, None] = {}
         self.recent: deque[Record] = deque(maxlen=limit)
         self.finished = self.aborted = self.failed = 0
-        self.in_flight = 0  # open records and the other bodies being sent
+        self.in_flight = 0
 
     def begin(self, http: web.Request) -> Record:
         """Note that a request's head arrived."""
         record = Record(http)
         self.open[record] = None
-        self.in_flight += 1
         return record
 
     def end(self, record: Record, state: str) -> None:
@@ -74,7 +74,6 @@ class Journal:
         if record not in self.open:
             return
         del self.open[record]
-        self.in_flight -= 1
         record.state = state
         record.ended = (time.monotonic(), time.time())
         self.recent.append(record)

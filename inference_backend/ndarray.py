@@ -50,6 +50,8 @@ def _check_array(value: dict[Any, Any]) -> None:
         raise ValueError(  # noqa: TRY004 -- a peer's fault: one exception for every bad message
             "an __ndarray__ needs data, dtype and shape"
         )
+    if not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError(f"{shape} is no shape")
     needed = prod(shape) * _item_bytes(dtype)
     if needed != len(data):
         raise ValueError(f"an array of {dtype} {tuple(shape)} needs {needed} bytes and has {len(data)}")

@@ -89,7 +89,7 @@ class Streaming:
             return
         else:
             self._answer.step(frames)
-        if self._plan is not None and len(frames) >= self._room:
+        if self._plan is not None and (len(frames) >= self._room or finish is not None):
             self.misbehave(frames[: self._room])
             return
         self._room -= len(frames)
