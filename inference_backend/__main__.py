@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import click
 import uvloop
 
+from inference_backend import ready
 from inference_backend.engine import serve
 from inference_backend.policy import PolicySettings, serve_policy
 from inference_backend.profiles import PROFILES
-from inference_backend.ready import die_with
 from inference_backend.settings import Settings
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -110,15 +110,15 @@ def main() -> None:
     "--history", default=1_000, type=click.IntRange(0), help="Finished requests /_sim/requests remembers."
 )
 @_option("--seed", default=0, type=int, help="Seed of text, lengths and acceptance.")
-@_option("--die-with", "parent", default=0, type=int, help="Exit when this parent process dies; 0 for never.")
-def simulate(profile: str, parent: int, **options: Any) -> None:
+@_option("--die-with", default=0, type=int, help="Exit when this parent process dies; 0 for never.")
+def simulate(profile: str, die_with: int, **options: Any) -> None:
     """Run a simulated SGLang engine.
 
     SIGTERM drains it as SGLang's Python front end does: /ready turns 503, new requests are still accepted,
     streams finish, then it exits; a second SIGTERM exits at once.
     """
-    if parent:
-        die_with(parent)
+    if die_with:
+        ready.die_with(die_with)
     uvloop.run(serve(Settings(profile=PROFILES[profile], **options)))
 
 
@@ -129,15 +129,15 @@ def simulate(profile: str, parent: int, **options: Any) -> None:
 @_option("--action-dim", default=14, type=click.IntRange(1), help="Numbers in one action.")
 @_option("--delay-ms", default=0.0, type=click.FloatRange(0), help="What one inference takes.")
 @_option("--api-key", default="", help="Require the header `Authorization: Api-Key KEY`; empty for none.")
-@_option("--die-with", "parent", default=0, type=int, help="Exit when this parent process dies; 0 for never.")
-def policy(parent: int, **options: Any) -> None:
+@_option("--die-with", default=0, type=int, help="Exit when this parent process dies; 0 for never.")
+def policy(die_with: int, **options: Any) -> None:
     """Run an openpi policy server (WebSocket).
 
     Every path but /healthz, /echo and /_sim/connections speaks the policy protocol.  SIGTERM closes every
     connection with 1001 and exits.
     """
-    if parent:
-        die_with(parent)
+    if die_with:
+        ready.die_with(die_with)
     uvloop.run(serve_policy(PolicySettings(**options)))
 
 
