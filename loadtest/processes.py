@@ -73,7 +73,7 @@ class Fleet:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """End every child that still runs; a second Ctrl-C does not interrupt that."""
-        with _deaf():
+        with signals_deferred():
             self.stop(list(self._children))
 
     def start(
@@ -88,7 +88,8 @@ class Fleet:
     ) -> Child:
         """Start `command` on `cpus`; its output goes to `folder`, or with `pipes` stdin and stdout to us."""
         output = folder / f"{name}.output"
-        with output.open("wb") as sink, pinned(cpus):
+        # An interrupt between the fork and the list would leave a process that nobody ends.
+        with output.open("wb") as sink, pinned(cpus), signals_deferred():
             process = subprocess.Popen(  # noqa: S603 -- the commands are built by this package
                 command,
                 cwd=folder,
@@ -98,8 +99,8 @@ class Fleet:
                 env={**os.environ, **(environment or {})},
                 start_new_session=True,
             )
-        child = Child(name, process, output)
-        self._children.append(child)
+            child = Child(name, process, output)
+            self._children.append(child)
         return child
 
     def stop(self, children: list[Child]) -> None:
@@ -122,17 +123,26 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def _deaf() -> Iterator[None]:
-    """Ignore SIGINT and SIGTERM in the block, which is bounded in time (main thread only)."""
+def signals_deferred() -> Iterator[None]:
+    """Deliver SIGINT and SIGTERM of the block, which is bounded in time, after it (main thread only).
+
+    Handlers, not a mask: a child would inherit the mask and never hear SIGTERM.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {sign: signal.signal(sign, signal.SIG_IGN) for sign in (signal.SIGINT, signal.SIGTERM)}
+    heard: list[int] = []
+    before = {
+        sign: signal.signal(sign, lambda number, _frame: heard.append(number))
+        for sign in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield
     finally:
         for sign, handler in before.items():
             signal.signal(sign, handler)
+        if heard:
+            signal.raise_signal(heard[0])
 
 
 def free_ports(count: int) -> list[int]:
