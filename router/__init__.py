@@ -1,1 +1,6 @@
-"""The router."""
+"""A low-latency L7 proxy and router in front of pools of inference replicas.
+
+`router/README.md` follows one request from the client's bytes to the replica and back, row by row.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,70 @@
+"""Deadlines without timers: a lazy wheel that is asked now and then.
+
+Arming an event-loop timer costs 4-8 us, so an item is put into the slot where its deadline falls and
+asked again when the slot comes up; activity meanwhile only moves a stamp that `next_deadline` reads.
+Pure: the owner calls `turn(now)` every `TICK_S`. Being late by up to two ticks is part of the contract.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+TICK_S = 0.025
+SLOTS = 1024  # one turn is 25.6 s; later deadlines are looked at once a turn
+
+
+class Watched(Protocol):
+    """Something with a deadline. `watch_slot` belongs to the wheel: -1 when not in it."""
+
+    watch_slot: int
+
+    def next_deadline(self) -> float | None:
+        """Monotonic seconds, or None to leave the wheel."""
+
+    def handle_deadline(self, now: float) -> None:
+        """Called once `next_deadline` has passed; the item is then asked again."""
+
+
+class DeadlineWheel:
+    """Holds watched items by the tick in which they are next asked."""
+
+    __slots__ = ("_slots", "_tick")
+
+    def __init__(self, now: float) -> None:
+        self._slots: list[list[Watched]] = [[] for _ in range(SLOTS)]
+        self._tick = int(now / TICK_S)
+
+    def watch(self, item: Watched) -> None:
+        """Put `item` where its deadline falls. Again, when its deadline moved to an earlier time."""
+        deadline = item.next_deadline()
+        if deadline is None:
+            item.watch_slot = -1
+            return
+        ticks = int(deadline / TICK_S) + 1 - self._tick
+        slot = (self._tick + min(max(ticks, 1), SLOTS - 1)) % SLOTS
+        if slot != item.watch_slot:
+            item.watch_slot = slot  # an older entry elsewhere is stale: `turn` drops it by this stamp
+            self._slots[slot].append(item)
+
+    def turn(self, now: float) -> None:
+        """Ask every item whose slot has come up."""
+        last = int(now / TICK_S)
+        # After a stall longer than a turn every slot is due once, not many times.
+        first = max(self._tick + 1, last - SLOTS + 1)
+        for tick in range(first, last + 1):
+            self._tick = tick
+            slot = tick % SLOTS
+            due = self._slots[slot]
+            if due:
+                self._slots[slot] = []
+                for item in due:
+                    if item.watch_slot == slot:
+                        item.watch_slot = -1
+                        self._ask(item, now)
+
+    def _ask(self, item: Watched, now: float) -> None:
+        deadline = item.next_deadline()
+        if deadline is not None and deadline <= now:
+            item.handle_deadline(now)
+        if item.watch_slot == -1:
+            self.watch(item)

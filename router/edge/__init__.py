@@ -1,0 +1,1 @@
+"""What faces the client and the operator: listener, connections, admission, access log, admin."""

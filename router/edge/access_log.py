@@ -1,0 +1,112 @@
+"""The access log: one JSON object a line, with Envoy's flags, written off the hot path.
+
+An exchange hands over a tuple at its finish. Records are formatted in small slices on the event loop, so
+that no slice stalls it, and written by a thread, so that a slow disk does not either. Beyond
+`MAX_PENDING` records the rest is dropped and counted, never waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import queue
+import sys
+import threading
+import time
+from random import random
+from typing import TYPE_CHECKING
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.exchange import AccessRecord
+    from router.telemetry import WorkerCounters
+
+SLICE = 64  # records formatted in one go: about 0.1 ms
+INTERVAL_S = 0.05
+MAX_PENDING = 65_536
+MAX_BATCHES = 64  # handed to the thread and not yet written
+
+_KEYS = (
+    "request_id", "method", "authority", "path", "protocol", "status", "flags", "code", "endpoint", "replica",
+    "bytes_received", "bytes_sent", "duration_ms", "overhead_us", "first_byte_ms", "client", "retries", "reached",
+)  # fmt: skip
+
+
+class AccessLog:
+    """One worker's log. Call it with a record; `close` writes what is left."""
+
+    __slots__ = ("_counters", "_encode", "_loop", "_path", "_pending", "_sample", "_scheduled", "_thread", "_work")
+
+    def __init__(self, path: str, sample: float, counters: WorkerCounters) -> None:
+        self._path = path
+        self._sample = sample
+        self._counters = counters
+        self._loop = asyncio.get_running_loop()
+        self._pending: list[AccessRecord] = []
+        self._scheduled = False
+        self._encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
+        self._work: queue.Queue[bytes | None] = queue.Queue(MAX_BATCHES)
+        fd = self._open()
+        self._thread = threading.Thread(target=_write_all, args=(fd, self._work), name="access-log", daemon=True)
+        self._thread.start()
+
+    def __call__(self, record: AccessRecord) -> None:
+        """Keep a record for the next slice. Failures are always kept, others by the sampled share."""
+        if self._sample < 1.0 and not record[8] and random() >= self._sample:
+            return
+        if len(self._pending) >= MAX_PENDING:
+            self._counters.access_log_dropped += 1
+            return
+        self._pending.append(record)
+        if not self._scheduled:
+            self._scheduled = True
+            self._loop.call_later(INTERVAL_S, self._format_slice)
+
+    def close(self) -> None:
+        """Format and write everything, and wait for the thread."""
+        while self._pending:
+            self._format_slice(again=False)
+        self._work.put(None)
+        self._thread.join(timeout=5.0)
+
+    def _open(self) -> int:
+        if self._path == "-":
+            return os.dup(sys.stdout.fileno())
+        return os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+
+    def _format_slice(self, *, again: bool = True) -> None:
+        batch, self._pending = self._pending[:SLICE], self._pending[SLICE:]
+        epoch = time.time() - time.monotonic()
+        encode = self._encode
+        lines = b"\n".join([encode(_as_object(record, epoch)) for record in batch])
+        try:
+            self._work.put_nowait(lines + b"\n")
+        except queue.Full:
+            self._counters.access_log_dropped += len(batch)
+        if again and self._pending:
+            self._loop.call_soon(self._format_slice)
+        else:
+            self._scheduled = False
+
+
+def _as_object(record: AccessRecord, epoch: float) -> dict[str, object]:
+    values: list[object] = [value.decode("latin-1") if isinstance(value, bytes) else value for value in record[1:]]
+    line = dict(zip(_KEYS, values, strict=True))
+    line["duration_ms"] = round(record[13] * 1e3, 3)
+    line["overhead_us"] = round(record[14] * 1e6, 1)
+    line["first_byte_ms"] = round(record[15] * 1e3, 3)
+    return {"time": round(record[0] + epoch, 6), **line}
+
+
+def _write_all(fd: int, work: queue.Queue[bytes | None]) -> None:
+    while (batch := work.get()) is not None:
+        view = memoryview(batch)
+        while view:
+            try:
+                view = view[os.write(fd, view) :]
+            except OSError:
+                break  # a full disk or a closed pipe must not end the daemon
+    os.close(fd)

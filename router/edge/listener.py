@@ -1,0 +1,94 @@
+"""Listening sockets of one worker, and the connections accepted on them."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from router.edge.connection import ClientConnection
+from router.errors import WIRE, ProxyError
+
+if TYPE_CHECKING:
+    import socket
+
+    from router.exchange import Core
+    from router.transport.codec.h1.limits import ServerLimits
+    from router.transport.shell import Reactor
+
+BACKLOG = 4_096
+
+
+class Listener:
+    """Accepts until closed; drains its connections, or cuts them."""
+
+    __slots__ = ("_connections", "_max_connections", "_servers", "core", "limits", "reactor")
+
+    def __init__(self, core: Core, reactor: Reactor, limits: ServerLimits, max_connections: int) -> None:
+        self.core = core
+        self.reactor = reactor
+        self.limits = limits
+        self._max_connections = max_connections
+        self._connections: set[ClientConnection] = set()
+        self._servers: list[asyncio.Server] = []
+
+    async def listen(self, sockets: list[socket.socket]) -> None:
+        """Start accepting on bound sockets."""
+        loop = asyncio.get_running_loop()
+        for sock in sockets:
+            server = await loop.create_server(
+                lambda: ClientConnection(self),  # type: ignore[arg-type,return-value]
+                sock=sock,
+                backlog=BACKLOG,
+            )
+            self._servers.append(server)
+
+    def admit(self, connection: ClientConnection) -> bool:
+        """Count a new connection; False when there are too many."""
+        counters = self.reactor.counters
+        self._connections.add(connection)
+        if len(self._connections) > self._max_connections:
+            counters.connections_refused += 1
+            return False
+        counters.connections_accepted += 1
+        counters.connections_open += 1
+        return True
+
+    def forget(self, connection: ClientConnection) -> None:
+        """Drop a connection that is gone."""
+        if connection in self._connections:
+            self._connections.remove(connection)
+            self.reactor.counters.connections_open = len(self._connections)
+
+    def note_refused(self, error: ProxyError) -> None:
+        """Count a request that was malformed or late before it had an exchange."""
+        self.reactor.counters.malformed_requests += 1
+        unrouted = self.core.unrouted
+        status = WIRE[error.kind].status
+        unrouted.requests += 1
+        unrouted.statuses[status] = unrouted.statuses.get(status, 0) + 1
+        unrouted.codes[error.kind.value] = unrouted.codes.get(error.kind.value, 0) + 1
+
+    def stop_accepting(self) -> None:
+        """Close the listening sockets of this process; the supervisor's copies stay."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    def drain(self) -> None:
+        """Close idle connections and have the others say `Connection: close`."""
+        for connection in list(self._connections):
+            connection.codec.drain()
+        self.reactor.outbox.flush()
+
+    def cut(self, error: ProxyError) -> int:
+        """End whatever is left, WebSockets with a close frame; return how many requests were cut."""
+        cut = self.core.in_flight
+        for connection in list(self._connections):
+            connection.cut(error)
+        self.reactor.outbox.flush()
+        return cut
+
+    @property
+    def open_connections(self) -> int:
+        """How many connections are open."""
+        return len(self._connections)

@@ -1,0 +1,679 @@
+"""THE CORE: one request from its head to its finish, whatever the protocols on either side.
+
+    client's codec --request_*--> Exchange --send_*--> replica's codec
+    client's codec <--send_*----- Exchange <--response_*-- replica's codec
+
+Way of a request: gate -> table.route -> picker.pick -> pool.open -> relay both ways -> finish. No queue:
+it is answered at once where no replica can take it. The only retry is of a request that provably never
+reached a replica: connect refused, or a pooled connection of which the peer acknowledged no byte.
+
+Invariant: `_finish` runs exactly once, on cancel too; it releases the lease and writes the record. After
+it nothing is sent and nothing heard. Imports no asyncio and no protocol.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from router.errors import WIRE, Kind, ProxyError, Retry, Source
+from router.http import NO_FIELDS, ResponseHead
+from router.local_reply import error_event, local_reply
+from router.routing.load import Lease, Outcome
+from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream
+from router.telemetry import EndpointCounters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.clock import Clock
+    from router.deadlines import DeadlineWheel
+    from router.http import Field, Headers, RequestHead
+    from router.routing.load import Replica
+    from router.routing.table import Endpoint, Table
+    from router.stream import DownstreamStream, ResponseReceiver, UpstreamStream
+
+MAX_REPLAY_BYTES = 65_536  # of a request's body, kept while it might have to be sent again
+MAX_DISCARD_BYTES = 65_536  # of a refused request's body, read so that the connection can be kept
+RETRY_FLOOR = 10  # retries under way that are always allowed …
+RETRY_SHARE = 0.2  # … beside this share of the requests in flight
+MAX_REQUEST_ID_BYTES = 128
+MAX_TIMEOUT_DIGITS = 9
+
+_REACHED_NO, _REACHED_MAYBE, _REACHED_YES = b"no", b"maybe", b"yes"
+_FORWARDED_PROTO = {b"http": (b"x-forwarded-proto", b"http"), b"https": (b"x-forwarded-proto", b"https")}
+_UNBUFFERED: Field = (b"x-accel-buffering", b"no")
+# Outcome for the replica's standing, by the status it answered with.
+_OUTCOMES = {
+    429: Outcome.BACKPRESSURE,
+    502: Outcome.FAILED,
+    503: Outcome.BACKPRESSURE,
+    504: Outcome.FAILED,
+}
+_BLAMES_REPLICA = frozenset(
+    (
+        Kind.CONNECT_FAILED,
+        Kind.CONNECT_TIMEOUT,
+        Kind.UPSTREAM_CLOSED,
+        Kind.UPSTREAM_RESET,
+        Kind.UPSTREAM_PROTOCOL,
+        Kind.FIRST_BYTE_TIMEOUT,
+    )
+)
+_SILENT = (Kind.CLIENT_GONE, Kind.CLIENT_STALLED)  # nobody is there to be answered
+
+AccessRecord = tuple[
+    float, bytes, bytes, bytes, bytes, str, int, str, str, str, str, int, int, float, float, float, bytes, int, bytes
+]
+
+
+class Pool(Protocol):
+    """Streams to replicas."""
+
+    def open(
+        self, replica: Replica, receiver: ResponseReceiver, connect_s: float, *, fresh: bool
+    ) -> UpstreamStream | PendingStream:
+        """Return a stream on a pooled connection at once, or a pending one; `fresh` forbids pooled ones."""
+
+
+class Gate(Protocol):
+    """Authentication and admission."""
+
+    def check(self, head: RequestHead, peer: Peer) -> ProxyError | None:
+        """Return why the request is refused. Takes the router's own credentials out of the head."""
+
+
+class Peer:
+    """The client's address, and the field that tells it to the replica."""
+
+    __slots__ = ("address", "forwarded_for")
+
+    def __init__(self, address: bytes) -> None:
+        self.address = address
+        self.forwarded_for: Field = (b"x-forwarded-for", address)
+
+
+class Core:
+    """What all exchanges of a worker share. `table` is swapped by one attribute store."""
+
+    __slots__ = (
+        "_id_prefix",
+        "_ids",
+        "access_log",
+        "clock",
+        "gate",
+        "in_flight",
+        "pool",
+        "retrying",
+        "table",
+        "unrouted",
+        "wheel",
+    )
+
+    def __init__(
+        self,
+        table: Table,
+        gate: Gate,
+        pool: Pool,
+        clock: Clock,
+        wheel: DeadlineWheel,
+        id_prefix: bytes,
+        access_log: Callable[[AccessRecord], None] | None = None,
+    ) -> None:
+        self.table = table
+        self.gate = gate
+        self.pool = pool
+        self.clock = clock
+        self.wheel = wheel
+        self.access_log = access_log
+        self.unrouted = EndpointCounters()
+        self.in_flight = 0
+        self.retrying = 0
+        self._id_prefix = id_prefix
+        self._ids = 0
+
+    def make_id(self) -> bytes:
+        """Return a request id: the worker's random prefix and a count."""
+        self._ids = count = self._ids + 1
+        return b"%b-%08x" % (self._id_prefix, count)
+
+    def may_retry(self) -> bool:
+        """Whether the budget has room, so that retries cannot multiply an outage."""
+        return self.retrying < RETRY_FLOOR + self.in_flight * RETRY_SHARE
+
+
+class Exchange:
+    """One request and its response. Implements `RequestReceiver` and `ResponseReceiver`."""
+
+    __slots__ = (
+        "_connected_s",
+        "_core",
+        "_counters",
+        "_deadline_s",
+        "_downstream",
+        "_endpoint",
+        "_finished",
+        "_first_byte_deadline_s",
+        "_head",
+        "_head_ends",
+        "_is_event_stream",
+        "_last_event",
+        "_last_event_s",
+        "_lease",
+        "_max_body_bytes",
+        "_opened_s",
+        "_overhead_s",
+        "_peer",
+        "_pending",
+        "_reached",
+        "_received_bytes",
+        "_refusal",
+        "_replay",
+        "_replay_ended",
+        "_request_paused",
+        "_request_id",
+        "_response_paused",
+        "_retries",
+        "_sent_bytes",
+        "_sent_s",
+        "_started_s",
+        "_status",
+        "_tunnel_ends",
+        "_ttfb_s",
+        "_upstream",
+        "tried",
+        "watch_slot",
+    )
+
+    def __init__(self, core: Core, downstream: DownstreamStream, peer: Peer) -> None:
+        self._core = core
+        self._downstream = downstream
+        self._peer = peer
+        self._upstream: UpstreamStream | None = None
+        self._pending: PendingStream | None = None
+        self._lease: Lease | None = None
+        self._endpoint: Endpoint | None = None
+        self._counters = core.unrouted
+        self._head: RequestHead | None = None
+        self._request_id = b""
+        self._started_s = core.clock.now
+        self._opened_s = 0.0
+        self._connected_s = 0.0
+        self._sent_s = 0.0
+        self._overhead_s = 0.0
+        self._ttfb_s = 0.0
+        self._deadline_s = 0.0
+        self._first_byte_deadline_s = 0.0
+        self._status = 0
+        self._received_bytes = 0
+        self._sent_bytes = 0
+        self._max_body_bytes = 0
+        self._retries = 0
+        self._reached = _REACHED_NO
+        self._replay: list[bytes] | None = None
+        self._replay_ended = False
+        self._head_ends = False
+        self._is_event_stream = False
+        self._last_event = b""
+        self._last_event_s = 0.0
+        self._refusal: ProxyError | None = None
+        self._request_paused = False
+        self._response_paused = False
+        self._finished = False
+        self._tunnel_ends = 0
+        self.tried: tuple[Replica, ...] = ()
+        self.watch_slot = -1
+
+    # -- from the client ------------------------------------------------------------------------------
+
+    def request_head(self, head: RequestHead, end: bool) -> None:
+        """Decide, from the table as it is now, and send the head on."""
+        core = self._core
+        self._head = head
+        self._head_ends = end
+        core.in_flight += 1
+        shape = head.shape
+        known = shape.known
+        self._request_id = request_id = (
+            core.make_id() if known is NO_FIELDS else _accepted_id(known) or core.make_id()
+        )
+        route = core.table.route(shape.authority, shape.path)
+        refusal = core.gate.check(head, self._peer)
+        if refusal is not None or route is None:
+            self._refuse(refusal or ProxyError(Kind.NO_ROUTE, Source.ROUTER))
+            return
+        self._endpoint = endpoint = route.endpoint
+        self._counters = counters = endpoint.counters
+        counters.in_flight += 1
+        limit = endpoint.limits.max_body_bytes
+        if limit and shape.upgrade is None:
+            self._max_body_bytes = limit
+            if head.length is not None and head.length > limit:
+                detail = f"the limit is {limit} bytes"
+                self._refuse(ProxyError(Kind.BODY_TOO_LARGE, Source.DOWNSTREAM, detail=detail))
+                return
+        timeouts = endpoint.timeouts
+        self._downstream.idle_s = timeouts.idle_s
+        if timeouts.total_s:
+            self._deadline_s = self._started_s + timeouts.total_s
+        forwarded_for = self._peer.forwarded_for
+        if known is not NO_FIELDS:
+            error = self._take_timeout(head, known)
+            if error is not None:
+                self._refuse(error)
+                return
+            before = known.get(b"x-forwarded-for")
+            if before:
+                forwarded_for = (b"x-forwarded-for", before + b", " + self._peer.address)
+        # What a client says of its own host and scheme is not believed; its chain of addresses is kept.
+        head.added += (
+            (b"x-request-id", request_id),
+            forwarded_for,
+            (b"x-forwarded-host", shape.authority),
+            _FORWARDED_PROTO[shape.scheme],
+        )
+        if self._deadline_s:
+            core.wheel.watch(self)
+        self._open(fresh=False)
+
+    def request_data(self, data: bytes, end: bool) -> None:
+        """Relay body bytes; keep them while the request might have to be repeated."""
+        self._received_bytes = received = self._received_bytes + len(data)
+        upstream = self._upstream
+        if self._max_body_bytes and received > self._max_body_bytes and self._refusal is None:
+            self._fail(ProxyError(Kind.BODY_TOO_LARGE, Source.DOWNSTREAM))
+            return
+        if upstream is None:
+            self._discard(len(data), end)
+            return
+        replay = self._replay
+        if replay is not None:
+            if received <= MAX_REPLAY_BYTES:
+                replay.append(data)
+                self._replay_ended = end
+            else:
+                self._replay = None
+        upstream.send_data(data, end)
+        if end and self._status == 101:
+            self._end_tunnel()
+
+    def request_trailers(self, trailers: Headers) -> None:
+        """Relay the trailers; a request that has them is not repeated."""
+        self._replay = None
+        if self._upstream is not None:
+            self._upstream.send_trailers(trailers)
+        else:
+            self._discard(0, True)
+
+    def request_reset(self, error: ProxyError) -> None:
+        """End: the client is gone, broke the protocol, or nothing moved for too long."""
+        if not self._finished:
+            self._fail(error)
+
+    def pause_response(self) -> None:
+        """Stop the replica: the client takes no more."""
+        self._response_paused = True
+        if self._upstream is not None:
+            self._upstream.hold(HOLD_PEER_FULL)
+
+    def resume_response(self) -> None:
+        """Let the replica go on."""
+        self._response_paused = False
+        if self._upstream is not None:
+            self._upstream.release(HOLD_PEER_FULL)
+
+    # -- the replica ----------------------------------------------------------------------------------
+
+    def _open(self, *, fresh: bool) -> None:
+        """Pick a replica and get a stream to it, at once from the pool or pending."""
+        endpoint = self._endpoint
+        assert endpoint is not None
+        core = self._core
+        now = core.clock.now
+        lease = endpoint.picker.pick(self, now)
+        if isinstance(lease, Kind):
+            self._refuse(ProxyError(lease, Source.ROUTER))
+            return
+        self._lease = lease
+        stream = core.pool.open(lease.replica, self, endpoint.timeouts.connect_s, fresh=fresh)
+        if isinstance(stream, PendingStream):
+            self._pending = stream
+            self._opened_s = now
+            if not self._head_ends:
+                self._downstream.hold(HOLD_NO_UPSTREAM)
+            return
+        self._send(stream)
+
+    def upstream_ready(self, stream: UpstreamStream) -> None:
+        """Go on with the stream that a pending open led to."""
+        self._pending = None
+        self._connected_s = self._core.clock.now - self._opened_s
+        self._send(stream)
+
+    def upstream_failed(self, error: ProxyError) -> None:
+        """Try another replica, or answer: nothing was sent."""
+        self._pending = None
+        if not self._retry(error):
+            self._fail(error)
+
+    def _send(self, stream: UpstreamStream) -> None:
+        head = self._head
+        assert head is not None
+        self._upstream = stream
+        if self._response_paused:
+            stream.hold(HOLD_PEER_FULL)
+        self._reached = _REACHED_MAYBE
+        stream.send_head(head, self._head_ends)
+        replay = self._replay
+        if replay:
+            for i, data in enumerate(replay, 1):
+                stream.send_data(data, self._replay_ended and i == len(replay))
+        if not stream.reused or head.shape.upgrade is not None:
+            self._replay = None
+        elif replay is None:
+            self._replay = []
+        endpoint = self._endpoint
+        assert endpoint is not None
+        self._sent_s = now = self._core.clock.read()
+        self._overhead_s = now - self._started_s - self._connected_s
+        if endpoint.timeouts.first_byte_s:
+            self._first_byte_deadline_s = now + endpoint.timeouts.first_byte_s
+            self._core.wheel.watch(self)
+        if not self._head_ends:
+            if head.shape.upgrade is not None:
+                # RFC 6455 §4.1: nothing of the tunnel may pass before the replica answered 101.
+                self._downstream.hold(HOLD_NO_UPSTREAM)
+            elif not stream.reused:
+                self._downstream.release(HOLD_NO_UPSTREAM)
+
+    def _retry(self, error: ProxyError) -> bool:
+        """Start over where the request provably reached nobody; False if it may not be repeated."""
+        endpoint, lease, upstream, core = self._endpoint, self._lease, self._upstream, self._core
+        if endpoint is None or lease is None or self._status:
+            return False
+        untouched = error.retry is Retry.SAFE
+        if error.retry is Retry.IF_REUSED and upstream is not None and upstream.reused:
+            untouched = upstream.is_untouched()
+        if not untouched:
+            return False
+        self._reached = _REACHED_NO
+        if self._retries >= endpoint.max_retries or not core.may_retry():
+            return False
+        if upstream is not None and self._replay is None:
+            return False  # more of the body went out than is kept
+        if error.retry is Retry.SAFE:
+            self.tried += (lease.replica,)
+            if all(replica in self.tried for replica in endpoint.picker.eligible):
+                return False
+        self._release(Outcome.FAILED if error.retry is Retry.SAFE else Outcome.CANCELLED)
+        self._upstream = None
+        if not self._retries:
+            core.retrying += 1
+        self._retries += 1
+        self._counters.retries += 1
+        if not self._head_ends:
+            self._downstream.hold(HOLD_NO_UPSTREAM)
+        self._open(fresh=True)
+        return True
+
+    # -- from the replica -----------------------------------------------------------------------------
+
+    def response_informational(self, head: ResponseHead) -> None:
+        """Pass a 1xx on."""
+        self._reached = _REACHED_YES
+        self._replay = None
+        self._downstream.send_informational(head)
+
+    def response_head(self, head: ResponseHead, end: bool) -> None:
+        """Pass the final head on, with what the router adds.
+
+        A response that ends before its request abandons the rest of the upload; the codecs see to that.
+        """
+        core = self._core
+        received_s = core.clock.now
+        request = self._head
+        lease = self._lease
+        assert request is not None
+        assert lease is not None
+        self._reached = _REACHED_YES
+        self._replay = None
+        self._first_byte_deadline_s = 0.0
+        lease.first_byte(received_s)
+        shape = head.shape
+        status = shape.status
+        self._ttfb_s = upstream_s = received_s - self._sent_s
+        headers = head.added
+        headers.append((b"x-request-id", self._request_id))
+        headers.append((b"x-router-replica", lease.replica.key))
+        if shape.is_event_stream:
+            self._is_event_stream = head.length is None
+            self._last_event_s = received_s
+            headers.append(_UNBUFFERED)
+        self._overhead_s = router_s = self._overhead_s + core.clock.read() - received_s
+        if self._connected_s:
+            timing = b"router;dur=%.3f, connect;dur=%.3f, upstream;dur=%.3f" % (
+                router_s * 1e3, self._connected_s * 1e3, upstream_s * 1e3,
+            )  # fmt: skip
+        else:
+            timing = b'router;dur=%.3f, connect;dur=0;desc="reused", upstream;dur=%.3f' % (
+                router_s * 1e3, upstream_s * 1e3,
+            )  # fmt: skip
+        if shape.known is not NO_FIELDS and b"server-timing" in shape.known:
+            timing = shape.known[b"server-timing"] + b", " + timing
+        headers.append((b"server-timing", timing))
+        if request.shape.upgrade is not None:
+            self._status = 101 if status == 200 else status
+            self._deadline_s = 0.0  # of the handshake; a tunnel lives as long as something moves
+            self._downstream.send_head(head, end)
+            self._downstream.release(HOLD_NO_UPSTREAM)
+        else:
+            self._status = status
+            self._downstream.send_head(head, end)
+        if end:
+            self._finish(None)
+
+    def response_data(self, data: bytes, end: bool) -> None:
+        """Relay body bytes."""
+        self._sent_bytes += len(data)
+        if self._is_event_stream:
+            now = self._core.clock.now
+            self._counters.event_gap.observe(now - self._last_event_s)
+            self._last_event_s = now
+            self._last_event = data
+        self._downstream.send_data(data, end)
+        if end:
+            if self._status == 101:
+                self._end_tunnel()
+            else:
+                self._finish(None)
+
+    def response_trailers(self, trailers: Headers) -> None:
+        """Relay the trailers if the client said that it takes them (RFC 9110 §6.5.1)."""
+        request = self._head
+        assert request is not None
+        if request.shape.trailers_wanted:
+            self._downstream.send_trailers(trailers)
+        else:
+            self._counters.dropped_trailers += 1
+            self._downstream.send_data(b"", True)
+        self._finish(None)
+
+    def response_reset(self, error: ProxyError) -> None:
+        """Retry if nothing of the request was taken; else the client learns that the replica failed."""
+        if not self._retry(error):
+            self._upstream = None
+            self._fail(error)
+
+    def pause_request(self) -> None:
+        """Stop the client: the replica takes no more."""
+        self._request_paused = True
+        self._downstream.hold(HOLD_PEER_FULL)
+
+    def resume_request(self) -> None:
+        """Let the client go on."""
+        self._request_paused = False
+        self._downstream.release(HOLD_PEER_FULL)
+
+    # -- deadlines ------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """The first of total deadline and first byte; None once finished."""
+        if self._finished:
+            return None
+        total, first = self._deadline_s, self._first_byte_deadline_s
+        return (min(total, first) if total and first else total or first) or None
+
+    def handle_deadline(self, now: float) -> None:
+        """End the request whose time is up."""
+        first = self._first_byte_deadline_s
+        if first and first <= now:
+            self._fail(ProxyError(Kind.FIRST_BYTE_TIMEOUT, Source.UPSTREAM))
+        else:
+            self._fail(ProxyError(Kind.DEADLINE, Source.ROUTER))
+
+    # -- ends -----------------------------------------------------------------------------------------
+
+    def _refuse(self, error: ProxyError) -> None:
+        """Answer without a replica. A short body is read first, so that the connection can be kept."""
+        head = self._head
+        assert head is not None
+        length = head.length
+        if (
+            self._head_ends
+            or length is None
+            or length > MAX_DISCARD_BYTES
+            or self._received_bytes
+            or head.shape.expects_continue
+        ):
+            self._fail(error)
+            return
+        self._refusal = error
+        self._downstream.release(HOLD_NO_UPSTREAM)
+
+    def _discard(self, size: int, end: bool) -> None:
+        assert self._refusal is not None, "data came although the request was held"
+        if end:
+            self._fail(self._refusal)
+
+    def _fail(self, error: ProxyError) -> None:
+        """Cancel the replica's side, tell the client as its protocol can, and finish."""
+        pending, upstream = self._pending, self._upstream
+        if pending is not None:
+            pending.cancel()
+        if upstream is not None:
+            upstream.reset(error)
+        if error.kind not in _SILENT:
+            self._answer(error)
+        elif upstream is not None:
+            self._counters.aborts += 1
+        self._finish(error)
+
+    def _answer(self, error: ProxyError) -> None:
+        downstream = self._downstream
+        if not self._status:
+            self._status = WIRE[error.kind].status
+            head, body = local_reply(error, self._reached, self._request_id)
+            downstream.send_head(head, False)
+            downstream.send_data(body, True)
+            return
+        if self._is_event_stream:
+            downstream.send_data(error_event(error, self._last_event), False)
+        downstream.reset(error)
+
+    def _end_tunnel(self) -> None:
+        """Half-closed once: wait for the other half. Twice: done."""
+        self._tunnel_ends += 1
+        if self._tunnel_ends == 2:
+            self._finish(None)
+
+    def _release(self, outcome: Outcome) -> None:
+        lease = self._lease
+        if lease is not None:
+            self._lease = None
+            lease.release(outcome, self._core.clock.now)
+
+    def _finish(self, error: ProxyError | None) -> None:
+        assert not self._finished, "an exchange finishes exactly once"
+        self._finished = True
+        core = self._core
+        lease, status, counters = self._lease, self._status, self._counters
+        replica_id = lease.replica.id if lease is not None else ""
+        if error is None:
+            self._release(_OUTCOMES.get(status, Outcome.OK))
+        else:
+            self._release(Outcome.FAILED if error.kind in _BLAMES_REPLICA else Outcome.CANCELLED)
+            if error.kind in _SILENT:
+                status = WIRE[error.kind].status
+            code = error.kind.value
+            counters.codes[code] = counters.codes.get(code, 0) + 1
+        core.in_flight -= 1
+        if self._retries:
+            core.retrying -= 1
+        now = core.clock.now
+        duration_s = now - self._started_s
+        counters.requests += 1
+        counters.statuses[status] = counters.statuses.get(status, 0) + 1
+        counters.bytes_received += self._received_bytes
+        counters.bytes_sent += self._sent_bytes
+        counters.duration.observe(duration_s)
+        endpoint = self._endpoint
+        if endpoint is not None:
+            counters.in_flight -= 1
+            if self._ttfb_s:
+                counters.first_byte.observe(self._ttfb_s)
+                counters.overhead.observe(self._overhead_s)
+        if core.access_log is not None:
+            head = self._head
+            assert head is not None
+            shape = head.shape
+            core.access_log(
+                (
+                    now,
+                    self._request_id,
+                    shape.method,
+                    shape.authority,
+                    shape.path,
+                    shape.version,
+                    status,
+                    WIRE[error.kind].flag if error is not None else "",
+                    error.kind.value if error is not None else "",
+                    endpoint.name if endpoint is not None else "",
+                    replica_id,
+                    self._received_bytes,
+                    self._sent_bytes,
+                    duration_s,
+                    self._overhead_s,
+                    self._ttfb_s,
+                    self._peer.address,
+                    self._retries,
+                    self._reached,
+                )
+            )
+        self._upstream = None
+        self._pending = None
+        self._replay = None
+
+    # -- rarely needed --------------------------------------------------------------------------------
+
+    def _take_timeout(self, head: RequestHead, known: dict[bytes, bytes]) -> ProxyError | None:
+        """Apply `x-request-timeout-ms`: the smallest limit wins, and what remains of it is forwarded."""
+        timeout = known.get(b"x-request-timeout-ms")
+        if timeout is None:
+            return None
+        if not timeout.isdigit() or len(timeout) > MAX_TIMEOUT_DIGITS:
+            return ProxyError(Kind.BAD_REQUEST, Source.DOWNSTREAM, detail="x-request-timeout-ms is not a number")
+        wanted_s = self._started_s + int(timeout) / 1e3
+        if not self._deadline_s or wanted_s < self._deadline_s:
+            self._deadline_s = wanted_s
+        left_s = self._deadline_s - self._core.clock.now
+        if left_s <= 0.0:
+            return ProxyError(Kind.DEADLINE, Source.DOWNSTREAM)
+        head.added.append((b"x-request-timeout-ms", b"%d" % max(1, int(left_s * 1e3))))
+        return None
+
+
+def _accepted_id(known: dict[bytes, bytes]) -> bytes:
+    """Return the client's request id if it is short and plain, else nothing."""
+    request_id = known.get(b"x-request-id", b"")
+    if len(request_id) <= MAX_REQUEST_ID_BYTES and request_id.isascii() and b" " not in request_id:
+        return request_id
+    return b""

@@ -1,0 +1,132 @@
+"""Message heads as every protocol sees them: no version, no framing, no hop-by-hop fields.
+
+A head has two parts. Its *shape* is all that a client tends to send again and again: method, path, fields.
+Codecs memoise shapes by the bytes they came in, so a shape is shared between requests and never changed;
+encoders keep on it what they made of it. Per message there are only the body's `length` and the fields the
+router `added`. Names are lower-case bytes, values bytes without surrounding white space. Imports nothing.
+"""
+
+from __future__ import annotations
+
+Field = tuple[bytes, bytes]
+Headers = list[Field]
+
+# Fields about one connection, not about the message (RFC 9110 §7.6.1): never forwarded.
+HOP_BY_HOP = frozenset(
+    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
+)
+# Request fields that the router consumes or rewrites: they are taken out of the forwarded ones.
+KNOWN_REQUEST = frozenset(
+    (
+        b"x-forwarded-for",
+        b"x-forwarded-host",
+        b"x-forwarded-proto",
+        b"x-request-id",
+        b"x-request-timeout-ms",
+        b"x-router-key",
+    )
+)
+# Response fields that the router sets itself; one the replica sent is replaced or merged.
+KNOWN_RESPONSE = frozenset(
+    (b"server-timing", b"x-request-id", b"x-router-error", b"x-router-replica", b"x-router-upstream-reached")
+)
+# Fields that a trailer section must not carry (RFC 9110 §6.5.1: framing, routing, authentication).
+FORBIDDEN_TRAILERS = HOP_BY_HOP | frozenset(
+    (b"content-length", b"host", b"authorization", b"proxy-authorization", b"content-encoding", b"content-type",
+     b"content-range", b"cache-control", b"expect", b"max-forwards", b"range", b"set-cookie", b"cookie")
+)  # fmt: skip
+
+NO_FIELDS: dict[bytes, bytes] = {}
+"""Shared by every shape without known fields. Never written to."""
+
+# Methods for which a body has no meaning, so that a missing one needs no `content-length: 0`.
+BODILESS_METHODS = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT"))
+
+
+class RequestShape:
+    """The part of a request head that is shared between requests.
+
+    `authority` is lower-case host[:port]; `path` the origin-form target with its query; `fields` are
+    forwarded as they are; `known` holds by name the fields that are not; `authorization` is a forwarded
+    field too, named because the gate reads it; `upgrade` the protocol of an extended CONNECT (RFC 8441:
+    `websocket`) or None; `h1_lines` is what HTTP/1.1 made of all this, empty until it did.
+    """
+
+    __slots__ = (
+        "authority",
+        "authorization",
+        "expects_continue",
+        "fields",
+        "h1_lines",
+        "known",
+        "method",
+        "path",
+        "scheme",
+        "trailers_wanted",
+        "upgrade",
+        "version",
+    )
+
+    def __init__(self, method: bytes, path: bytes, authority: bytes) -> None:
+        self.method = method
+        self.path = path
+        self.authority = authority
+        self.fields: Headers = []
+        self.known = NO_FIELDS
+        self.authorization = b""
+        self.upgrade: bytes | None = None
+        self.scheme = b"http"
+        self.version = "HTTP/1.1"
+        self.trailers_wanted = False
+        self.expects_continue = False
+        self.h1_lines = b""
+
+    def without(self, name: bytes) -> RequestShape:
+        """Return a copy in which no forwarded field has this name."""
+        copy = RequestShape(self.method, self.path, self.authority)
+        copy.fields = [field for field in self.fields if field[0] != name]
+        copy.known = self.known
+        copy.upgrade = self.upgrade
+        copy.scheme = self.scheme
+        copy.version = self.version
+        copy.trailers_wanted = self.trailers_wanted
+        copy.expects_continue = self.expects_continue
+        return copy
+
+
+class RequestHead:
+    """One request up to its body; `length` is the body's declared size in bytes, None when unknown."""
+
+    __slots__ = ("added", "length", "shape")
+
+    def __init__(self, shape: RequestShape, length: int | None = None) -> None:
+        self.shape = shape
+        self.length = length
+        self.added: Headers = []
+
+
+class ResponseShape:
+    """The part of a response head that is shared between responses.
+
+    `is_event_stream`: its content type is text/event-stream; `h1_lines` as for requests.
+    """
+
+    __slots__ = ("fields", "h1_lines", "is_event_stream", "known", "status")
+
+    def __init__(self, status: int) -> None:
+        self.status = status
+        self.fields: Headers = []
+        self.known = NO_FIELDS
+        self.is_event_stream = False
+        self.h1_lines = b""
+
+
+class ResponseHead:
+    """One response up to its body; `length` as for requests."""
+
+    __slots__ = ("added", "length", "shape")
+
+    def __init__(self, shape: ResponseShape, length: int | None = None) -> None:
+        self.shape = shape
+        self.length = length
+        self.added: Headers = []

@@ -1,0 +1,111 @@
+"""The router's own answers: a `ProxyError` as a response that OpenAI clients understand.
+
+Every such answer says `x-router-error`, so that a proxy's 503 is never taken for a replica's, and
+`x-router-upstream-reached: no|maybe|yes`, so that a client knows whether a POST may be repeated.
+"""
+
+from __future__ import annotations
+
+import time
+from email.utils import formatdate
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from router.errors import WIRE, Kind, ProxyError
+from router.http import Headers, ResponseHead, ResponseShape
+
+if TYPE_CHECKING:
+    from router.errors import Wire
+
+_MESSAGES: dict[Kind, str] = {
+    Kind.NO_ROUTE: "No endpoint is routed for this host and path.",
+    Kind.NO_REPLICA: "The endpoint has no ready replica; retry after the given time.",
+    Kind.AT_CAPACITY: "Every replica of the endpoint is at its concurrency limit; retry after the given time.",
+    Kind.RATE_LIMITED: "The rate limit is reached; retry after the given time.",
+    Kind.CONNECT_FAILED: "The replica refused the connection.",
+    Kind.CONNECT_TIMEOUT: "The replica did not accept the connection in time.",
+    Kind.UPSTREAM_CLOSED: "The replica closed the connection before its response was complete.",
+    Kind.UPSTREAM_RESET: "The replica reset the connection before its response was complete.",
+    Kind.UPSTREAM_PROTOCOL: "The replica's response broke the protocol.",
+    Kind.FIRST_BYTE_TIMEOUT: "The replica did not begin its response in time.",
+    Kind.IDLE_TIMEOUT: "Nothing moved on this request for too long.",
+    Kind.DEADLINE: "The request's deadline passed.",
+    Kind.CLIENT_GONE: "The client went away.",
+    Kind.CLIENT_STALLED: "The client stopped reading.",
+    Kind.REQUEST_TIMEOUT: "The request did not arrive in time.",
+    Kind.BAD_REQUEST: "The request is malformed.",
+    Kind.NOT_IMPLEMENTED: "This is not served here.",
+    Kind.VERSION_UNSUPPORTED: "This version of HTTP is not served here.",
+    Kind.UPGRADE_UNSUPPORTED: "Only WebSocket version 13 can be upgraded to here.",
+    Kind.HEAD_TOO_LARGE: "The request head is larger than the limit.",
+    Kind.BODY_TOO_LARGE: "The request body is larger than the limit.",
+    Kind.UNAUTHENTICATED: "A valid credential is required.",
+    Kind.FORBIDDEN: "This credential does not give access here.",
+    Kind.DRAINING: "This router is shutting down; repeat the request.",
+    Kind.OVERLOADED: "This router is overloaded; retry after the given time.",
+    Kind.EARLY_DATA: "This request must not be sent as early data.",
+    Kind.INTERNAL: "The router failed; this is a bug.",
+}
+
+
+def error_type(status: int) -> str:
+    """Return the `type` of an OpenAI error body for an HTTP status."""
+    if status == 401:
+        return "authentication_error"
+    if status == 403:
+        return "permission_error"
+    if status == 404:
+        return "not_found_error"
+    if status == 429:
+        return "rate_limit_error"
+    return "invalid_request_error" if status < 500 else "server_error"
+
+
+def error_body(error: ProxyError) -> bytes:
+    """Return the JSON body `{"error": {"type", "code", "message", "param"}}`."""
+    message = _MESSAGES[error.kind]
+    if error.detail:
+        message = f"{message[:-1]}: {error.detail}."
+    return msgspec.json.encode(
+        {
+            "error": {
+                "type": error_type(WIRE[error.kind].status),
+                "code": error.kind.value,
+                "message": message,
+                "param": None,
+            }
+        }
+    )
+
+
+def error_event(error: ProxyError, last: bytes) -> bytes:
+    r"""Return a server-sent `error` event; `last` is what was sent before.
+
+    A half-sent event is ended first, with a blank line, so that this one is an event of its own.
+    """
+    lead = b"" if not last or last.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"
+    return lead + b"event: error\ndata: " + error_body(error) + b"\n\n"
+
+
+def local_reply(error: ProxyError, reached: bytes, request_id: bytes) -> tuple[ResponseHead, bytes]:
+    """Return the head and body of the HTTP answer for `error`; `reached` is no, maybe or yes."""
+    wire: Wire = WIRE[error.kind]
+    body = error_body(error)
+    shape = ResponseShape(wire.status)
+    headers: Headers = [
+        (b"date", formatdate(time.time(), usegmt=True).encode()),
+        (b"content-type", b"application/json"),
+        (b"x-router-error", error.kind.value.encode()),
+        (b"x-router-upstream-reached", reached),
+    ]
+    if request_id:
+        headers.append((b"x-request-id", request_id))
+    if wire.retry_after_s:
+        headers.append((b"retry-after", b"%d" % wire.retry_after_s))
+    if error.kind is Kind.UNAUTHENTICATED:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if error.kind is Kind.UPGRADE_UNSUPPORTED:
+        headers.append((b"sec-websocket-version", b"13"))
+    shape.fields = headers
+    return ResponseHead(shape, len(body)), body

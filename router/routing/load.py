@@ -1,0 +1,226 @@
+"""A replica's live state and the lease on it: in-flight counts, latency, penalty.
+
+`Replica` outlives tables: a swap keeps the object whose id stayed. In-flight counts are shared by the
+workers of a host through `LoadBoard`, a matrix in shared memory in which each worker writes only its own
+row, so that no lock is needed. A lease is released exactly once, on cancel too.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import IntEnum
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from router.routing.spec import ReplicaSpec
+    from router.routing.table import Endpoint
+
+BOARD_SLOTS = 131_072  # replicas of one table: 1 MiB of shared memory a worker
+LATENCY_DECAY_S = 10.0  # time constant of the peak EWMA, as in linkerd's load
+PENALTY_DECAY_S = 1.0
+PENALTY_CAP = 64.0
+
+
+class Outcome(IntEnum):
+    """How a lease ended, as far as the replica's standing goes."""
+
+    OK = 0
+    FAILED = 1  # connect failure, broken response, 500-class gateway status
+    BACKPRESSURE = 2  # 429 or 503 of the replica's own: not a failure, but not to attract traffic
+    CANCELLED = 3  # the client's doing: says nothing of the replica
+
+
+class LoadBoard:
+    """In-flight counts by worker and slot, as int64 cells of a shared buffer."""
+
+    __slots__ = ("_cells", "_own", "_slots", "_workers")
+
+    def __init__(self, buffer: memoryview, worker: int, workers: int, slots: int) -> None:
+        self._cells = buffer.cast("q")
+        self._own = worker * slots
+        self._slots = slots
+        self._workers = workers
+
+    def publish(self, slot: int, in_flight: int) -> None:
+        """Tell the other workers this worker's count for `slot`."""
+        self._cells[self._own + slot] = in_flight
+
+    def others(self, slot: int) -> int:
+        """Return the sum of the other workers' counts for `slot`."""
+        cells = self._cells
+        total = 0
+        for base in range(slot, self._workers * self._slots, self._slots):
+            total += cells[base]
+        return total - cells[self._own + slot]
+
+    def clear_row(self, worker: int) -> None:
+        """Forget what a dead worker had in flight."""
+        start = worker * self._slots
+        for cell in range(start, start + self._slots):
+            if self._cells[cell]:
+                self._cells[cell] = 0
+
+    def close(self) -> None:
+        """Give the buffer back."""
+        self._cells.release()
+
+
+class Replica:
+    """One inference server as this worker knows it. Times are monotonic seconds."""
+
+    __slots__ = (
+        "_penalty",
+        "_penalty_at_s",
+        "address",
+        "backpressured",
+        "board",
+        "ejected_until_s",
+        "ejections",
+        "failures",
+        "failures_in_a_row",
+        "host",
+        "id",
+        "in_flight",
+        "is_healthy",
+        "key",
+        "latency_at_s",
+        "latency_s",
+        "owner",
+        "port",
+        "requests",
+        "scheme",
+        "slot",
+        "spec_weight",
+        "state",
+        "warm_from_s",
+        "weight",
+    )
+
+    def __init__(self, spec: ReplicaSpec, board: LoadBoard | None = None) -> None:
+        self.id = spec.id
+        self.key = spec.id.encode()
+        self.address = spec.address
+        self.scheme, self.host, self.port = split_address(spec.address)
+        self.board = board
+        self.owner: Endpoint | None = None  # of the newest table: who is told of failures
+        self.slot = spec.slot
+        self.state = spec.state
+        self.spec_weight = spec.weight
+        self.weight = spec.weight
+        self.is_healthy = True
+        self.in_flight = 0
+        self.requests = 0
+        self.failures = 0
+        self.failures_in_a_row = 0
+        self.backpressured = 0
+        self.ejections = 0
+        self.ejected_until_s = 0.0
+        self.warm_from_s = 0.0
+        self.latency_s = 0.0
+        self.latency_at_s = 0.0
+        self._penalty = 0.0
+        self._penalty_at_s = 0.0
+
+    def update(self, spec: ReplicaSpec) -> None:
+        """Take over what a newer table says of the same replica at the same address."""
+        self.state = spec.state
+        self.spec_weight = spec.weight
+        self.weight = spec.weight
+        if spec.slot != self.slot and self.board is not None:
+            self.board.publish(self.slot, 0)
+            self.slot = spec.slot
+            self.board.publish(self.slot, self.in_flight)
+
+    def total_in_flight(self) -> int:
+        """Return requests in flight on it from all workers of this host."""
+        board = self.board
+        return self.in_flight if board is None else self.in_flight + board.others(self.slot)
+
+    def load(self, now: float) -> float:
+        """Return what policies compare: (in flight + 1 + penalty) / weight.
+
+        The penalty rises by one with each 429 or 503 and halves every 0.7 s, so that a replica that
+        fails fast, and therefore never has anything in flight, does not draw all the traffic.
+        """
+        in_flight = self.in_flight if self.board is None else self.in_flight + self.board.others(self.slot)
+        if self._penalty:
+            return (in_flight + 1 + self._decayed_penalty(now)) / self.weight
+        return (in_flight + 1) / self.weight
+
+    def penalise(self, now: float) -> None:
+        """Count one fast refusal."""
+        self._penalty = min(self._decayed_penalty(now) + 1.0, PENALTY_CAP)
+        self._penalty_at_s = now
+
+    def observe_latency(self, seconds: float, now: float) -> None:
+        """Feed the peak EWMA: a slower sample counts at once, faster ones decay it in (10 s)."""
+        if seconds >= self.latency_s:
+            self.latency_s = seconds
+        else:
+            keep = math.exp((self.latency_at_s - now) / LATENCY_DECAY_S)
+            self.latency_s = self.latency_s * keep + seconds * (1.0 - keep)
+        self.latency_at_s = now
+
+    def _decayed_penalty(self, now: float) -> float:
+        if not self._penalty:
+            return 0.0
+        left = self._penalty * math.exp((self._penalty_at_s - now) / PENALTY_DECAY_S)
+        if left < 0.01:
+            self._penalty = 0.0
+            return 0.0
+        return left
+
+
+class Lease:
+    """The right to one request on one replica; counts as in flight until released."""
+
+    __slots__ = ("_released", "_taken_s", "replica")
+
+    def __init__(self, replica: Replica, now: float) -> None:
+        self.replica = replica
+        self._taken_s = now
+        self._released = False
+        replica.requests += 1
+        replica.in_flight += 1
+        if replica.board is not None:
+            replica.board.publish(replica.slot, replica.in_flight)
+
+    def first_byte(self, now: float) -> None:
+        """Note that the response began; feeds the latency estimate."""
+        self.replica.observe_latency(now - self._taken_s, now)
+
+    def release(self, outcome: Outcome, now: float) -> None:
+        """Give the lease back. A second call is a bug."""
+        assert not self._released, "a lease is released exactly once"
+        self._released = True
+        replica = self.replica
+        replica.in_flight -= 1
+        if replica.board is not None:
+            replica.board.publish(replica.slot, replica.in_flight)
+        if outcome is Outcome.OK:
+            replica.failures_in_a_row = 0
+        elif outcome is not Outcome.CANCELLED and replica.owner is not None:
+            replica.owner.note(replica, outcome, now)
+
+
+def split_address(address: str) -> tuple[str, str, int]:
+    """Split `http://host:port` into scheme, host and port; ValueError says what is wrong.
+
+    IPv6 hosts stand in brackets. A path, a user or a missing port is refused: an address names a server.
+    """
+    scheme, mark, rest = address.partition("://")
+    if not mark:
+        raise ValueError(f"address {address!r} needs a scheme, as in http://127.0.0.1:30000")
+    if scheme != "http":
+        raise ValueError(f"address {address!r} has scheme {scheme!r}; only http is served")
+    rest = rest.removesuffix("/")
+    if rest.startswith("["):
+        host, bracket, port_text = rest[1:].partition("]")
+        port_text = port_text.removeprefix(":") if bracket else ""
+    else:
+        host, _, port_text = rest.rpartition(":")
+    if not host or any(c in "/@?# \t\r\n\0" for c in host) or (":" in host and not rest.startswith("[")):
+        raise ValueError(f"address {address!r} is not of the form http://host:port")
+    if not (port_text.isascii() and port_text.isdigit()) or not 0 < int(port_text) < 65_536:
+        raise ValueError(f"address {address!r} needs a port between 1 and 65535")
+    return scheme, host, int(port_text)

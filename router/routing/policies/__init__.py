@@ -1,0 +1,31 @@
+"""The policies by name. Each is a picker over a fixed tuple of eligible replicas."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from router.routing.policies.least_inflight import LeastInFlight
+from router.routing.policies.p2c import P2C
+from router.routing.policies.random import Random
+from router.routing.policies.round_robin import RoundRobin
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from router.routing.load import Replica
+    from router.routing.spec import Policy
+
+
+class Chooser(Protocol):
+    """Chooses among the replicas it was made with; never blocks, never allocates per replica."""
+
+    def choose(self, now: float) -> Replica:
+        """Return one replica. The tuple it was made with is never empty."""
+
+
+POLICIES: dict[Policy, Callable[[Sequence[Replica]], Chooser]] = {
+    "p2c": P2C,
+    "round_robin": RoundRobin,
+    "random": Random,
+    "least_inflight": LeastInFlight,
+}

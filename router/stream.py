@@ -1,0 +1,186 @@
+"""THE SEAM: the five verbs between protocols and the exchange, as types only.
+
+Codecs translate their wire to and from head, data, trailers, reset and hold; the exchange knows no
+protocol. So N protocols in and M out cost N+M. Nothing here runs. Imports only `http` and `errors`.
+
+One direction per tick: codec -> receiver -> `send_*`, and no `send_*` calls back. What a `send_*`
+produced leaves when the outbox is flushed, the last line of each I/O callback; watermarks, releases and
+the parsing of held input run there too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+if TYPE_CHECKING:
+    from router.errors import ProxyError
+    from router.http import Headers, RequestHead, ResponseHead
+
+
+# Plain integers and not enums: reading a member of an enum class costs 0.1 us on Python 3.11, an operation
+# on a flag 1 us, and both stand on the path of every request.
+
+# Why a stream's incoming data is held: a mask of reasons, never a counter.
+HOLD_NO_UPSTREAM: Final = 1
+HOLD_PEER_FULL: Final = 2
+
+# What the shell does with the transport once the output is written; a higher one overrules a lower one.
+CLOSE_NO: Final = 0
+CLOSE_LINGER: Final = 1  # write side shut; input is read and dropped until the peer ends or a deadline
+CLOSE_FLUSH: Final = 2  # closed once everything is written
+CLOSE_ABORT: Final = 3  # RST: the peer must not take what it got for a whole message
+
+
+class Stream(Protocol):
+    """One message pair on one connection, made by a codec and called by the exchange.
+
+    After `end`, `send_trailers` or `reset` no further `send_*` may be called.
+    """
+
+    def send_data(self, data: bytes, end: bool) -> None:
+        """Queue body bytes; `end` closes the message. Data may be empty only with `end`."""
+
+    def send_trailers(self, trailers: Headers) -> None:
+        """Queue the trailer section and end the message."""
+
+    def reset(self, error: ProxyError) -> None:
+        """End the stream at once in the way the protocol says 'failed'. May be called at any time."""
+
+    def hold(self, why: int) -> None:
+        """No data or trailers reach the receiver until every reason is released; resets still do."""
+
+    def release(self, why: int) -> None:
+        """Take one reason back; held input is delivered at the next flush."""
+
+
+class DownstreamStream(Stream, Protocol):
+    """The client's side of one request. `idle_s` is how long nothing may move on it."""
+
+    idle_s: float
+
+    def send_informational(self, head: ResponseHead) -> None:
+        """Queue a 1xx other than 101; dropped where the client cannot take it (HTTP/1.0)."""
+
+    def send_head(self, head: ResponseHead, end: bool) -> None:
+        """Queue the final head. For an upgrade request status 200 accepts the tunnel (RFC 8441)."""
+
+
+class UpstreamStream(Stream, Protocol):
+    """The replica's side of one request. `reused` says that the connection served an earlier one."""
+
+    reused: bool
+
+    def send_head(self, head: RequestHead, end: bool) -> None:
+        """Queue the request head; the first call on a fresh stream."""
+
+    def is_untouched(self) -> bool:
+        """Whether the peer's kernel acknowledged no byte of this request, so that it may be repeated."""
+
+
+class PendingStream:
+    """A stream still being opened. A base class, since the exchange must tell it from an open one."""
+
+    __slots__ = ()
+
+    def cancel(self) -> None:
+        """Give it up; the receiver hears nothing more."""
+        raise NotImplementedError
+
+
+class RequestReceiver(Protocol):
+    """The exchange, as the downstream codec sees it."""
+
+    def request_head(self, head: RequestHead, end: bool) -> None:
+        """Take the request's head; called once, first."""
+
+    def request_data(self, data: bytes, end: bool) -> None:
+        """Take body bytes, never empty unless `end`."""
+
+    def request_trailers(self, trailers: Headers) -> None:
+        """Take the trailers; the request is complete."""
+
+    def request_reset(self, error: ProxyError) -> None:
+        """Learn that the client is gone, broke the protocol or ran out of time; ends the exchange."""
+
+    def pause_response(self) -> None:
+        """Learn that the client takes no more for now."""
+
+    def resume_response(self) -> None:
+        """Learn that it does again."""
+
+
+class ResponseReceiver(Protocol):
+    """The exchange, as the pool and the upstream codec see it."""
+
+    def upstream_ready(self, stream: UpstreamStream) -> None:
+        """Take the stream that a pending open led to."""
+
+    def upstream_failed(self, error: ProxyError) -> None:
+        """Learn that the open failed; nothing was sent."""
+
+    def response_informational(self, head: ResponseHead) -> None:
+        """Take a 1xx other than 101."""
+
+    def response_head(self, head: ResponseHead, end: bool) -> None:
+        """Take the final head."""
+
+    def response_data(self, data: bytes, end: bool) -> None:
+        """Take body bytes, never empty unless `end`."""
+
+    def response_trailers(self, trailers: Headers) -> None:
+        """Take the trailers; the response is complete."""
+
+    def response_reset(self, error: ProxyError) -> None:
+        """Learn that the replica failed this stream."""
+
+    def pause_request(self) -> None:
+        """Learn that the replica takes no more for now."""
+
+    def resume_request(self) -> None:
+        """Learn that it does again."""
+
+
+class Shell(Protocol):
+    """The transport's owner, as a codec sees it."""
+
+    def touch(self) -> None:
+        """Ask for a flush at the end of this tick: output, reading or closing has changed."""
+
+    def watch(self) -> None:
+        """Say that `next_deadline` moved to an earlier time."""
+
+
+class Codec(Protocol):
+    """A protocol's state for one connection: bytes in, verbs out; no I/O, no clock of its own.
+
+    `wants_read` is False while input must stay in the kernel; `has_held_input` asks the shell to call
+    `receive(b"", now)` at the flush; `close` says what to do with the transport after the output.
+    """
+
+    wants_read: bool
+    has_held_input: bool
+    close: int
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Take what the transport read; `b""` continues with held input."""
+
+    def receive_eof(self, now: float) -> bool:
+        """Take the peer's end of input; True keeps the write side open."""
+
+    def receive_lost(self, now: float) -> None:
+        """Learn that the transport is gone."""
+
+    def take_output(self, now: float) -> list[bytes]:
+        """Hand over what is to be written, in order; a last `b""` shuts the write side."""
+
+    def transport_full(self, full: bool, now: float) -> None:
+        """Learn that the transport's buffer passed its high mark, or fell below the low one."""
+
+    def next_deadline(self) -> float | None:
+        """When `handle_deadline` wants to be called, monotonic seconds; asked lazily, may be late."""
+
+    def handle_deadline(self, now: float) -> None:
+        """Act on a deadline that has passed."""
+
+    def drain(self) -> None:
+        """Finish what is under way, start nothing new."""

@@ -1,0 +1,1 @@
+"""Protocols as state machines without I/O: bytes in, the seam's verbs out."""

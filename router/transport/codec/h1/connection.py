@@ -1,0 +1,98 @@
+"""What both roles of HTTP/1.1 share: output, held input, reasons to hold, and the search for a head's end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from router.stream import CLOSE_NO, HOLD_PEER_FULL
+from router.transport.codec.h1.head import MAX_HEAD_BYTES
+
+if TYPE_CHECKING:
+    from router.stream import Shell
+
+# How a body is delimited, in either direction.
+NOTHING, LENGTH, CHUNKS, UNTIL_CLOSE, BODILESS, TUNNEL = range(6)
+
+HEAD_INCOMPLETE = -1
+HEAD_TOO_LONG = -2
+HEAD_BARE_LF = -3
+
+
+class H1Connection:
+    """Common state of `H1Server` and `H1Client`."""
+
+    __slots__ = (
+        "_holds",
+        "_last_s",
+        "_out",
+        "_stash",
+        "_touch",
+        "_watch",
+        "close",
+        "has_held_input",
+        "wants_read",
+    )
+
+    def __init__(self, shell: Shell, now: float) -> None:
+        self._touch = shell.touch
+        self._watch = shell.watch
+        self._out: list[bytes] = []
+        self._stash = b""  # read, but not yet understood or not yet wanted
+        self._holds = 0
+        self._last_s = now  # when bytes last moved, either way
+        self.close = CLOSE_NO
+        self.has_held_input = False
+        self.wants_read = True
+
+    def take_output(self, now: float) -> list[bytes]:
+        """Hand over the queued output."""
+        out = self._out
+        if out:
+            self._out = []
+            self._last_s = now
+        return out
+
+    def hold(self, why: int) -> None:
+        """Deliver no more data; only PEER_FULL stops reading, so that a client's end is still seen."""
+        self._holds |= why
+        if why & HOLD_PEER_FULL and self.wants_read:
+            self.wants_read = False
+            self._touch()
+
+    def release(self, why: int) -> None:
+        """Take a reason back; what was held is delivered at the flush."""
+        self._holds &= ~why
+        if self._holds:
+            return
+        self.wants_read = True
+        if self._stash:
+            self.has_held_input = True
+        self._touch()
+
+    def _end_with(self, close: int) -> None:
+        """Close the transport after the output, in the firmest of the ways asked for so far."""
+        if close > self.close:
+            self.close = close
+            self._watch()
+        self._touch()
+
+    def _queue(self, piece: bytes) -> None:
+        if not self._out:
+            self._touch()
+        self._out.append(piece)
+
+
+def find_head_end(data: bytes, searched: int) -> int:
+    """Return where the blank line of a head begins, or one of the negative codes above.
+
+    The first `searched` bytes were searched before. A head that is not complete is refused as soon as it
+    is too long or holds a line feed without carriage return (RFC 9112 §2.2), rather than when time is up.
+    """
+    end = data.find(b"\r\n\r\n", max(0, searched - 3))
+    if end >= 0:
+        return end if end <= MAX_HEAD_BYTES else HEAD_TOO_LONG
+    if len(data) > MAX_HEAD_BYTES:
+        return HEAD_TOO_LONG
+    if data.count(b"\n") != data.count(b"\r\n"):
+        return HEAD_BARE_LF
+    return HEAD_INCOMPLETE

@@ -1,0 +1,213 @@
+"""The TCP shell around a codec: the only place where a transport is read, written, paused or closed.
+
+Callbacks of uvloop come in, `codec.receive` takes them, and the last line of each is the flush. Nothing is
+raised across a callback: an exception is our bug, is logged and costs this one connection.
+"""
+
+from __future__ import annotations
+
+import logging
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_NO
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from router.clock import Clock
+    from router.deadlines import DeadlineWheel
+    from router.stream import Codec
+    from router.telemetry import WorkerCounters
+    from router.transport.outbox import Outbox
+
+_log = logging.getLogger(__name__)
+
+# Above this size the pieces go to writev as they are; below, one joined buffer is cheaper.
+JOIN_BYTES = 16_384
+_RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER 0: closing sends RST
+
+
+class Reactor:
+    """What every shell of a worker shares."""
+
+    __slots__ = ("clock", "counters", "outbox", "wheel")
+
+    def __init__(self, clock: Clock, outbox: Outbox, wheel: DeadlineWheel, counters: WorkerCounters) -> None:
+        self.clock = clock
+        self.outbox = outbox
+        self.wheel = wheel
+        self.counters = counters
+
+
+class TcpShell:
+    """One TCP connection: an asyncio protocol that owns a codec. Watched by the deadline wheel."""
+
+    __slots__ = (
+        "_clock",
+        "_closing",
+        "_is_reading",
+        "_is_touched",
+        "_outbox",
+        "codec",
+        "reactor",
+        "transport",
+        "watch_slot",
+        "written_bytes",
+    )
+
+    codec: Codec
+
+    def __init__(self, reactor: Reactor) -> None:
+        self.reactor = reactor
+        self._clock = reactor.clock
+        self._outbox = reactor.outbox
+        self.transport: Any = None
+        self._is_reading = True
+        self._is_touched = False
+        self._closing = CLOSE_NO
+        self.written_bytes = 0
+        self.watch_slot = -1
+
+    # -- asyncio.Protocol -----------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self.transport = transport
+        self.reactor.wheel.watch(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Hand input to the codec."""
+        try:
+            self.codec.receive(data, self._clock.read())
+        except Exception:
+            self._crash()
+        self._outbox.flush()
+
+    def eof_received(self) -> bool:
+        """Hand the end of input to the codec; True keeps the write side open."""
+        keep = False
+        try:
+            keep = self.codec.receive_eof(self._clock.read())
+        except Exception:
+            self._crash()
+        self._outbox.flush()
+        return keep
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell the codec; the transport is gone."""
+        try:
+            self.codec.receive_lost(self._clock.read())
+        except Exception:
+            self._crash()
+        self.transport = None
+        self.on_lost()
+        self._outbox.flush()
+
+    def pause_writing(self) -> None:
+        """Pass the high mark on. uvloop calls this from within a write, so from within a flush."""
+        self.codec.transport_full(True, self._clock.now)
+
+    def resume_writing(self) -> None:
+        """Pass the low mark on."""
+        try:
+            self.codec.transport_full(False, self._clock.read())
+        except Exception:
+            self._crash()
+        self._outbox.flush()
+
+    # -- for the codec --------------------------------------------------------------------------------
+
+    def touch(self) -> None:
+        """Be flushed at the end of this tick."""
+        if not self._is_touched:
+            self._is_touched = True
+            self._outbox.touched.append(self)
+
+    def watch(self) -> None:
+        """Have the wheel look again: the deadline moved to an earlier time."""
+        self.reactor.wheel.watch(self)
+
+    # -- for the outbox and the wheel -----------------------------------------------------------------
+
+    def flush(self, now: float) -> None:
+        """Write what the codec queued, continue with held input, read on or stop, close."""
+        self._is_touched = False
+        transport = self.transport
+        if transport is None:
+            return
+        codec = self.codec
+        out = codec.take_output(now)
+        if out and not self._closing:
+            self._write(transport, out)
+        if codec.has_held_input:
+            try:
+                codec.receive(b"", now)
+            except Exception:
+                self._crash()
+        if codec.wants_read is not self._is_reading and not transport.is_closing():
+            self._is_reading = codec.wants_read
+            if codec.wants_read:
+                transport.resume_reading()
+            else:
+                transport.pause_reading()
+        if codec.close and codec.close > self._closing and not codec.has_held_input and not self._is_touched:
+            self._end(transport, codec.close)
+
+    def next_deadline(self) -> float | None:
+        """Ask the codec; None once the transport is gone."""
+        return self.codec.next_deadline() if self.transport is not None else None
+
+    def handle_deadline(self, now: float) -> None:
+        """Tell the codec; the wheel's owner flushes."""
+        try:
+            self.codec.handle_deadline(now)
+        except Exception:
+            self._crash()
+
+    def on_lost(self) -> None:
+        """Let go of whatever was kept for this connection; for the subclass."""
+
+    def abort(self) -> None:
+        """Close at once with RST."""
+        transport = self.transport
+        if transport is None:
+            return
+        self._closing = CLOSE_ABORT
+        sock: socket.socket | None = transport.get_extra_info("socket")
+        if sock is not None:
+            try:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+            except OSError:
+                pass  # closed by the kernel already; abort() below is then all there is to do
+        transport.abort()
+
+    def _write(self, transport: Any, out: list[bytes]) -> None:
+        ends = not out[-1]
+        if ends:
+            out.pop()
+        if len(out) == 1:
+            self.written_bytes += len(out[0])
+            transport.write(out[0])
+        elif out:
+            size = sum(map(len, out))
+            self.written_bytes += size
+            if size <= JOIN_BYTES:
+                transport.write(b"".join(out))
+            else:
+                transport.writelines(out)
+        if ends and transport.can_write_eof():
+            transport.write_eof()
+
+    def _end(self, transport: Any, how: int) -> None:
+        self._closing = how
+        if how == CLOSE_FLUSH:
+            transport.close()
+        elif how == CLOSE_ABORT:
+            self.abort()
+
+    def _crash(self) -> None:
+        self.reactor.counters.internal_errors += 1
+        _log.exception("connection dropped by a bug in its codec or exchange")
+        self.abort()

@@ -1,0 +1,1 @@
+"""Connections to replicas: dialling, pooling, retiring, and the health probe."""

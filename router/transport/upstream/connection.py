@@ -1,0 +1,95 @@
+"""One TCP connection to a replica."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import TYPE_CHECKING
+
+from router.transport.codec.h1.client import H1Client
+from router.transport.shell import TcpShell
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from router.routing.load import Replica
+    from router.stream import ResponseReceiver
+    from router.transport.shell import Reactor
+    from router.transport.upstream.pool import ConnectionPool
+
+# Offset of tcpi_bytes_acked in Linux's struct tcp_info (since 4.1): 8 bytes of flags, 24 32-bit counters,
+# two 64-bit pacing rates.
+_BYTES_ACKED_AT = 120
+_TCP_INFO_BYTES = 128
+
+
+class UpstreamConnection(TcpShell):
+    """Belongs to a pool, serves one exchange after another."""
+
+    __slots__ = ("_pool", "_written_before", "replica")
+
+    def __init__(self, reactor: Reactor, replica: Replica, pool: ConnectionPool) -> None:
+        super().__init__(reactor)
+        self.replica = replica
+        self._pool = pool
+        self._written_before = 0
+        authority = f"[{replica.host}]" if ":" in replica.host else replica.host
+        self.codec: H1Client = H1Client(
+            f"{authority}:{replica.port}".encode(),
+            self._keep_s,
+            self._on_idle,
+            self._is_untouched,
+            self,
+            reactor.clock.now,
+        )
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Count it."""
+        self.reactor.counters.upstream_open += 1
+        super().connection_made(transport)
+
+    def start(self, receiver: ResponseReceiver, *, reused: bool) -> None:
+        """Bind it to the exchange whose request comes next."""
+        self._written_before = self.written_bytes
+        self.codec.reused = reused
+        self.codec.start(receiver)
+
+    def retire(self) -> None:
+        """Close when idle, or after the request under way."""
+        self.codec.drain()
+
+    def on_lost(self) -> None:
+        """Leave the pool."""
+        self.reactor.counters.upstream_open -= 1
+        self._pool.forget(self)
+
+    def _on_idle(self) -> None:
+        self._pool.put(self)
+
+    def eof_received(self) -> bool:
+        """Learn the replica's idle cut from an end of input that no request asked for."""
+        if self.codec.is_idle:
+            self._pool.learn_idle_cut(self.replica, self._clock.read() - self.codec.last_moved_s)
+        return super().eof_received()
+
+    def _keep_s(self) -> float:
+        return self._pool.keep_s(self.replica)
+
+    def _is_untouched(self) -> bool:
+        """Whether the peer's kernel acknowledged nothing since this request began.
+
+        A replica that closed an idle connection answers the next request with RST, and acknowledges none
+        of it. `bytes_acked` counts the SYN as one byte on an active open.
+        """
+        transport = self.transport
+        sock: socket.socket | None = transport.get_extra_info("socket") if transport is not None else None
+        if sock is None:
+            return False
+        try:
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        except OSError:
+            return False
+        if len(info) < _TCP_INFO_BYTES:
+            return False
+        (acknowledged,) = struct.unpack_from("=Q", info, _BYTES_ACKED_AT)
+        return int(acknowledged) <= self._written_before + 1
