@@ -105,8 +105,12 @@ def with_range(value: Spread | None) -> str:
     if value is None:
         return "-"
     if value.rounds == 1:
-        return f"{value.median:.2f}"
-    return f"{value.median:.2f} ({value.low:.2f}-{value.high:.2f})"
+        return _ratio(value.median)
+    return f"{_ratio(value.median)} ({_ratio(value.low)}-{_ratio(value.high)})"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
 def heading(summary: MeasureSummary) -> str:

@@ -93,7 +93,7 @@ class Nginx:
 
     def version(self) -> str:
         """Return what `nginx -v` says."""
-        return asked_version([str(self.binary()), "-v"]).removeprefix("nginx version: ")
+        return asked_version([str(self.binary()), "-v"]).removeprefix("nginx version: nginx/")
 
     def configure(self, site: Site) -> list[str]:
         """Write `nginx.conf` of the proxy."""
