@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Protocol
 
 TICK_S = 0.025
+NEVER = 1e12  # a deadline that never comes, for an item that stays in the wheel
 SLOTS = 1024  # one turn is 25.6 s; later deadlines are looked at once a turn
 
 

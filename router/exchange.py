@@ -18,7 +18,13 @@ from typing import TYPE_CHECKING, Protocol
 from router.errors import WIRE, Kind, ProxyError, Retry, Source
 from router.http import NO_FIELDS, ResponseHead
 from router.local_reply import error_event, local_reply
-from router.routing.load import Lease, Outcome
+from router.routing.load import (
+    OUTCOME_BACKPRESSURE,
+    OUTCOME_CANCELLED,
+    OUTCOME_FAILED,
+    OUTCOME_OK,
+    Lease,
+)
 from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream
 from router.telemetry import EndpointCounters
 
@@ -44,10 +50,10 @@ _FORWARDED_PROTO = {b"http": (b"x-forwarded-proto", b"http"), b"https": (b"x-for
 _UNBUFFERED: Field = (b"x-accel-buffering", b"no")
 # Outcome for the replica's standing, by the status it answered with.
 _OUTCOMES = {
-    429: Outcome.BACKPRESSURE,
-    502: Outcome.FAILED,
-    503: Outcome.BACKPRESSURE,
-    504: Outcome.FAILED,
+    429: OUTCOME_BACKPRESSURE,
+    502: OUTCOME_FAILED,
+    503: OUTCOME_BACKPRESSURE,
+    504: OUTCOME_FAILED,
 }
 _BLAMES_REPLICA = frozenset(
     (
@@ -404,7 +410,7 @@ class Exchange:
             self.tried += (lease.replica,)
             if all(replica in self.tried for replica in endpoint.picker.eligible):
                 return False
-        self._release(Outcome.FAILED if error.retry is Retry.SAFE else Outcome.CANCELLED)
+        self._release(OUTCOME_FAILED if error.retry is Retry.SAFE else OUTCOME_CANCELLED)
         self._upstream = None
         if not self._retries:
             core.retrying += 1
@@ -585,7 +591,7 @@ class Exchange:
         if self._tunnel_ends == 2:
             self._finish(None)
 
-    def _release(self, outcome: Outcome) -> None:
+    def _release(self, outcome: int) -> None:
         lease = self._lease
         if lease is not None:
             self._lease = None
@@ -598,9 +604,9 @@ class Exchange:
         lease, status, counters = self._lease, self._status, self._counters
         replica_id = lease.replica.id if lease is not None else ""
         if error is None:
-            self._release(_OUTCOMES.get(status, Outcome.OK))
+            self._release(_OUTCOMES.get(status, OUTCOME_OK))
         else:
-            self._release(Outcome.FAILED if error.kind in _BLAMES_REPLICA else Outcome.CANCELLED)
+            self._release(OUTCOME_FAILED if error.kind in _BLAMES_REPLICA else OUTCOME_CANCELLED)
             if error.kind in _SILENT:
                 status = WIRE[error.kind].status
             code = error.kind.value

@@ -194,8 +194,9 @@ class ReplicaSnapshot(msgspec.Struct):
     id: str
     address: str
     state: str
-    healthy: bool
-    ejected: bool
+    is_healthy: bool
+    is_ready: bool
+    is_ejected: bool
     weight: float
     in_flight: int
     requests: int
@@ -213,6 +214,7 @@ class WorkerSnapshot(msgspec.Struct):
     pid: int
     table_version: int
     draining: bool
+    in_flight: int
     counters: dict[str, int]
     histograms: dict[str, HistogramSnapshot]
     endpoints: dict[str, EndpointSnapshot]

@@ -49,9 +49,7 @@ class AccessLog:
         self._scheduled = False
         self._encode: Callable[[object], bytes] = msgspec.json.Encoder().encode
         self._work: queue.Queue[bytes | None] = queue.Queue(MAX_BATCHES)
-        fd = self._open()
-        self._thread = threading.Thread(target=_write_all, args=(fd, self._work), name="access-log", daemon=True)
-        self._thread.start()
+        self._thread = self._start_thread()
 
     def __call__(self, record: AccessRecord) -> None:
         """Keep a record for the next slice. Failures are always kept, others by the sampled share."""
@@ -65,12 +63,25 @@ class AccessLog:
             self._scheduled = True
             self._loop.call_later(INTERVAL_S, self._format_slice)
 
+    def reopen(self) -> None:
+        """Go on in a new file of the same name: the old one was moved away."""
+        self._work.put(None)
+        self._work = queue.Queue(MAX_BATCHES)
+        self._thread = self._start_thread()
+
     def close(self) -> None:
         """Format and write everything, and wait for the thread."""
         while self._pending:
             self._format_slice(again=False)
         self._work.put(None)
         self._thread.join(timeout=5.0)
+
+    def _start_thread(self) -> threading.Thread:
+        thread = threading.Thread(
+            target=_write_all, args=(self._open(), self._work), name="access-log", daemon=True
+        )
+        thread.start()
+        return thread
 
     def _open(self) -> int:
         if self._path == "-":

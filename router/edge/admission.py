@@ -1,4 +1,4 @@
-"""The gate: who may be served, and whether this worker can take more. Decided from memory in microseconds.
+"""The gate: who may be served, and whether this worker still serves. Decided from memory in microseconds.
 
 A static table is open on loopback; elsewhere a token is asked for. The token is taken as
 `Authorization: Bearer TOKEN`, or as `x-router-key: TOKEN` so that an engine's own Authorization can pass.
@@ -20,26 +20,27 @@ if TYPE_CHECKING:
     from router.http import RequestHead
 
 _DRAINING = ProxyError(Kind.DRAINING, Source.ROUTER)
-_OVERLOADED = ProxyError(Kind.OVERLOADED, Source.ROUTER)
 _MISSING = ProxyError(Kind.UNAUTHENTICATED, Source.DOWNSTREAM)
 
 
 class AdmissionGate:
-    """Checks each request's head. `is_draining` and `is_overloaded` are set by the worker."""
+    """Checks each request's head. `is_draining` is set by the worker."""
 
-    __slots__ = ("_digests", "is_draining", "is_overloaded")
+    __slots__ = ("_digests", "is_draining")
 
     def __init__(self, tokens: Iterable[str] = ()) -> None:
-        self._digests = tuple(hashlib.sha256(token.encode()).digest() for token in tokens)
+        self._digests: tuple[bytes, ...] = ()
+        self.set_tokens(tokens)
         self.is_draining = False
-        self.is_overloaded = False
+
+    def set_tokens(self, tokens: Iterable[str]) -> None:
+        """Replace the accepted tokens; with none the gate is open."""
+        self._digests = tuple(hashlib.sha256(token.encode()).digest() for token in tokens)
 
     def check(self, head: RequestHead, peer: Peer) -> ProxyError | None:
         """Return why the request is refused, or None; see `exchange.Gate`."""
         if self.is_draining:
             return _DRAINING
-        if self.is_overloaded:
-            return _OVERLOADED
         if self._digests:
             return self._authenticate(head)
         return None

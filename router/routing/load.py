@@ -8,8 +8,7 @@ row, so that no lock is needed. A lease is released exactly once, on cancel too.
 from __future__ import annotations
 
 import math
-from enum import IntEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from router.routing.spec import ReplicaSpec
@@ -21,13 +20,11 @@ PENALTY_DECAY_S = 1.0
 PENALTY_CAP = 64.0
 
 
-class Outcome(IntEnum):
-    """How a lease ended, as far as the replica's standing goes."""
-
-    OK = 0
-    FAILED = 1  # connect failure, broken response, 500-class gateway status
-    BACKPRESSURE = 2  # 429 or 503 of the replica's own: not a failure, but not to attract traffic
-    CANCELLED = 3  # the client's doing: says nothing of the replica
+# How a lease ended, as far as the replica's standing goes. Plain integers: see `stream`.
+OUTCOME_OK: Final = 0
+OUTCOME_FAILED: Final = 1  # connect failure, broken response, 502 or 504 of the replica's own
+OUTCOME_BACKPRESSURE: Final = 2  # 429 or 503 of the replica's own: not a failure, but not to attract traffic
+OUTCOME_CANCELLED: Final = 3  # the client's doing: says nothing of the replica
 
 
 class LoadBoard:
@@ -189,7 +186,7 @@ class Lease:
         """Note that the response began; feeds the latency estimate."""
         self.replica.observe_latency(now - self._taken_s, now)
 
-    def release(self, outcome: Outcome, now: float) -> None:
+    def release(self, outcome: int, now: float) -> None:
         """Give the lease back. A second call is a bug."""
         assert not self._released, "a lease is released exactly once"
         self._released = True
@@ -197,9 +194,9 @@ class Lease:
         replica.in_flight -= 1
         if replica.board is not None:
             replica.board.publish(replica.slot, replica.in_flight)
-        if outcome is Outcome.OK:
+        if outcome == OUTCOME_OK:
             replica.failures_in_a_row = 0
-        elif outcome is not Outcome.CANCELLED and replica.owner is not None:
+        elif outcome != OUTCOME_CANCELLED and replica.owner is not None:
             replica.owner.note(replica, outcome, now)
 
 

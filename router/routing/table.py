@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from router.routing.balancer import Picker
-from router.routing.load import Outcome, Replica
+from router.routing.load import OUTCOME_BACKPRESSURE, Replica
 from router.routing.outlier import eject_until, eligible_replicas, next_change_s, warmed_weight
 from router.telemetry import EndpointCounters
 
@@ -78,9 +78,9 @@ class Endpoint:
             replica.warm_from_s = now
         self.refresh(now)
 
-    def note(self, replica: Replica, outcome: Outcome, now: float) -> None:
+    def note(self, replica: Replica, outcome: int, now: float) -> None:
         """Take the verdict of one request that did not end well; may eject."""
-        if outcome is Outcome.BACKPRESSURE:
+        if outcome == OUTCOME_BACKPRESSURE:
             replica.backpressured += 1
             replica.penalise(now)
             return
@@ -128,7 +128,7 @@ class Route:
 class Table:
     """One version of the routing table. Never changed after `build`, except inside its endpoints."""
 
-    __slots__ = ("_any", "_exact", "_suffixes", "endpoints", "version")
+    __slots__ = ("_any", "_exact", "_only", "_suffixes", "endpoints", "version")
 
     def __init__(self, version: int, endpoints: dict[str, Endpoint], routes: Iterable[Route]) -> None:
         self.version = version
@@ -140,6 +140,8 @@ class Table:
             group.sort(key=lambda route: len(route.path_prefix), reverse=True)
         self._any = tuple(by_host.pop(b"*", ()))
         self._exact = {host: tuple(group) for host, group in by_host.items() if not host.startswith(b"*.")}
+        only = self._any if len(by_host) == 0 and len(self._any) == 1 else ()
+        self._only = only[0] if only and only[0].path_prefix == b"/" else None  # one endpoint for everything
         self._suffixes = {host[1:]: tuple(group) for host, group in by_host.items() if host.startswith(b"*.")}
 
     @classmethod
@@ -174,6 +176,8 @@ class Table:
         `authority` is lower-case and may carry a port; an exact host beats a wildcard, a longer wildcard a
         shorter one, and `*` comes last. A host whose prefixes do not match falls through to the next.
         """
+        if self._only is not None:
+            return self._only
         if self._exact or self._suffixes:
             for group in self._groups(authority):
                 for route in group:

@@ -140,7 +140,11 @@ class TcpShell:
         codec = self.codec
         out = codec.take_output(now)
         if out and not self._closing:
-            self._write(transport, out)
+            if len(out) == 1 and out[0]:
+                self.written_bytes += len(out[0])
+                transport.write(out[0])
+            else:
+                self._write_all(transport, out)
         if codec.has_held_input:
             try:
                 codec.receive(b"", now)
@@ -183,14 +187,11 @@ class TcpShell:
                 pass  # closed by the kernel already; abort() below is then all there is to do
         transport.abort()
 
-    def _write(self, transport: Any, out: list[bytes]) -> None:
+    def _write_all(self, transport: Any, out: list[bytes]) -> None:
         ends = not out[-1]
         if ends:
             out.pop()
-        if len(out) == 1:
-            self.written_bytes += len(out[0])
-            transport.write(out[0])
-        elif out:
+        if out:
             size = sum(map(len, out))
             self.written_bytes += size
             if size <= JOIN_BYTES:

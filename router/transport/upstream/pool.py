@@ -44,10 +44,15 @@ class ConnectionPool:
         idle = self._idle.get(replica)
         while idle and not fresh:
             connection = idle.pop()
-            if connection.codec.is_idle and connection.transport is not None:
-                self.reactor.counters.upstream_reused += 1
-                connection.start(receiver, reused=True)
-                return connection.codec
+            codec = connection.codec
+            if not codec.is_idle or connection.transport is None:
+                continue
+            if codec.last_moved_s + self.keep_s(replica) <= self.reactor.clock.now:
+                connection.retire()  # last in, first out: all below it are older still
+                continue
+            self.reactor.counters.upstream_reused += 1
+            connection.start(receiver, reused=True)
+            return codec
         return PendingConnect(self, replica, receiver, connect_s)
 
     def put(self, connection: UpstreamConnection) -> None:
@@ -60,7 +65,6 @@ class ConnectionPool:
         if len(idle) >= MAX_IDLE:
             idle.pop(0).retire()
         idle.append(connection)
-        connection.watch()
 
     def forget(self, connection: UpstreamConnection) -> None:
         """Drop a connection that is gone."""

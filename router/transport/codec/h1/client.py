@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from router.deadlines import NEVER
 from router.errors import Kind, ProxyError, Retry, Source
 from router.http import ResponseHead, ResponseShape
 from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_NO
@@ -367,13 +368,18 @@ class H1Client(H1Connection):
             receiver.resume_request()
 
     def next_deadline(self) -> float | None:
-        """When an idle connection is retired: before the replica closes it itself."""
-        return self._last_s + self._keep_s() if self._reading == _IDLE else None
+        """When an idle connection is retired; a busy one is looked at again once a turn of the wheel.
+
+        A connection that became idle since is therefore retired late, by up to that turn: the pool looks
+        at its age before it gives it out, so that costs a socket for a while, never a request.
+        """
+        return self._last_s + self._keep_s() if self._reading == _IDLE else NEVER
 
     def handle_deadline(self, now: float) -> None:
         """Retire an idle connection."""
-        self._reading = _DISCARD
-        self._end_with(CLOSE_FLUSH)
+        if self._reading == _IDLE:
+            self._reading = _DISCARD
+            self._end_with(CLOSE_FLUSH)
 
     def drain(self) -> None:
         """Close when idle."""

@@ -1,0 +1,393 @@
+"""The daemon: composition root and supervisor.
+
+Binds the listening sockets, starts the workers on them and starts again those that die, runs health checks
+and the admin listener (here and not in a worker, so that probes are answered while a worker's loop is
+stalled), and carries signals to the workers:
+
+    SIGTERM  not ready -> settle -> drain, exit 0, or 4 when the deadline cut something
+    SIGINT   at once, exit 130
+    SIGHUP   read the file again; a bad one is refused and the old table stays
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import mmap
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+import msgspec
+
+from router import __version__
+from router.clock import Clock
+from router.config.settings import Settings, bind, parse_listen
+from router.config.static import ConfigError, EndpointEntry, ReplicaEntry, SlotBook, build_table
+from router.control import Health, ReopenLogs, SetLogLevel, Start, SwapTable, pack
+from router.deadlines import TICK_S, DeadlineWheel
+from router.edge.admin import AdminListener
+from router.routing.load import BOARD_SLOTS, LoadBoard
+from router.routing.spec import TableSpec
+from router.telemetry import WorkerCounters, WorkerSnapshot
+from router.transport.outbox import Outbox
+from router.transport.shell import Reactor
+from router.transport.tasks import spawn
+from router.transport.upstream.probe import HealthMonitor
+from router.worker_process import WorkerProcess
+
+_log = logging.getLogger("router.supervisor")
+
+EXIT_CLEAN, EXIT_FATAL, EXIT_USAGE, EXIT_BIND, EXIT_CUT = 0, 1, 2, 3, 4
+START_LIMIT_S = 30.0
+ASK_LIMIT_S = 0.25
+DRAIN_GRACE_S = 3.0
+
+
+class BindError(Exception):
+    """A listening address cannot be had."""
+
+
+class Supervisor:
+    """One daemon. `start`, then `run` until a signal or `stop`."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.listen: list[str] = []
+        self.admin = ""
+        self._entries: list[EndpointEntry] = settings.entries()
+        self._added: list[tuple[str, ReplicaEntry]] = []
+        self._removed: set[str] = set()
+        self._slots = SlotBook()
+        self._table = self._slots.assign(build_table(self._entries, 1, settings.config or "--replica"))
+        self._monitor = HealthMonitor(self._on_health)
+        self._sockets: list[list[socket.socket]] = []
+        self._workers: list[WorkerProcess] = []
+        self._board_fd = os.memfd_create("router-load-board")
+        self._board = self._map_board()
+        self._admin: AdminListener | None = None
+        self._done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._is_draining = False
+        self._failed_by_operator = False
+        self._started_epoch_s = time.time()
+        self._last_reload: dict[str, Any] = {"ok": True, "error": "", "at_epoch_s": self._started_epoch_s}
+
+    # -- life -----------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Bind, start workers and admin, and return once all workers accept."""
+        self._bind()
+        for index in range(self._settings.workers):
+            self._workers.append(
+                WorkerProcess(index, self._make_start, self._board_fd, self._sockets[index], self._on_death)
+            )
+        self._monitor.follow(self._table)
+        await self._start_admin()
+        try:
+            async with asyncio.timeout(START_LIMIT_S):
+                for worker in self._workers:
+                    await worker.ready.wait()
+        except TimeoutError:
+            raise RuntimeError(f"a worker did not start within {START_LIMIT_S:g} s") from None
+
+    async def run(self) -> int:
+        """Serve until a signal; return the exit code."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._on_term)
+        loop.add_signal_handler(signal.SIGINT, self._end, 128 + signal.SIGINT)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        try:
+            return await self._done
+        finally:
+            await self.close()
+
+    async def close(self) -> None:
+        """End everything at once; nothing is left behind."""
+        self._monitor.close()
+        if self._admin is not None:
+            self._admin.close()
+        self._close_sockets()
+        await asyncio.gather(*(worker.kill() for worker in self._workers))
+        if self._board is not None:
+            self._board.close()
+        os.close(self._board_fd)
+
+    def _end(self, code: int) -> None:
+        if not self._done.done():
+            self._done.set_result(code)
+
+    def _on_term(self) -> None:
+        if self._is_draining:
+            self._end(EXIT_CUT)  # asked twice: no longer patient
+        else:
+            spawn(self.drain(), "drain")
+
+    async def drain(self) -> None:
+        """Leave the rotation, let requests finish, end. Also behind the admin listener's POST."""
+        if self._is_draining:
+            return
+        self._is_draining = True
+        _log.info("draining: not ready, settling for %g s", self._settings.drain_settle_s)
+        await asyncio.sleep(self._settings.drain_settle_s)
+        self._close_sockets()  # else the kernel would go on queueing connections that nobody accepts
+        deadline_s = self._settings.drain_deadline_s
+        await asyncio.gather(*(worker.drain(deadline_s, DRAIN_GRACE_S) for worker in self._workers))
+        cut = sum(worker.cut for worker in self._workers)
+        _log.info("drained; %d requests were cut", cut)
+        self._end(EXIT_CUT if cut else EXIT_CLEAN)
+
+    def _on_hangup(self) -> None:
+        for worker in self._workers:
+            worker.send(ReopenLogs())
+        self.reload()
+
+    def reload(self) -> None:
+        """Read the file again. A bad one is refused, named in the log and in /config_dump."""
+        now = time.time()
+        try:
+            entries = self._settings.entries()
+            self._apply(entries)
+        except ConfigError as refusal:
+            _log.error("reload refused, the old table stays: %s", refusal)  # noqa: TRY400 - no traceback: the text says all
+            self._last_reload = {"ok": False, "error": str(refusal), "at_epoch_s": now}
+        else:
+            _log.info("reloaded: table version %d", self._table.version)
+            self._last_reload = {"ok": True, "error": "", "at_epoch_s": now}
+
+    # -- parts ----------------------------------------------------------------------------------------
+
+    def _bind(self) -> None:
+        """One socket per worker and address; the kernel spreads connections over them."""
+        self._sockets = [[] for _ in range(self._settings.workers)]
+        for address in self._settings.listen:
+            host, port = parse_listen(address, "--listen")
+            for sockets in self._sockets:
+                try:
+                    sock = bind(host, port, reuse_port=True)
+                except OSError as failure:
+                    raise BindError(f"--listen {address}: {failure.strerror or failure}") from None
+                sock.listen(4_096)
+                port = sock.getsockname()[1]  # port 0 is chosen once and shared
+                sockets.append(sock)
+            shown = f"[{host}]" if ":" in host else host
+            self.listen.append(f"http://{shown}:{port}")
+
+    def _close_sockets(self) -> None:
+        for sockets in self._sockets:
+            for sock in sockets:
+                sock.close()
+            sockets.clear()
+
+    def _map_board(self) -> LoadBoard | None:
+        workers = self._settings.workers
+        if workers == 1:
+            return None
+        size = workers * BOARD_SLOTS * 8
+        os.ftruncate(self._board_fd, size)
+        return LoadBoard(memoryview(mmap.mmap(self._board_fd, size)), 0, workers, BOARD_SLOTS)
+
+    async def _start_admin(self) -> None:
+        where = self._settings.admin
+        if where == "none":
+            return
+        if where.startswith("unix:"):
+            sock = _bind_unix(where.removeprefix("unix:"))
+            self.admin = where
+        else:
+            host, port = parse_listen(where, "--admin")
+            try:
+                sock = bind(host, port, reuse_port=False)
+            except OSError as failure:
+                raise BindError(f"--admin {where}: {failure.strerror or failure}") from None
+            shown = f"[{host}]" if ":" in host else host
+            self.admin = f"http://{shown}:{sock.getsockname()[1]}"
+        clock = Clock()
+        outbox = Outbox(clock)
+        wheel = DeadlineWheel(clock.now)
+        reactor = Reactor(clock, outbox, wheel, WorkerCounters())
+        self._admin = AdminListener(self, reactor, self._settings.server_limits(), self._settings.admin_token)
+        await self._admin.listen([sock])
+        loop = asyncio.get_running_loop()
+
+        def tick() -> None:
+            wheel.turn(clock.read())
+            outbox.flush()
+            loop.call_later(TICK_S, tick)
+
+        tick()
+
+    def _make_start(self, index: int) -> Start:
+        settings = self._settings
+        return Start(
+            worker=index,
+            workers=settings.workers,
+            table=self._table,
+            limits=settings.server_limits(),
+            max_connections=settings.max_connections,
+            tokens=settings.auth_token,
+            access_log=settings.access_log,
+            access_log_sample=settings.access_log_sample,
+            log_level=settings.log_level,
+            unhealthy=self._monitor.unhealthy(),
+        )
+
+    def _on_death(self, index: int) -> None:
+        if self._board is not None:
+            self._board.clear_row(index)
+
+    def _on_health(self, endpoint: str, replica: str, is_healthy: bool) -> None:
+        _log.info("replica %s of %s is %s", replica, endpoint, "healthy" if is_healthy else "unhealthy")
+        for worker in self._workers:
+            worker.send(Health(endpoint, replica, is_healthy))
+
+    def _apply(self, entries: list[EndpointEntry]) -> None:
+        """Make a table of `entries` and what was added and removed by hand, and send it to every worker."""
+        merged = [msgspec.structs.replace(entry, replica=self._merged(entry)) for entry in entries]
+        source = self._settings.config or "--replica"
+        table = self._slots.assign(build_table(merged, self._table.version + 1, source))
+        self._entries = entries
+        self._table = table
+        packed = pack(SwapTable(table, self._settings.auth_token))
+        for worker in self._workers:
+            worker.send_packed(packed)
+        self._monitor.follow(table)
+
+    def _merged(self, entry: EndpointEntry) -> list[ReplicaEntry]:
+        added = [replica for endpoint, replica in self._added if endpoint == entry.name]
+        return [
+            replica
+            for replica in (*entry.replica, *added)
+            if (replica.id or replica.address.partition("://")[2].rstrip("/")) not in self._removed
+        ]
+
+    # -- edge.admin.AdminSource -----------------------------------------------------------------------
+
+    async def snapshots(self) -> list[WorkerSnapshot]:
+        """Return every worker's counters; a stalled worker's last known ones."""
+        answers = await asyncio.gather(*(worker.ask(ASK_LIMIT_S) for worker in self._workers))
+        return [answer for answer in answers if answer is not None]
+
+    def table(self) -> TableSpec:
+        """Return the table in force."""
+        return self._table
+
+    def health(self) -> list[dict[str, Any]]:
+        """Return the verdict on each replica."""
+        now = time.monotonic()
+        found = []
+        for endpoint in self._table.endpoints:
+            for replica in endpoint.replicas:
+                verdict = self._monitor.verdicts.get((endpoint.name, replica.id))
+                ago = None if verdict is None or verdict.checked_s is None else now - verdict.checked_s
+                found.append(
+                    {
+                        "endpoint": endpoint.name,
+                        "replica": replica.id,
+                        "address": replica.address,
+                        "is_healthy": verdict.is_healthy if verdict is not None else True,
+                        "reason": verdict.reason if verdict is not None else "not checked yet",
+                        "checked_ago_s": None if ago is None else round(ago, 3),
+                    }
+                )
+        return found
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings in force, secrets masked."""
+        return self._settings.public()
+
+    def state(self) -> dict[str, Any]:
+        """Return whether the daemon is ready, and the state of each worker."""
+        reasons = []
+        if self._is_draining:
+            reasons.append("draining")
+        if self._failed_by_operator:
+            reasons.append("failed by the operator")
+        if not any(worker.state == "ready" for worker in self._workers):
+            reasons.append("no worker accepts")
+        return {
+            "ready": not reasons,
+            "reasons": reasons,
+            "draining": self._is_draining,
+            "version": __version__,
+            "started_epoch_s": self._started_epoch_s,
+            "last_reload": self._last_reload,
+            "config_staleness_s": 0.0,
+            "listen": self.listen,
+            "workers": [
+                {
+                    "index": worker.index,
+                    "pid": worker.pid,
+                    "state": worker.state,
+                    "restarts": worker.restarts,
+                    "stalled": worker.is_stalled,
+                }
+                for worker in self._workers
+            ],
+        }
+
+    async def explain(self, host: str, path: str) -> dict[str, Any]:
+        """Return where a request would go, by the first worker that answers."""
+        for worker in self._workers:
+            found = await worker.explain(host, path, ASK_LIMIT_S)
+            if found is not None:
+                return found
+        return {"error": "no worker answers"}
+
+    async def add_replica(self, url: str, endpoint: str | None, weight: float) -> dict[str, Any]:
+        """Add a replica until it is removed or the daemon ends; ValueError names what is wrong."""
+        name = endpoint or (self._entries[0].name if self._entries else "")
+        if name not in {entry.name for entry in self._entries}:
+            raise ValueError(f"endpoint: there is none named {name!r}")
+        entry = ReplicaEntry(address=url, id=url.partition("://")[2].rstrip("/"), weight=weight)
+        self._added.append((name, entry))
+        was_removed = entry.id in self._removed
+        self._removed.discard(entry.id)
+        try:
+            self._apply(self._entries)
+        except ConfigError:
+            self._added.pop()
+            if was_removed:
+                self._removed.add(entry.id)
+            raise
+        return {"id": entry.id, "endpoint": name, "url": url}
+
+    async def remove_replica(self, replica_id: str) -> bool:
+        """Take a replica out of the table; requests on it finish."""
+        if not any(replica.id == replica_id for e in self._table.endpoints for replica in e.replicas):
+            return False
+        self._added = [(name, entry) for name, entry in self._added if entry.id != replica_id]
+        self._removed.add(replica_id)
+        self._apply(self._entries)
+        return True
+
+    def set_ready(self, ready: bool) -> None:
+        """Fail or restore readiness by hand."""
+        self._failed_by_operator = not ready
+
+    def set_log_level(self, level: str) -> None:
+        """Change the log level everywhere."""
+        logging.getLogger().setLevel(level)
+        for worker in self._workers:
+            worker.send(SetLogLevel(level))
+
+
+def _bind_unix(path: str) -> socket.socket:
+    """Bind a Unix socket that only this user may use; one that nobody listens on is replaced."""
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
+            if other.connect_ex(path) == 0:
+                raise BindError(f"--admin unix:{path}: another process listens there")
+        if os.path.exists(path):  # noqa: PTH110
+            os.unlink(path)  # noqa: PTH108
+        mask = os.umask(0o177)
+        try:
+            sock.bind(path)
+        finally:
+            os.umask(mask)
+    except OSError as failure:
+        sock.close()
+        raise BindError(f"--admin unix:{path}: {failure.strerror or failure}") from None
+    return sock

@@ -1,0 +1,23 @@
+"""The command line. Each flag has an environment twin (`ROUTER_…`) and a key in the file's [router] table.
+
+flag > environment > file > default. Exit codes: 0 clean, 1 fatal, 2 bad usage or settings, 3 cannot bind,
+4 the drain deadline cut requests, 128+n ended by signal n.
+"""
+
+from __future__ import annotations
+
+import click
+
+from router import __version__
+from router.cli.serve import serve
+from router.cli.up import up
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="router")
+def main() -> None:
+    """A low-latency L7 proxy and router in front of pools of inference replicas."""
+
+
+main.add_command(serve)
+main.add_command(up)

@@ -1,0 +1,103 @@
+"""The flags of the daemon, once: name, type, help. Environment twin and file key follow from the name."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from router.config.settings import Settings
+from router.config.static import ConfigError, read_file
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_DEFAULTS: dict[str, Any] = msgspec.to_builtins(Settings())
+_SECONDS = click.FloatRange(min=0.0, max=7 * 86_400.0)
+_POSITIVE = click.FloatRange(min=0.0, max=7 * 86_400.0, min_open=True)
+_COUNT = click.IntRange(min=0)
+
+# (flag, type, help); a list as default makes the flag repeatable, a bool makes it a switch.
+_FLAGS: list[tuple[str, Any, str]] = [
+    ("listen", str, "HOST:PORT to serve on; repeatable; port 0 takes any free one."),
+    ("replica", str, "Replica as http://HOST:PORT; repeatable. One endpoint, any host."),
+    ("workers", click.IntRange(1, 256), "Processes that relay, sharing the port by SO_REUSEPORT."),
+    ("admin", str, "HOST:PORT, unix:PATH or `none` for health, metrics and the dashboard."),
+    ("admin-token", str, "Bearer token of the admin listener; needed beyond loopback."),
+    ("auth-token", str, "Token clients must send as Bearer or x-router-key; repeatable."),
+    ("unauthenticated", bool, "Listen beyond loopback without a token: something in front checks."),
+    ("policy", click.Choice(["p2c", "round_robin", "random", "least_inflight"]), "How a replica is chosen."),
+    ("health", click.Choice(["none", "tcp", "http"]), "Active checks of the replicas."),
+    ("health-path", str, "Path of http checks; /health is asked where it answers 404."),
+    ("health-interval-s", _POSITIVE, "Time between two checks of a replica."),
+    ("connect-timeout-s", _POSITIVE, "For a connection to a replica."),
+    ("first-byte-timeout-s", _SECONDS, "For a response to begin; 0: no limit, long prefills are normal."),
+    ("request-timeout-s", _SECONDS, "For a whole request; 0: no limit."),
+    ("idle-timeout-s", _POSITIVE, "Nothing moves on a request or tunnel."),
+    ("head-timeout-s", _POSITIVE, "For a request head to arrive, from its first byte."),
+    ("keep-alive-s", _POSITIVE, "An idle client connection is kept this long."),
+    ("stall-timeout-s", _POSITIVE, "A client takes nothing of its response."),
+    ("max-body-bytes", _COUNT, "Largest request body; 0: no limit."),
+    ("max-concurrency", _COUNT, "Requests in flight on one replica; 0: no limit."),
+    ("max-connections", click.IntRange(min=1), "Client connections of one worker."),
+    ("access-log", str, "File for one JSON line per request; `-` for stdout."),
+    ("access-log-sample", click.FloatRange(0.0, 1.0), "Share of requests logged; failures always are."),
+    ("log-level", click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), "Of the process log on stderr."),
+    ("drain-settle-s", _SECONDS, "After SIGTERM, time in which load balancers learn that it is not ready."),
+    ("drain-deadline-s", _SECONDS, "After that, time in which requests may finish before they are cut."),
+    ("json", bool, "Print one JSON line on stdout once ready: its addresses."),
+]
+
+
+def env_name(flag: str) -> str:
+    """Return the environment twin of a flag."""
+    return "ROUTER_" + flag.replace("-", "_").upper()
+
+
+def settings_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add every flag of the daemon to a command; values reach it as keyword arguments."""
+    for flag, kind, text in reversed(_FLAGS):
+        default = _DEFAULTS[flag.replace("-", "_")]
+        shared: dict[str, Any] = {
+            "help": text, "envvar": env_name(flag), "show_envvar": True,
+            "show_default": default not in ("", []), "default": default,
+        }  # fmt: skip
+        if kind is bool:
+            option = click.option(f"--{flag}/--no-{flag}", **shared)
+        else:
+            option = click.option(f"--{flag}", type=kind, multiple=isinstance(default, list), **shared)
+        command = option(command)
+    return click.option(
+        "--config", default="", is_eager=True, callback=_load_file, envvar="ROUTER_CONFIG", show_envvar=True,
+        metavar="FILE", help="TOML file: [router] with these flags as keys, and [[endpoint]] tables.",
+    )(command)  # fmt: skip
+
+
+def _load_file(context: click.Context, _option: click.Parameter, path: str) -> str:
+    """Make the file's [router] table the defaults of this command."""
+    if not path:
+        return path
+    try:
+        values = read_file(path).router
+    except ConfigError as refusal:
+        raise click.UsageError(str(refusal), context) from None
+    known = {flag.replace("-", "_") for flag, _, _ in _FLAGS}
+    for key in values:
+        if key.replace("-", "_") not in known:
+            raise click.UsageError(f"{path}: router.{key}: there is no such setting", context)
+    context.default_map = {key.replace("-", "_"): value for key, value in values.items()}
+    return path
+
+
+def make_settings(values: dict[str, Any]) -> Settings:
+    """Build and check the settings of a command's arguments; ends with exit code 2 if they cannot be used."""
+    try:
+        settings = msgspec.convert(
+            {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}, Settings
+        )
+        settings.check()
+        settings.table(1)
+    except (ConfigError, msgspec.ValidationError) as refusal:
+        raise click.UsageError(str(refusal)) from None
+    return settings

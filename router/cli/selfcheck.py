@@ -1,0 +1,171 @@
+"""The check of `router up`: each protocol, to a replica directly and through the router, by other people's
+clients (http.client, websockets), so that a fault of our codecs cannot hide behind itself.
+
+The time added is the difference of the medians of many calls, made in turns so that drift hits both alike.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from socket import create_connection
+from statistics import median
+from time import perf_counter
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import msgspec
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Call = Callable[[], float]
+"""One call; returns the seconds it took, raises whatever went wrong."""
+
+CALLS = 40
+TIMEOUT_S = 10.0
+_CHAT = {"model": "sim", "max_tokens": 4, "messages": [{"role": "user", "content": "hello"}]}
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the parts are: base URLs of the router, of one engine and of the policy server."""
+
+    router: str
+    engine: str
+    policy: str
+    policy_host: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """One protocol's result; times in seconds, `error` empty when it passed."""
+
+    protocol: str
+    what: str
+    direct_s: float
+    routed_s: float
+    error: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether every call was right."""
+        return not self.error
+
+
+class CheckError(Exception):
+    """An answer that is not what the replica would have said."""
+
+
+def check_all(target: Target) -> list[Row]:
+    """Check every protocol; blocking, some seconds."""
+    return [
+        _check("HTTP/1.1", "chat completion, unary", _unary, target.engine, target.router),
+        _check("HTTP/1.1 SSE", "time to first event", _stream, target.engine, target.router),
+        _check(
+            "WebSocket",
+            "openpi observation to actions",
+            lambda url: _policy(url, target.policy_host),
+            target.policy,
+            target.router,
+        ),
+    ]
+
+
+def print_table(console: Console, rows: list[Row]) -> None:
+    """Show the results."""
+    table = Table(title="self-check", title_justify="left")
+    for heading in ("protocol", "what", "status", "direct p50", "through the router", "added p50"):
+        table.add_column(heading, justify="right" if "p50" in heading or "through" in heading else "left")
+    for row in rows:
+        if row.passed:
+            added = f"{max(0.0, row.routed_s - row.direct_s) * 1e3:.2f} ms"
+            times = (f"{row.direct_s * 1e3:.2f} ms", f"{row.routed_s * 1e3:.2f} ms", added)
+            table.add_row(row.protocol, row.what, "[green]ok[/]", *times)
+        else:
+            table.add_row(row.protocol, row.what, f"[red]{row.error}[/]", "", "", "")
+    console.print(table)
+
+
+def _check(protocol: str, what: str, connect: Callable[[str], Call], direct: str, routed: str) -> Row:
+    times: tuple[list[float], list[float]] = ([], [])
+    try:
+        calls = connect(direct), connect(routed)
+        for _ in range(CALLS):
+            for call, taken in zip(calls, times, strict=True):
+                taken.append(call())
+    except Exception as failure:  # whatever a client raises is the check's result
+        return Row(protocol, what, 0.0, 0.0, f"{type(failure).__name__}: {failure}")
+    return Row(protocol, what, median(times[0]), median(times[1]), "")
+
+
+def _connect(url: str) -> http.client.HTTPConnection:
+    parts = urlsplit(url)
+    return http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+
+
+def _unary(url: str) -> Call:
+    connection = _connect(url)
+    body = json.dumps(_CHAT)
+
+    def call() -> float:
+        began = perf_counter()
+        connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+        response = connection.getresponse()
+        answer = json.loads(response.read())
+        took = perf_counter() - began
+        if response.status != 200 or not answer["choices"][0]["message"]["content"]:
+            raise CheckError(f"status {response.status}")
+        return took
+
+    return call
+
+
+def _stream(url: str) -> Call:
+    connection = _connect(url)
+    body = json.dumps({**_CHAT, "stream": True})
+
+    def call() -> float:
+        began = perf_counter()
+        connection.request("POST", "/v1/chat/completions", body, {"content-type": "application/json"})
+        response = connection.getresponse()
+        first = response.readline()
+        took = perf_counter() - began
+        rest = response.read()
+        if response.status != 200 or not first.startswith(b"data: {") or not rest.endswith(b"data: [DONE]\n\n"):
+            raise CheckError(f"status {response.status}, the stream is not whole")
+        return took
+
+    return call
+
+
+def _policy(url: str, host: str) -> Call:
+    from websockets.sync.client import connect
+
+    parts = urlsplit(url)
+    socket = connect(
+        f"ws://{host}:{parts.port}/",
+        sock=create_connection((parts.hostname, parts.port), TIMEOUT_S),
+        compression=None,
+        max_size=None,
+        open_timeout=TIMEOUT_S,
+        close_timeout=1.0,
+    )
+    metadata = msgspec.msgpack.decode(socket.recv(timeout=TIMEOUT_S))
+    if not isinstance(metadata, dict):
+        raise CheckError("the policy server did not speak first")
+    observation = msgspec.msgpack.encode({"state": [0.0] * 14, "prompt": "fold the towel"})
+
+    def call() -> float:
+        began = perf_counter()
+        socket.send(observation)
+        answer = socket.recv(timeout=TIMEOUT_S)
+        took = perf_counter() - began
+        if not isinstance(answer, bytes) or "actions" not in msgspec.msgpack.decode(answer, strict=False):
+            raise CheckError(f"no actions: {answer[:80]!r}")
+        return took
+
+    return call

@@ -1,0 +1,75 @@
+"""`router serve`: the daemon with a static table."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from typing import Any
+
+import click
+import uvloop
+
+from router.app import EXIT_BIND, EXIT_FATAL, BindError, Supervisor
+from router.cli.options import make_settings, settings_options
+from router.config.settings import Settings
+
+
+@click.command()
+@settings_options
+@click.option("--check", is_flag=True, help="Check settings and table, say so, and exit 0 or 2.")
+def serve(check: bool, **values: Any) -> None:
+    """Serve a static table of replicas.
+
+    \b
+    router serve --replica http://127.0.0.1:30000 --replica http://127.0.0.1:30001
+    router serve --config router.toml --workers 2
+
+    SIGTERM drains, SIGINT ends at once, SIGHUP reads the file again and reopens the access log.
+    """
+    settings = make_settings(values)
+    if check:
+        table = settings.table(1)
+        click.echo(f"ok: {len(table.endpoints)} endpoints, {sum(len(e.replicas) for e in table.endpoints)} replicas")
+        return
+    configure_logging(settings.log_level)
+    sys.exit(uvloop.run(_serve(settings)))
+
+
+def configure_logging(level: str) -> None:
+    """Send the process log to stderr."""
+    logging.basicConfig(
+        format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s", level=level, stream=sys.stderr
+    )
+
+
+def ready_line(supervisor: Supervisor, **more: object) -> str:
+    """Return the JSON line that tells where the daemon is to be found."""
+    return json.dumps({"event": "ready", "listen": supervisor.listen, "admin": supervisor.admin, **more})
+
+
+async def start(supervisor: Supervisor) -> int:
+    """Start; return 0, or the exit code of what went wrong, which was said on stderr."""
+    try:
+        await supervisor.start()
+    except BindError as refusal:
+        click.echo(f"Error: {refusal}", err=True)
+        await supervisor.close()
+        return EXIT_BIND
+    except RuntimeError as failure:
+        click.echo(f"Error: {failure}", err=True)
+        await supervisor.close()
+        return EXIT_FATAL
+    return 0
+
+
+async def _serve(settings: Settings) -> int:
+    supervisor = Supervisor(settings)
+    code = await start(supervisor)
+    if code:
+        return code
+    if settings.json:
+        click.echo(ready_line(supervisor))
+    else:
+        click.echo(f"serving on {', '.join(supervisor.listen)}; admin on {supervisor.admin or 'no address'}", err=True)
+    return await supervisor.run()

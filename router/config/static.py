@@ -1,0 +1,202 @@
+"""The static table: replicas named on the command line, or endpoints in a TOML file.
+
+    [[endpoint]]
+    name = "llama"
+    hosts = ["llama.example.com"]        # default: any host
+    path_prefixes = ["/v1"]              # default: every path
+    policy = "p2c"                       # p2c | round_robin | random | least_inflight
+    [endpoint.timeouts]
+    first_byte_s = 30
+    [[endpoint.replica]]
+    address = "http://127.0.0.1:30000"
+    weight = 2
+
+Every key of `routing.spec` may stand there. A file that does not parse, or says something impossible, is
+refused whole with the place named; the caller keeps what it had.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from router.routing.load import BOARD_SLOTS, split_address
+from router.routing.spec import (
+    EndpointSpec,
+    HealthSpec,
+    LimitSpec,
+    OutlierSpec,
+    Policy,
+    ReplicaSpec,
+    RouteSpec,
+    Seconds,
+    State,
+    TableSpec,
+    TimeoutSpec,
+    Weight,
+)
+
+_NAME = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
+_HOST = re.compile(r"\*|(\*\.)?[a-z0-9._-]+(:[0-9]{1,5})?|\[[0-9a-f:.]+\](:[0-9]{1,5})?")
+
+
+class ConfigError(ValueError):
+    """Settings or a file that cannot be used; the text names the field and says what it should be."""
+
+
+class ReplicaEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """One `[[endpoint.replica]]`. The id is made of the address when it is left out."""
+
+    address: str
+    id: str = ""
+    weight: Weight = 1.0
+    state: State = "READY"
+
+
+class EndpointEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """One `[[endpoint]]`."""
+
+    name: str
+    hosts: tuple[str, ...] = ("*",)
+    path_prefixes: tuple[str, ...] = ("/",)
+    policy: Policy = "p2c"
+    slow_start_s: Seconds = 0.0
+    retries: int = 2
+    health: HealthSpec = HealthSpec()
+    outlier: OutlierSpec = OutlierSpec()
+    timeouts: TimeoutSpec = TimeoutSpec()
+    limits: LimitSpec = LimitSpec()
+    replica: list[ReplicaEntry] = []
+
+
+class File(msgspec.Struct, forbid_unknown_fields=True):
+    """The whole file: settings by the names of their flags, and endpoints."""
+
+    router: dict[str, Any] = {}
+    endpoint: list[EndpointEntry] = []
+
+
+def read_file(path: str) -> File:
+    """Read and check a TOML file; `ConfigError` names the file and the place in it."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as failure:
+        raise ConfigError(f"{path}: cannot be read: {failure}") from None
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as failure:
+        raise ConfigError(f"{path}: not TOML: {failure}") from None
+    try:
+        return msgspec.convert(raw, File)
+    except msgspec.ValidationError as failure:
+        complaint, _, place = str(failure).partition(" - at `$")
+        raise ConfigError(f"{path}: {place.strip('.`') or 'file'}: {complaint}") from None
+
+
+class SlotBook:
+    """Gives each replica a cell of the load board, the same one as long as it is in the table."""
+
+    __slots__ = ("_by_replica", "_free", "_next")
+
+    def __init__(self) -> None:
+        self._by_replica: dict[tuple[str, str, str], int] = {}
+        self._free: list[int] = []
+        self._next = 0
+
+    def assign(self, spec: TableSpec) -> TableSpec:
+        """Return `spec` with slots filled in; cells of replicas that left are free from the next call on."""
+        present = {(e.name, r.id, r.address) for e in spec.endpoints for r in e.replicas}
+        left = [key for key in self._by_replica if key not in present]
+        endpoints = tuple(
+            msgspec.structs.replace(
+                endpoint,
+                replicas=tuple(
+                    msgspec.structs.replace(replica, slot=self._slot((endpoint.name, replica.id, replica.address)))
+                    for replica in endpoint.replicas
+                ),
+            )
+            for endpoint in spec.endpoints
+        )
+        for key in left:
+            self._free.append(self._by_replica.pop(key))
+        return msgspec.structs.replace(spec, endpoints=endpoints)
+
+    def _slot(self, key: tuple[str, str, str]) -> int:
+        slot = self._by_replica.get(key)
+        if slot is None:
+            if self._free:
+                slot = self._free.pop()
+            else:
+                slot, self._next = self._next, self._next + 1
+            if slot >= BOARD_SLOTS:
+                raise ConfigError(f"more than {BOARD_SLOTS} replicas in one table")
+            self._by_replica[key] = slot
+        return slot
+
+
+def build_table(entries: list[EndpointEntry], version: int, source: str) -> TableSpec:
+    """Turn entries into a table; `ConfigError` names the field, with `source` before it."""
+    names: set[str] = set()
+    endpoints: list[EndpointSpec] = []
+    routes: list[RouteSpec] = []
+    claimed: dict[tuple[str, str], str] = {}
+    for i, entry in enumerate(entries):
+        place = f"{source}: endpoint[{i}]"
+        if not _NAME.fullmatch(entry.name):
+            raise ConfigError(f"{place}.name: {entry.name!r} is not of letters, digits and ._:/-, up to 128")
+        if entry.name in names:
+            raise ConfigError(f"{place}.name: {entry.name!r} stands twice")
+        names.add(entry.name)
+        endpoints.append(
+            EndpointSpec(
+                name=entry.name,
+                replicas=_replicas(entry.replica, place),
+                policy=entry.policy,
+                slow_start_s=entry.slow_start_s,
+                retries=entry.retries,
+                health=entry.health,
+                outlier=entry.outlier,
+                timeouts=entry.timeouts,
+                limits=entry.limits,
+            )
+        )
+        for route in _routes(entry, place):
+            other = claimed.setdefault((route.host, route.path_prefix), entry.name)
+            if other != entry.name:
+                raise ConfigError(f"{place}: host {route.host!r} with {route.path_prefix!r} belongs to {other!r}")
+            routes.append(route)
+    return TableSpec(version=version, endpoints=tuple(endpoints), routes=tuple(routes))
+
+
+def _replicas(entries: list[ReplicaEntry], place: str) -> tuple[ReplicaSpec, ...]:
+    replicas: list[ReplicaSpec] = []
+    ids: set[str] = set()
+    for j, entry in enumerate(entries):
+        try:
+            _, host, port = split_address(entry.address)
+        except ValueError as failure:
+            raise ConfigError(f"{place}.replica[{j}].address: {failure}") from None
+        replica_id = entry.id or f"{host}:{port}"
+        if not _NAME.fullmatch(replica_id.replace("[", "").replace("]", "")):
+            raise ConfigError(f"{place}.replica[{j}].id: {replica_id!r} is not of letters, digits and ._:/-")
+        if replica_id in ids:
+            raise ConfigError(f"{place}.replica[{j}].id: {replica_id!r} stands twice")
+        ids.add(replica_id)
+        replicas.append(ReplicaSpec(replica_id, entry.address, entry.weight, entry.state))
+    return tuple(replicas)
+
+
+def _routes(entry: EndpointEntry, place: str) -> list[RouteSpec]:
+    routes: list[RouteSpec] = []
+    for host in entry.hosts:
+        if not _HOST.fullmatch(host.lower()):
+            raise ConfigError(f"{place}.hosts: {host!r} is not a host, `*` or `*.domain`")
+        for prefix in entry.path_prefixes:
+            if not prefix.startswith("/") or not prefix.isascii() or not prefix.isprintable() or " " in prefix:
+                raise ConfigError(f"{place}.path_prefixes: {prefix!r} is not a path beginning with /")
+            routes.append(RouteSpec(host.lower(), prefix, entry.name))
+    return routes

@@ -1,0 +1,141 @@
+"""What supervisor and workers say to each other: length-prefixed msgpack over a socket pair.
+
+A worker is told its settings and table first, and says that it is ready once it accepts. Everything after
+is small: a new table, a verdict on a replica's health, a question with a number that its answer repeats.
+The channel's end means that the other process is gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import msgspec
+
+from router.routing.spec import TableSpec
+from router.telemetry import WorkerSnapshot
+from router.transport.codec.h1.limits import ServerLimits
+
+MAX_MESSAGE_BYTES = 256 * 1024 * 1024  # a snapshot of 10^5 replicas is some 20 MB
+
+
+class Start(msgspec.Struct, tag="start"):
+    """Everything a worker must know before it accepts."""
+
+    worker: int
+    workers: int
+    table: TableSpec
+    limits: ServerLimits
+    max_connections: int
+    tokens: list[str] = []
+    access_log: str = ""
+    access_log_sample: float = 1.0
+    log_level: str = "INFO"
+    unhealthy: list[tuple[str, str]] = []
+
+
+class SwapTable(msgspec.Struct, tag="table"):
+    """A newer table, swapped in whole; `tokens` replace the gate's."""
+
+    table: TableSpec
+    tokens: list[str]
+
+
+class Health(msgspec.Struct, tag="health"):
+    """The verdict of active checks on one replica."""
+
+    endpoint: str
+    replica: str
+    is_healthy: bool
+
+
+class Drain(msgspec.Struct, tag="drain"):
+    """Stop accepting, finish what is under way, then say how many were cut after `deadline_s`."""
+
+    deadline_s: float
+
+
+class Ask(msgspec.Struct, tag="ask"):
+    """Ask for a snapshot of all counters."""
+
+    question: int
+
+
+class Explain(msgspec.Struct, tag="explain"):
+    """Ask what would happen to a request."""
+
+    question: int
+    host: str
+    path: str
+
+
+class SetLogLevel(msgspec.Struct, tag="log"):
+    """Change the level of the process log."""
+
+    level: str
+
+
+class ReopenLogs(msgspec.Struct, tag="reopen"):
+    """Open the access log anew: it was rotated."""
+
+
+class Ready(msgspec.Struct, tag="ready"):
+    """The worker accepts."""
+
+    pid: int
+
+
+class Counted(msgspec.Struct, tag="counted"):
+    """The answer to `Ask`."""
+
+    question: int
+    snapshot: WorkerSnapshot
+
+
+class Explained(msgspec.Struct, tag="explained"):
+    """The answer to `Explain`: JSON made by the worker."""
+
+    question: int
+    explanation: msgspec.Raw
+
+
+class Drained(msgspec.Struct, tag="drained"):
+    """The worker is done and about to exit."""
+
+    cut: int
+
+
+ToWorker = Start | SwapTable | Health | Drain | Ask | Explain | SetLogLevel | ReopenLogs
+FromWorker = Ready | Counted | Explained | Drained
+
+_encoder = msgspec.msgpack.Encoder()
+to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
+
+
+def pack(message: ToWorker | FromWorker) -> bytes:
+    """Return the message with its length before it, four bytes, big-endian."""
+    body = _encoder.encode(message)
+    return len(body).to_bytes(4, "big") + body
+
+
+class Unpacker:
+    """Cuts a byte stream into message bodies."""
+
+    __slots__ = ("_buffer",)
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield each body that is complete. ValueError for a length no peer of ours would send."""
+        buffer = self._buffer
+        buffer += data
+        while len(buffer) >= 4:
+            end = 4 + int.from_bytes(buffer[:4], "big")
+            if end > MAX_MESSAGE_BYTES:
+                raise ValueError(f"control message of {end - 4} bytes")
+            if len(buffer) < end:
+                return
+            body = bytes(buffer[4:end])
+            del buffer[:end]
+            yield body

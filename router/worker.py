@@ -1,0 +1,324 @@
+"""One worker: an event loop that relays. Started by the supervisor, ends with it.
+
+    python -m router.worker CONTROL_FD BOARD_FD LISTEN_FD…
+
+It owns the data path's objects and nothing else: no store, no health checks, no admin. Imports neither
+grpc nor protobuf. Table and settings come over the control channel; counters go back over it when asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import mmap
+import os
+import secrets
+import signal
+import socket
+import sys
+from time import monotonic
+from typing import Any, assert_never
+
+import msgspec
+import uvloop
+
+from router.clock import Clock
+from router.control import (
+    Ask,
+    Counted,
+    Drain,
+    Drained,
+    Explain,
+    Explained,
+    Health,
+    Ready,
+    ReopenLogs,
+    SetLogLevel,
+    Start,
+    SwapTable,
+    ToWorker,
+    Unpacker,
+    pack,
+    to_worker,
+)
+from router.deadlines import TICK_S, DeadlineWheel
+from router.edge.access_log import AccessLog
+from router.edge.admission import AdmissionGate
+from router.edge.listener import Listener
+from router.errors import Kind, ProxyError, Source
+from router.exchange import Core
+from router.routing.explain import explain
+from router.routing.load import BOARD_SLOTS, LoadBoard
+from router.routing.outlier import is_ready
+from router.routing.table import Table
+from router.telemetry import GcWatch, ReplicaSnapshot, WorkerCounters, WorkerSnapshot
+from router.transport.outbox import Outbox
+from router.transport.shell import Reactor
+from router.transport.tasks import spawn
+from router.transport.upstream.pool import ConnectionPool
+
+_log = logging.getLogger("router.worker")
+
+# Young objects of a request die by reference count; a rare collection is enough for the few cycles that
+# asyncio leaves behind.
+GC_THRESHOLDS = (50_000, 20, 50)
+DRAIN_POLL_S = 0.05
+
+
+class Worker:
+    """Builds the data path from `Start` and obeys the control channel."""
+
+    def __init__(self, start: Start, board: LoadBoard | None, control: ControlProtocol) -> None:
+        self._index = start.worker
+        self._control = control
+        self.clock = Clock()
+        self.counters = WorkerCounters()
+        self.wheel = DeadlineWheel(self.clock.now)
+        self.outbox = Outbox(self.clock)
+        self.reactor = Reactor(self.clock, self.outbox, self.wheel, self.counters)
+        self.pool = ConnectionPool(self.reactor)
+        self.gate = AdmissionGate(start.tokens)
+        self._board = board
+        self.access_log = (
+            AccessLog(start.access_log, start.access_log_sample, self.counters) if start.access_log else None
+        )
+        table = Table.build(start.table, None, self.clock.now, board)
+        self.core = Core(
+            table,
+            self.gate,
+            self.pool,
+            self.clock,
+            self.wheel,
+            secrets.token_hex(8).encode(),
+            self.access_log,
+        )
+        self._adopt(table)
+        for endpoint, replica in start.unhealthy:
+            self._set_health(Health(endpoint, replica, is_healthy=False))
+        self.listener = Listener(self.core, self.reactor, start.limits, start.max_connections)
+        self._loop = asyncio.get_running_loop()
+        self._gc = GcWatch(self.counters.gc_pause)
+        self._next_tick_s = monotonic() + TICK_S
+        self.draining = False
+
+    async def run(self, sockets: list[socket.socket]) -> None:
+        """Accept, and say so."""
+        await self.listener.listen(sockets)
+        self._tick()
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
+        self._control.send(Ready(os.getpid()))
+
+    def obey(self, message: ToWorker) -> None:
+        """Carry out one message of the supervisor."""
+        match message:
+            case SwapTable():
+                self.swap(message)
+            case Health():
+                self._set_health(message)
+            case Ask():
+                self._control.send(Counted(message.question, self.snapshot()))
+            case Explain():
+                found = explain(self.core.table, message.host, message.path, self.clock.read())
+                self._control.send(Explained(message.question, msgspec.Raw(msgspec.msgpack.encode(found))))
+            case Drain():
+                spawn(self._drain(message.deadline_s), "drain")
+            case SetLogLevel():
+                logging.getLogger().setLevel(message.level)
+            case ReopenLogs():
+                if self.access_log is not None:
+                    self.access_log.reopen()
+            case Start():
+                raise ValueError("a worker starts once")
+            case _:
+                assert_never(message)
+
+    def swap(self, message: SwapTable) -> None:
+        """Put a newer table in place: one attribute store; then retire what left."""
+        table = Table.build(message.table, self.core.table, self.clock.read(), self._board)
+        for endpoint in self.core.table.endpoints.values():
+            endpoint.watch_again = None
+        self.core.table = table
+        self.gate.set_tokens(message.tokens)
+        self._adopt(table)
+        self.outbox.flush()
+
+    def _adopt(self, table: Table) -> None:
+        for endpoint in table.endpoints.values():
+            endpoint.watch_again = self.wheel.watch
+            self.wheel.watch(endpoint)
+        self.pool.keep_only(frozenset(replica for _, replica in table.replicas()))
+
+    def _set_health(self, verdict: Health) -> None:
+        endpoint = self.core.table.endpoints.get(verdict.endpoint)
+        if endpoint is None:
+            return
+        for replica in endpoint.replicas:
+            if replica.id == verdict.replica:
+                endpoint.set_health(replica, is_healthy=verdict.is_healthy, now=self.clock.read())
+
+    def _tick(self) -> None:
+        """Turn the wheel. How late this comes is the loop's lag: the time something else held the loop."""
+        now = self.clock.read()
+        self.counters.loop_lag.observe(max(0.0, now - self._next_tick_s))
+        self.wheel.turn(now)
+        self.outbox.flush()
+        self._next_tick_s = monotonic() + TICK_S
+        self._loop.call_later(TICK_S, self._tick)
+
+    async def _drain(self, deadline_s: float) -> None:
+        """Finish what is under way; cut what is left at the deadline, WebSockets with 1012."""
+        self.draining = True
+        self.gate.is_draining = True
+        self.listener.stop_accepting()
+        ends_s = monotonic() + deadline_s
+        self.listener.drain()
+        while self.core.in_flight and monotonic() < ends_s:
+            await asyncio.sleep(DRAIN_POLL_S)
+        self.clock.read()
+        cut = self.listener.cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self.core.in_flight else 0
+        while self.listener.open_connections and monotonic() < ends_s + 1.0:
+            await asyncio.sleep(DRAIN_POLL_S)
+        self.close()
+        self._control.send(Drained(cut))
+        self._control.end()
+
+    def close(self) -> None:
+        """Write the log's rest."""
+        if self.access_log is not None:
+            self.access_log.close()
+        self._gc.close()
+
+    def snapshot(self) -> WorkerSnapshot:
+        """Copy every counter."""
+        counters = self.counters
+        numbers = {
+            name: value for name in counters.__slots__ if isinstance(value := getattr(counters, name), int)
+        }
+        table = self.core.table
+        endpoints = {name: endpoint.counters.snapshot() for name, endpoint in table.endpoints.items()}
+        endpoints[""] = self.core.unrouted.snapshot()
+        now = self.clock.now
+        return WorkerSnapshot(
+            worker=self._index,
+            pid=os.getpid(),
+            table_version=table.version,
+            draining=self.draining,
+            in_flight=self.core.in_flight,
+            counters=numbers,
+            histograms={
+                "loop_lag": counters.loop_lag.snapshot(),
+                "gc_pause": counters.gc_pause.snapshot(),
+            },
+            endpoints=endpoints,
+            replicas=[
+                ReplicaSnapshot(
+                    endpoint=endpoint.name,
+                    id=replica.id,
+                    address=replica.address,
+                    state=replica.state,
+                    is_healthy=replica.is_healthy,
+                    is_ready=is_ready(replica),
+                    is_ejected=replica.ejected_until_s > now,
+                    weight=replica.weight,
+                    in_flight=replica.in_flight,
+                    requests=replica.requests,
+                    failures=replica.failures,
+                    backpressured=replica.backpressured,
+                    ejections=replica.ejections,
+                    latency_s=replica.latency_s,
+                    pooled=self.pool.idle_count(replica),
+                )
+                for endpoint, replica in table.replicas()
+            ],
+        )
+
+
+class ControlProtocol(asyncio.Protocol):
+    """The worker's end of the control channel. The supervisor's death is the worker's."""
+
+    def __init__(self, board: LoadBoardMaker, sockets: list[socket.socket]) -> None:
+        self._unpacker = Unpacker()
+        self._make_board = board
+        self._sockets = sockets
+        self._worker: Worker | None = None
+        self._transport: Any = None
+        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport."""
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Obey each message."""
+        for body in self._unpacker.feed(data):
+            message = to_worker.decode(body)
+            if isinstance(message, Start):
+                logging.getLogger().setLevel(message.log_level)
+                self._worker = Worker(message, self._make_board(message), self)
+                spawn(self._run(self._worker), "start")
+            elif self._worker is not None:
+                try:
+                    self._worker.obey(message)
+                except Exception:
+                    _log.exception("a control message was not carried out; the table stays as it was")
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End the process."""
+        self.end()
+
+    def send(self, message: Ready | Counted | Explained | Drained) -> None:
+        """Answer the supervisor."""
+        self._transport.write(pack(message))
+
+    def end(self) -> None:
+        """Let `main` return once what was sent is written."""
+        if not self._transport.is_closing():
+            self._transport.close()
+        elif not self.ended.done():
+            self.ended.set_result(None)
+
+    async def _run(self, worker: Worker) -> None:
+        try:
+            await worker.run(self._sockets)
+        except Exception:
+            _log.exception("the worker could not start")
+            self.end()
+
+
+class LoadBoardMaker:
+    """Maps the shared in-flight board once the number of workers is known; None for a single worker."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __call__(self, start: Start) -> LoadBoard | None:
+        """Return this worker's view of the board."""
+        if start.workers == 1:
+            return None
+        shared = mmap.mmap(self._fd, start.workers * BOARD_SLOTS * 8)
+        return LoadBoard(memoryview(shared), start.worker, start.workers, BOARD_SLOTS)
+
+
+async def _serve(control_fd: int, board_fd: int, listen_fds: list[int]) -> None:
+    loop = asyncio.get_running_loop()
+    sockets = [socket.socket(fileno=fd) for fd in listen_fds]
+    protocol = ControlProtocol(LoadBoardMaker(board_fd), sockets)
+    await loop.create_unix_connection(lambda: protocol, sock=socket.socket(fileno=control_fd))
+    await protocol.ended
+
+
+def main() -> None:
+    """Run one worker; see the module."""
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s", stream=sys.stderr)
+    # The terminal sends its signals to every process; what they mean is the supervisor's to say.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    control_fd, board_fd, *listen_fds = map(int, sys.argv[1:])
+    uvloop.run(_serve(control_fd, board_fd, listen_fds))
+
+
+if __name__ == "__main__":
+    main()

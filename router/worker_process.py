@@ -1,0 +1,194 @@
+"""The supervisor's side of one worker: its process, its control channel, its replacement.
+
+A worker that dies is started again on the same listening sockets, which the supervisor keeps open: what
+waited in the accept queue meanwhile is served by the new one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from router.control import (
+    Ask,
+    Counted,
+    Drain,
+    Drained,
+    Explain,
+    Explained,
+    Ready,
+    Unpacker,
+    from_worker,
+    pack,
+)
+from router.transport.tasks import spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.control import Start, ToWorker
+    from router.telemetry import WorkerSnapshot
+
+_log = logging.getLogger("router.supervisor")
+
+READ_BYTES = 262_144
+RESTART_FLOOR_S = 0.1  # the wait before a replacement doubles while workers die young
+RESTART_CEILING_S = 5.0
+OLD_AGE_S = 10.0
+
+
+class WorkerProcess:
+    """One place among the workers, filled by one process after another."""
+
+    def __init__(
+        self,
+        index: int,
+        make_start: Callable[[int], Start],
+        board_fd: int,
+        sockets: list[socket.socket],
+        on_death: Callable[[int], None],
+    ) -> None:
+        self.index = index
+        self.pid = 0
+        self.state = "starting"
+        self.restarts = 0
+        self.cut = 0
+        self.last: WorkerSnapshot | None = None
+        self.is_stalled = False
+        self.ready = asyncio.Event()
+        self._make_start = make_start
+        self._board_fd = board_fd
+        self._sockets = sockets
+        self._on_death = on_death
+        self._process: asyncio.subprocess.Process | None = None
+        self._channel: asyncio.StreamWriter | None = None
+        self._questions: dict[int, asyncio.Future[Counted | Explained]] = {}
+        self._asked = 0
+        self._is_stopping = False
+        self._task = spawn(self._keep_running(), f"worker {index}")
+
+    def send(self, message: ToWorker) -> None:
+        """Tell it something; dropped while no process is there, since the next one starts with all of it."""
+        self.send_packed(pack(message))
+
+    def send_packed(self, packed: bytes) -> None:
+        """Tell it something that was packed once for all workers."""
+        if self._channel is not None and not self._channel.is_closing():
+            self._channel.write(packed)
+
+    async def ask(self, limit_s: float) -> WorkerSnapshot | None:
+        """Return its counters, or its last known ones if it does not answer in time."""
+        answer = await self._question(Ask(self._next_question()), limit_s)
+        self.is_stalled = answer is None and self.state == "ready"
+        if isinstance(answer, Counted):
+            self.last = answer.snapshot
+        return self.last
+
+    async def explain(self, host: str, path: str, limit_s: float) -> dict[str, object] | None:
+        """Ask where a request would go."""
+        answer = await self._question(Explain(self._next_question(), host, path), limit_s)
+        if not isinstance(answer, Explained):
+            return None
+        found: dict[str, object] = msgspec.msgpack.decode(answer.explanation)
+        return found
+
+    async def drain(self, deadline_s: float, grace_s: float) -> None:
+        """Let it finish; kill it when it does not end by itself."""
+        self._is_stopping = True
+        self.state = "draining"
+        self.send(Drain(deadline_s))
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self._task), deadline_s + grace_s)
+        await self.kill()
+
+    async def kill(self) -> None:
+        """End it at once."""
+        self._is_stopping = True
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+        if not self._task.done():
+            try:
+                await asyncio.wait_for(self._task, 5.0)
+            except TimeoutError:
+                _log.error("worker %d did not end", self.index)
+
+    def _next_question(self) -> int:
+        self._asked += 1
+        return self._asked
+
+    async def _question(self, question: Ask | Explain, limit_s: float) -> Counted | Explained | None:
+        if self.state not in ("ready", "draining"):
+            return None
+        future: asyncio.Future[Counted | Explained] = asyncio.get_running_loop().create_future()
+        self._questions[question.question] = future
+        self.send(question)
+        try:
+            return await asyncio.wait_for(future, limit_s)
+        except (TimeoutError, asyncio.CancelledError):
+            return None
+        finally:
+            self._questions.pop(question.question, None)
+
+    async def _keep_running(self) -> None:
+        wait_s = RESTART_FLOOR_S
+        loop = asyncio.get_running_loop()
+        while not self._is_stopping:
+            began_s = loop.time()
+            await self._run_once()
+            self._forget_process()
+            if self._is_stopping:
+                break
+            self.restarts += 1
+            wait_s = RESTART_FLOOR_S if loop.time() - began_s > OLD_AGE_S else min(wait_s * 2, RESTART_CEILING_S)
+            code = self._process.returncode if self._process is not None else None
+            _log.error("worker %d ended with %s; the next one starts in %.1f s", self.index, code, wait_s)
+            self.state = "restarting"
+            self._on_death(self.index)
+            await asyncio.sleep(wait_s)
+        self.state = "stopped"
+
+    async def _run_once(self) -> None:
+        ours, theirs = socket.socketpair()
+        fds = (theirs.fileno(), self._board_fd, *(sock.fileno() for sock in self._sockets))
+        try:
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "router.worker", *map(str, fds),
+                stdin=asyncio.subprocess.DEVNULL, pass_fds=fds,
+            )  # fmt: skip
+        finally:
+            theirs.close()
+        self.pid = self._process.pid
+        reader, self._channel = await asyncio.open_unix_connection(sock=ours)
+        self.send(self._make_start(self.index))
+        unpacker = Unpacker()
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(READ_BYTES):
+                for body in unpacker.feed(data):
+                    self._take(from_worker.decode(body))
+        self._channel.close()
+        await self._process.wait()
+
+    def _take(self, message: Ready | Counted | Explained | Drained) -> None:
+        if isinstance(message, Ready):
+            if self.state != "draining":
+                self.state = "ready"
+            self.ready.set()
+        elif isinstance(message, Drained):
+            self.cut = message.cut
+        else:
+            future = self._questions.get(message.question)
+            if future is not None and not future.done():
+                future.set_result(message)
+
+    def _forget_process(self) -> None:
+        self.ready.clear()
+        self._channel = None
+        for future in self._questions.values():
+            future.cancel()
