@@ -150,7 +150,7 @@ class Supervisor:
             entries = self._settings.entries()
             self._apply(entries)
         except ConfigError as refusal:
-            _log.error("reload refused, the old table stays: %s", refusal)  # noqa: TRY400 - no traceback: the text says all
+            _log.error("reload refused, the old table stays: %s", refusal)
             self._last_reload = {"ok": False, "error": str(refusal), "at_epoch_s": now}
         else:
             _log.info("reloaded: table version %d", self._table.version)

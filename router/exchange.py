@@ -13,6 +13,7 @@ it nothing is sent and nothing heard. Imports no asyncio and no protocol.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Protocol
 
 from router.errors import WIRE, Kind, ProxyError, Retry, Source
@@ -26,7 +27,7 @@ from router.routing.load import (
     Lease,
 )
 from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream
-from router.telemetry import EndpointCounters
+from router.telemetry import BOUNDS_S, EndpointCounters
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,16 +176,16 @@ class Exchange:
         "_refusal",
         "_replay",
         "_replay_ended",
-        "_request_paused",
         "_request_id",
+        "_request_paused",
         "_response_paused",
         "_retries",
         "_sent_bytes",
         "_sent_s",
         "_started_s",
         "_status",
-        "_tunnel_ends",
         "_ttfb_s",
+        "_tunnel_ends",
         "_upstream",
         "tried",
         "watch_slot",
@@ -620,13 +621,18 @@ class Exchange:
         counters.statuses[status] = counters.statuses.get(status, 0) + 1
         counters.bytes_received += self._received_bytes
         counters.bytes_sent += self._sent_bytes
-        counters.duration.observe(duration_s)
+        durations = counters.duration  # written out: a call costs as much as the work in it
+        durations.counts[bisect_left(BOUNDS_S, duration_s)] += 1
+        durations.sum_s += duration_s
         endpoint = self._endpoint
         if endpoint is not None:
             counters.in_flight -= 1
             if self._ttfb_s:
-                counters.first_byte.observe(self._ttfb_s)
-                counters.overhead.observe(self._overhead_s)
+                first_bytes, overheads = counters.first_byte, counters.overhead
+                first_bytes.counts[bisect_left(BOUNDS_S, self._ttfb_s)] += 1
+                first_bytes.sum_s += self._ttfb_s
+                overheads.counts[bisect_left(BOUNDS_S, self._overhead_s)] += 1
+                overheads.sum_s += self._overhead_s
         if core.access_log is not None:
             head = self._head
             assert head is not None

@@ -175,11 +175,11 @@ class Worker:
         self.listener.stop_accepting()
         ends_s = monotonic() + deadline_s
         self.listener.drain()
-        while self.core.in_flight and monotonic() < ends_s:
+        while self.core.in_flight and monotonic() < ends_s:  # noqa: ASYNC110 - no event on the hot path for this
             await asyncio.sleep(DRAIN_POLL_S)
         self.clock.read()
         cut = self.listener.cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self.core.in_flight else 0
-        while self.listener.open_connections and monotonic() < ends_s + 1.0:
+        while self.listener.open_connections and monotonic() < ends_s + 1.0:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL_S)
         self.close()
         self._control.send(Drained(cut))

@@ -119,6 +119,9 @@ class WorkerProcess:
             except TimeoutError:
                 _log.error("worker %d did not end", self.index)
 
+    def _was_stopped(self) -> bool:
+        return self._is_stopping
+
     def _next_question(self) -> int:
         self._asked += 1
         return self._asked
@@ -143,7 +146,7 @@ class WorkerProcess:
             began_s = loop.time()
             await self._run_once()
             self._forget_process()
-            if self._is_stopping:
+            if self._was_stopped():
                 break
             self.restarts += 1
             wait_s = RESTART_FLOOR_S if loop.time() - began_s > OLD_AGE_S else min(wait_s * 2, RESTART_CEILING_S)

@@ -19,7 +19,7 @@ from router.config.settings import Settings
 @settings_options
 @click.option("--check", is_flag=True, help="Check settings and table, say so, and exit 0 or 2.")
 def serve(check: bool, **values: Any) -> None:
-    """Serve a static table of replicas.
+    r"""Serve a static table of replicas.
 
     \b
     router serve --replica http://127.0.0.1:30000 --replica http://127.0.0.1:30001
@@ -30,7 +30,8 @@ def serve(check: bool, **values: Any) -> None:
     settings = make_settings(values)
     if check:
         table = settings.table(1)
-        click.echo(f"ok: {len(table.endpoints)} endpoints, {sum(len(e.replicas) for e in table.endpoints)} replicas")
+        replicas = sum(len(endpoint.replicas) for endpoint in table.endpoints)
+        click.echo(f"ok: {len(table.endpoints)} endpoints, {replicas} replicas")
         return
     configure_logging(settings.log_level)
     sys.exit(uvloop.run(_serve(settings)))
@@ -71,5 +72,6 @@ async def _serve(settings: Settings) -> int:
     if settings.json:
         click.echo(ready_line(supervisor))
     else:
-        click.echo(f"serving on {', '.join(supervisor.listen)}; admin on {supervisor.admin or 'no address'}", err=True)
+        where = ", ".join(supervisor.listen)
+        click.echo(f"serving on {where}; admin on {supervisor.admin or 'no address'}", err=True)
     return await supervisor.run()

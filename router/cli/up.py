@@ -1,5 +1,7 @@
-"""`router up`: everything on one machine. Two simulated replicas and a robot policy server behind a router,
-which first checks itself through every protocol it has and then keeps serving.
+"""`router up`: everything on one machine.
+
+Two simulated replicas and a robot policy server behind a router, which first checks itself through every
+protocol it has and then keeps serving.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ POLICY_HOST = "policy.localhost"
 @click.option("--once", is_flag=True, help="End after the check: exit 0 if all of it passed, 1 if not.")
 @click.option("--no-check", is_flag=True, help="Serve at once.")
 def up(replicas: int, time_scale: float, once: bool, no_check: bool, **values: Any) -> None:
-    """Run replicas and a router on this machine, check every protocol, keep serving.
+    r"""Run replicas and a router on this machine, check every protocol, keep serving.
 
     \b
     router up            # Ctrl-C ends it
@@ -49,9 +51,10 @@ def up(replicas: int, time_scale: float, once: bool, no_check: bool, **values: A
 
 async def _up(values: dict[str, Any], replicas: int, time_scale: float, *, once: bool, check: bool) -> int:
     try:
-        from inference_backend.launch import LaunchError, ReplicaProcess
+        from inference_backend.launch import LaunchError, ReplicaProcess  # noqa: PLC0415 - of an extra
     except ImportError as missing:
-        raise click.UsageError(f"{missing}; install the replicas with: pip install 'replica-router[backend]'") from None
+        hint = "install the replicas with: pip install 'replica-router[backend]'"
+        raise click.UsageError(f"{missing}; {hint}") from None
     console = Console(stderr=values["json"])
     async with AsyncExitStack() as stack:
         engines = [ReplicaProcess.simulate(time_scale=time_scale, seed=i) for i in range(replicas)]

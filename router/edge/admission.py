@@ -59,4 +59,4 @@ class AdmissionGate:
     def _is_ours(self, token: bytes) -> bool:
         digest = hashlib.sha256(token).digest()
         # No early exit: the time taken must not tell which token came close.
-        return any([hmac.compare_digest(digest, ours) for ours in self._digests])
+        return any([hmac.compare_digest(digest, ours) for ours in self._digests])  # noqa: C419

@@ -36,7 +36,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         for sock in sockets:
             server = await loop.create_server(
-                lambda: ClientConnection(self),  # type: ignore[arg-type,return-value]
+                lambda: ClientConnection(self),
                 sock=sock,
                 backlog=BACKLOG,
             )

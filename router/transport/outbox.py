@@ -21,7 +21,7 @@ class Touched(Protocol):
 
 
 class Outbox:
-    """The connections touched in this tick, in order."""
+    """The connections touched in this tick; between two of them order does not matter."""
 
     __slots__ = ("_clock", "touched")
 
@@ -31,9 +31,8 @@ class Outbox:
 
     def flush(self) -> None:
         """Flush until nothing is touched."""
-        now = self._clock.now
-        while self.touched:
-            batch = self.touched
-            self.touched = []
-            for shell in batch:
-                shell.flush(now)
+        touched = self.touched
+        if touched:
+            now = self._clock.now
+            while touched:
+                touched.pop().flush(now)

@@ -6,16 +6,17 @@ raised across a callback: an exception is our bug, is logged and costs this one 
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import socket
 import struct
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_NO
 
 if TYPE_CHECKING:
-    import asyncio
-
     from router.clock import Clock
     from router.deadlines import DeadlineWheel
     from router.stream import Codec
@@ -41,7 +42,7 @@ class Reactor:
         self.counters = counters
 
 
-class TcpShell:
+class TcpShell(asyncio.Protocol):
     """One TCP connection: an asyncio protocol that owns a codec. Watched by the deadline wheel."""
 
     __slots__ = (
@@ -80,7 +81,8 @@ class TcpShell:
     def data_received(self, data: bytes) -> None:
         """Hand input to the codec."""
         try:
-            self.codec.receive(data, self._clock.read())
+            self._clock.now = now = monotonic()
+            self.codec.receive(data, now)
         except Exception:
             self._crash()
         self._outbox.flush()
@@ -140,9 +142,10 @@ class TcpShell:
         codec = self.codec
         out = codec.take_output(now)
         if out and not self._closing:
-            if len(out) == 1 and out[0]:
-                self.written_bytes += len(out[0])
-                transport.write(out[0])
+            if len(out) == 2 and 0 < len(out[1]) < JOIN_BYTES:  # a head and its small body: the common case
+                data = out[0] + out[1]
+                self.written_bytes += len(data)
+                transport.write(data)
             else:
                 self._write_all(transport, out)
         if codec.has_held_input:
@@ -181,17 +184,18 @@ class TcpShell:
         self._closing = CLOSE_ABORT
         sock: socket.socket | None = transport.get_extra_info("socket")
         if sock is not None:
-            try:
+            with contextlib.suppress(OSError):  # closed by the kernel already: abort() is all there is to do
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
-            except OSError:
-                pass  # closed by the kernel already; abort() below is then all there is to do
         transport.abort()
 
     def _write_all(self, transport: Any, out: list[bytes]) -> None:
         ends = not out[-1]
         if ends:
             out.pop()
-        if out:
+        if len(out) == 1:
+            self.written_bytes += len(out[0])
+            transport.write(out[0])
+        elif out:
             size = sum(map(len, out))
             self.written_bytes += size
             if size <= JOIN_BYTES:

@@ -26,72 +26,89 @@ MIN_KEEP_S = 0.1
 MAX_IDLE = 1_024  # idle connections kept to one replica
 
 
+class Kept:
+    """What is kept of one replica: idle connections, and how long they may stay so."""
+
+    __slots__ = ("idle", "keep_s")
+
+    def __init__(self) -> None:
+        self.idle: list[UpstreamConnection] = []
+        self.keep_s = DEFAULT_KEEP_S
+
+
 class ConnectionPool:
     """Opens streams on pooled or fresh connections. Lives in one worker's event loop."""
 
-    __slots__ = ("_idle", "_keep_s", "_live", "reactor")
+    __slots__ = ("_kept", "_live", "reactor")
 
     def __init__(self, reactor: Reactor) -> None:
         self.reactor = reactor
-        self._idle: dict[Replica, list[UpstreamConnection]] = {}
-        self._keep_s: dict[Replica, float] = {}
+        self._kept: dict[Replica, Kept] = {}
         self._live: frozenset[Replica] | None = None
 
     def open(
         self, replica: Replica, receiver: ResponseReceiver, connect_s: float, *, fresh: bool
     ) -> UpstreamStream | PendingStream:
         """Return an idle connection's stream at once, or connect. See `exchange.Pool`."""
-        idle = self._idle.get(replica)
-        while idle and not fresh:
-            connection = idle.pop()
-            codec = connection.codec
-            if not codec.is_idle or connection.transport is None:
-                continue
-            if codec.last_moved_s + self.keep_s(replica) <= self.reactor.clock.now:
-                connection.retire()  # last in, first out: all below it are older still
-                continue
-            self.reactor.counters.upstream_reused += 1
-            connection.start(receiver, reused=True)
-            return codec
+        kept = self._kept.get(replica)
+        if kept is not None and not fresh:
+            idle = kept.idle
+            oldest_s = self.reactor.clock.now - kept.keep_s
+            while idle:
+                connection = idle.pop()
+                codec = connection.codec
+                if not codec.is_idle:
+                    continue
+                if codec.last_moved_s <= oldest_s:
+                    connection.retire()  # last in, first out: all below it are older still
+                    continue
+                self.reactor.counters.upstream_reused += 1
+                connection.start(receiver, reused=True)
+                return codec
         return PendingConnect(self, replica, receiver, connect_s)
 
     def put(self, connection: UpstreamConnection) -> None:
         """Take an idle connection back, unless its replica left the table."""
         replica = connection.replica
-        if self._live is not None and replica not in self._live:
-            connection.retire()
-            return
-        idle = self._idle.setdefault(replica, [])
+        kept = self._kept.get(replica)
+        if kept is None:
+            if self._live is not None and replica not in self._live:
+                connection.retire()
+                return
+            kept = self._kept[replica] = Kept()
+        idle = kept.idle
         if len(idle) >= MAX_IDLE:
             idle.pop(0).retire()
         idle.append(connection)
 
     def forget(self, connection: UpstreamConnection) -> None:
         """Drop a connection that is gone."""
-        idle = self._idle.get(connection.replica)
-        if idle and connection in idle:
-            idle.remove(connection)
+        kept = self._kept.get(connection.replica)
+        if kept is not None and connection in kept.idle:
+            kept.idle.remove(connection)
 
     def idle_count(self, replica: Replica) -> int:
         """Return how many idle connections there are to `replica`."""
-        return len(self._idle.get(replica, ()))
+        kept = self._kept.get(replica)
+        return 0 if kept is None else len(kept.idle)
 
     def keep_s(self, replica: Replica) -> float:
         """Return how long a connection to `replica` may stay idle."""
-        return self._keep_s.get(replica, DEFAULT_KEEP_S)
+        kept = self._kept.get(replica)
+        return DEFAULT_KEEP_S if kept is None else kept.keep_s
 
     def learn_idle_cut(self, replica: Replica, after_s: float) -> None:
         """Note that the replica closed a connection that was idle for `after_s`."""
-        self._keep_s[replica] = max(MIN_KEEP_S, min(self.keep_s(replica), after_s * LEARNED_SHARE))
+        kept = self._kept.get(replica)
+        if kept is not None:
+            kept.keep_s = max(MIN_KEEP_S, min(kept.keep_s, after_s * LEARNED_SHARE))
 
     def keep_only(self, live: frozenset[Replica]) -> None:
         """Retire the idle connections of replicas that left the table."""
         self._live = live
-        for replica in [replica for replica in self._idle if replica not in live]:
-            for connection in self._idle.pop(replica):
+        for replica in [replica for replica in self._kept if replica not in live]:
+            for connection in self._kept.pop(replica).idle:
                 connection.retire()
-        for replica in [replica for replica in self._keep_s if replica not in live]:
-            del self._keep_s[replica]
 
     def close(self) -> None:
         """Retire everything idle."""
@@ -126,11 +143,12 @@ class PendingConnect(PendingStream):
         reactor.counters.upstream_connects += 1
         try:
             async with asyncio.timeout(self._connect_s):
-                await loop.create_connection(lambda: connection, replica.host, replica.port)  # type: ignore[arg-type,return-value]
+                await loop.create_connection(lambda: connection, replica.host, replica.port)
         except TimeoutError:
             error = ProxyError(Kind.CONNECT_TIMEOUT, Source.UPSTREAM, Retry.SAFE)
         except OSError as failure:
-            reason = os.strerror(failure.errno).lower() if (failure.errno or 0) > 0 else "its name has no address"
+            number = failure.errno or 0
+            reason = os.strerror(number).lower() if number > 0 else "its name has no address"
             error = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE, reason)
         except asyncio.CancelledError:
             connection.abort()

@@ -139,5 +139,6 @@ async def _ask(address: str, path: str) -> int:
         writer.close()
     parsed = parse_response(raw[:-4])
     if isinstance(parsed, ProxyError):
-        raise ValueError(f"the answer is not HTTP: {parsed.detail}")
+        raise ValueError(  # noqa: TRY004 - the bytes are wrong, not a type
+            f"the answer is not HTTP: {parsed.detail}")
     return parsed[0].shape.status

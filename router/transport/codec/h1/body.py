@@ -38,7 +38,7 @@ _SIZE, _DATA, _CRLF, _TRAILERS, _DONE = range(5)
 class ChunkedReader:
     """Decodes one chunked body, fed in whatever pieces the transport read."""
 
-    __slots__ = ("_extension_bytes", "_remaining", "_state", "_stash", "error", "rest", "trailers")
+    __slots__ = ("_extension_bytes", "_remaining", "_stash", "_state", "error", "rest", "trailers")
 
     def __init__(self) -> None:
         self._state = _SIZE

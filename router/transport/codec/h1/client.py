@@ -34,6 +34,7 @@ from router.transport.codec.h1.connection import (
 from router.transport.codec.h1.head import (
     CHUNKED,
     KEEP_ALIVE,
+    MAX_HEAD_BYTES,
     UPGRADE_FIELD,
     UPGRADE_OPTION,
     bad_response,
@@ -105,11 +106,6 @@ class H1Client(H1Connection):
         """Whether a request may be started."""
         return self._reading == _IDLE and self.close == CLOSE_NO
 
-    @property
-    def last_moved_s(self) -> float:
-        """When bytes last moved, either way; monotonic seconds."""
-        return self._last_s
-
     def start(self, receiver: ResponseReceiver) -> None:
         """Bind an idle connection to the exchange whose request comes next."""
         assert self._reading == _IDLE
@@ -180,7 +176,7 @@ class H1Client(H1Connection):
 
     def receive(self, data: bytes, now: float) -> None:
         """Take input, or continue with what was held when `data` is empty."""
-        self._last_s = now
+        self.last_moved_s = now
         self.has_held_input = False
         if self._stash:
             data = self._stash + data
@@ -218,7 +214,9 @@ class H1Client(H1Connection):
                 return
 
     def _read_head(self, data: bytes) -> bytes:
-        end = find_head_end(data, self._searched)
+        end = data.find(b"\r\n\r\n") if not self._searched else -1
+        if end < 0 or end > MAX_HEAD_BYTES:
+            end = find_head_end(data, self._searched)
         if end < 0:
             if end == HEAD_INCOMPLETE:
                 self._searched = len(data)
@@ -373,7 +371,7 @@ class H1Client(H1Connection):
         A connection that became idle since is therefore retired late, by up to that turn: the pool looks
         at its age before it gives it out, so that costs a socket for a while, never a request.
         """
-        return self._last_s + self._keep_s() if self._reading == _IDLE else NEVER
+        return self.last_moved_s + self._keep_s() if self._reading == _IDLE else NEVER
 
     def handle_deadline(self, now: float) -> None:
         """Retire an idle connection."""
@@ -384,4 +382,4 @@ class H1Client(H1Connection):
     def drain(self) -> None:
         """Close when idle."""
         if self._reading == _IDLE:
-            self.handle_deadline(self._last_s)
+            self.handle_deadline(self.last_moved_s)

@@ -23,13 +23,13 @@ class H1Connection:
 
     __slots__ = (
         "_holds",
-        "_last_s",
         "_out",
         "_stash",
         "_touch",
         "_watch",
         "close",
         "has_held_input",
+        "last_moved_s",
         "wants_read",
     )
 
@@ -39,7 +39,7 @@ class H1Connection:
         self._out: list[bytes] = []
         self._stash = b""  # read, but not yet understood or not yet wanted
         self._holds = 0
-        self._last_s = now  # when bytes last moved, either way
+        self.last_moved_s = now  # when bytes last moved, either way
         self.close = CLOSE_NO
         self.has_held_input = False
         self.wants_read = True
@@ -49,7 +49,7 @@ class H1Connection:
         out = self._out
         if out:
             self._out = []
-            self._last_s = now
+            self.last_moved_s = now
         return out
 
     def hold(self, why: int) -> None:

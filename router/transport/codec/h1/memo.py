@@ -24,18 +24,20 @@ S = TypeVar("S")
 class ShapeMemo(Generic[S]):
     """Maps a head without its length to what the parser made of it."""
 
-    __slots__ = ("_shapes",)
+    __slots__ = ("_shapes", "_spelling")
 
     def __init__(self) -> None:
         self._shapes: dict[bytes, S] = {}
+        self._spelling = 0  # the one seen last is looked for first
 
     def look_up(self, raw: bytes) -> tuple[bytes, int | None, S | None]:
         """Return the key of a head, its length (None: no such line) and what is stored for it, if anything."""
-        start = raw.find(_SPELLINGS[0])
+        start = raw.find(_SPELLINGS[self._spelling])
         if start < 0:
-            start = raw.find(_SPELLINGS[1])
+            start = raw.find(_SPELLINGS[1 - self._spelling])
             if start < 0:
                 return raw, None, self._shapes.get(raw)
+            self._spelling = 1 - self._spelling
         start += _VALUE_AT
         end = raw.find(b"\r\n", start)
         digits = raw[start:end] if end >= 0 else raw[start:]

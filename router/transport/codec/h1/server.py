@@ -36,6 +36,7 @@ from router.transport.codec.h1.head import (
     CHUNKED,
     HTTP_10,
     KEEP_ALIVE,
+    MAX_HEAD_BYTES,
     bad_request,
     parse_request,
     write_response,
@@ -113,7 +114,7 @@ class H1Server(H1Connection):
     def receive(self, data: bytes, now: float) -> None:
         """Take input, or continue with what was held when `data` is empty."""
         if data:
-            self._last_s = now
+            self.last_moved_s = now
         self.has_held_input = False
         if self._stash:
             data = self._stash + data
@@ -156,7 +157,9 @@ class H1Server(H1Connection):
             self._head_since_s = now
             if data.startswith(b"\r\n"):  # RFC 9112 §2.2: an empty line before the request line is ignored
                 data = data[2:]
-        end = find_head_end(data, self._searched)
+        end = data.find(b"\r\n\r\n") if not self._searched else -1
+        if end < 0 or end > MAX_HEAD_BYTES:
+            end = find_head_end(data, self._searched)
         if end < 0:
             if end == HEAD_INCOMPLETE:
                 self._searched = len(data)
@@ -403,7 +406,7 @@ class H1Server(H1Connection):
             self._reading = _DISCARD
             self._stash = b""
             self._out.append(b"")
-            self._linger_until_s = self._last_s + self._limits.linger_s
+            self._linger_until_s = self.last_moved_s + self._limits.linger_s
             self.wants_read = True
             self._end_with(CLOSE_LINGER)
 
@@ -430,14 +433,14 @@ class H1Server(H1Connection):
         if self.close == CLOSE_LINGER:
             return self._linger_until_s
         if self.close:
-            return self._last_s + self._limits.stall_s  # the last bytes are not taken
+            return self.last_moved_s + self._limits.stall_s  # the last bytes are not taken
         if self._full_since_s:
             return self._full_since_s + self._limits.stall_s
         if self._head_since_s:
             return self._head_since_s + self._limits.head_s
         if self._receiver is None:
-            return self._last_s + self._limits.keep_alive_s
-        return self._last_s + self.idle_s
+            return self.last_moved_s + self._limits.keep_alive_s
+        return self.last_moved_s + self.idle_s
 
     def handle_deadline(self, now: float) -> None:
         """Act on whichever deadline passed."""
@@ -456,7 +459,7 @@ class H1Server(H1Connection):
         elif self._receiver is None:
             self._refuse(ProxyError(Kind.REQUEST_TIMEOUT, Source.DOWNSTREAM))
         else:
-            self._last_s = now
+            self.last_moved_s = now
             self._receiver.request_reset(ProxyError(Kind.IDLE_TIMEOUT, Source.ROUTER))
 
     def drain(self) -> None:

@@ -1,0 +1,520 @@
+"""The exchange between fake streams: playbooks for each rule, and a randomised model of its invariants."""
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from router.clock import Clock
+from router.deadlines import DeadlineWheel
+from router.errors import Kind, ProxyError, Retry, Source
+from router.exchange import MAX_REPLAY_BYTES, Core, Exchange, Peer
+from router.http import RequestHead, RequestShape, ResponseHead, ResponseShape
+from router.routing.spec import EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TableSpec, TimeoutSpec
+from router.routing.table import Table
+from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream
+
+GONE = ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM)
+REFUSED = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE)
+CLOSED = ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM)
+STALE = ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, Retry.IF_REUSED)
+
+
+class FrozenClock(Clock):
+    """Stands still until a test moves it."""
+
+    def read(self):
+        return self.now
+
+
+class FakeStream:
+    """Records what it is told and refuses what the seam forbids."""
+
+    def __init__(self, reused=False, untouched=True):
+        self.reused = reused
+        self.untouched = untouched
+        self.idle_s = 0.0
+        self.head = None
+        self.data = b""
+        self.informational = []
+        self.trailers = None
+        self.ended = False
+        self.error = None
+        self.holds = 0
+
+    def _check(self):
+        assert not self.ended, "sent after the end"
+        assert self.error is None, "sent after a reset"
+
+    def send_informational(self, head):
+        self._check()
+        assert self.head is None
+        self.informational.append(head.shape.status)
+
+    def send_head(self, head, end):
+        self._check()
+        assert self.head is None, "two heads"
+        self.head = head
+        self.ended = end
+
+    def send_data(self, data, end):
+        self._check()
+        assert self.head is not None, "data before the head"
+        assert data or end, "empty data"
+        self.data += data
+        self.ended = end
+
+    def send_trailers(self, trailers):
+        self._check()
+        self.trailers = trailers
+        self.ended = True
+
+    def reset(self, error):
+        assert self.error is None
+        self.error = error
+
+    def hold(self, why):
+        self.holds |= why
+
+    def release(self, why):
+        self.holds &= ~why
+
+    def is_untouched(self):
+        return self.untouched
+
+
+class FakePending(PendingStream):
+    def __init__(self):
+        self.cancelled = False
+
+    def cancel(self):
+        self.cancelled = True
+
+
+class FakePool:
+    """Gives out pending opens, or the streams put into `warm`."""
+
+    def __init__(self):
+        self.warm = []
+        self.opened = []
+
+    def open(self, replica, receiver, connect_s, *, fresh):
+        stream = self.warm.pop() if self.warm and not fresh else FakePending()
+        self.opened.append((replica, stream))
+        return stream
+
+
+class OpenGate:
+    def check(self, head, peer):
+        return None
+
+
+class Bench:
+    """One exchange with everything around it faked."""
+
+    def __init__(self, replicas=2, **endpoint):
+        self.clock = FrozenClock(100.0)
+        spec = EndpointSpec("e", tuple(ReplicaSpec(f"r{i}", f"http://10.0.0.{i + 1}:80") for i in range(replicas)), **endpoint)
+        self.table = Table.build(TableSpec(1, (spec,), (RouteSpec("*", "/", "e"),)), None, 100.0)
+        self.pool = FakePool()
+        self.records = []
+        self.core = Core(
+            self.table, OpenGate(), self.pool, self.clock, DeadlineWheel(100.0), b"p", self.records.append
+        )
+        self.down = FakeStream()
+        self.exchange = Exchange(self.core, self.down, Peer(b"192.0.2.1"))
+
+    @property
+    def endpoint(self):
+        return self.table.endpoints["e"]
+
+    def head(self, method=b"POST", length=None, end=False, upgrade=None, known=None, fields=()):
+        shape = RequestShape(method, b"/v1/x", b"example.com")
+        shape.upgrade = upgrade
+        shape.fields = list(fields)
+        if known:
+            shape.known = known
+        self.exchange.request_head(RequestHead(shape, length), end)
+
+    def warm(self, **kwargs):
+        stream = FakeStream(reused=True, **kwargs)
+        self.pool.warm.append(stream)
+        return stream
+
+    def connected(self):
+        stream = FakeStream()
+        self.exchange.upstream_ready(stream)
+        return stream
+
+    def in_flight(self):
+        return sum(replica.in_flight for replica in self.endpoint.replicas)
+
+    def finished(self):
+        assert len(self.records) <= 1
+        return len(self.records) == 1
+
+    @property
+    def flags(self):
+        return self.records[0][7], self.records[0][8], self.records[0][18]
+
+
+def response(status=200, length=None, event_stream=False):
+    shape = ResponseShape(status)
+    shape.is_event_stream = event_stream
+    return ResponseHead(shape, length)
+
+
+def test_a_request_on_a_warm_connection():
+    bench = Bench()
+    up = bench.warm()
+    bench.head(length=5)
+    bench.exchange.request_data(b"hello", True)
+    assert up.data == b"hello"
+    assert up.ended
+    added = dict(up.head.added)
+    assert added[b"x-forwarded-for"] == b"192.0.2.1"
+    assert added[b"x-forwarded-host"] == b"example.com"
+    assert added[b"x-request-id"].startswith(b"p-")
+    bench.exchange.response_head(response(200, 2), False)
+    bench.exchange.response_data(b"ok", True)
+    assert bench.down.data == b"ok"
+    assert dict(bench.down.head.added)[b"x-request-id"] == added[b"x-request-id"]
+    assert b'desc="reused"' in dict(bench.down.head.added)[b"server-timing"]
+    assert bench.finished()
+    assert bench.in_flight() == 0
+    assert bench.core.in_flight == 0
+
+
+def test_data_is_held_until_a_replica_is_connected():
+    bench = Bench()
+    bench.head(length=5)
+    assert bench.down.holds == HOLD_NO_UPSTREAM
+    up = bench.connected()
+    assert bench.down.holds == 0
+    assert up.head is not None
+
+
+def test_a_tunnel_is_held_until_the_replica_switched():
+    bench = Bench()
+    up = bench.warm()
+    bench.head(b"CONNECT", upgrade=b"websocket")
+    assert bench.down.holds == HOLD_NO_UPSTREAM
+    bench.exchange.response_head(response(200), False)
+    assert bench.down.holds == 0
+    bench.exchange.request_data(b"a", True)
+    assert not bench.finished()
+    bench.exchange.response_data(b"b", True)
+    assert (up.data, bench.down.data) == (b"a", b"b")
+    assert bench.finished()
+    assert bench.records[0][6] == 101
+
+
+def test_a_refused_connection_moves_to_another_replica():
+    bench = Bench()
+    bench.head(end=True)
+    first = bench.pool.opened[0][0]
+    bench.exchange.upstream_failed(REFUSED)
+    second = bench.pool.opened[1][0]
+    assert second is not first
+    assert first.failures == 1
+    bench.connected()
+    bench.exchange.response_head(response(204), True)
+    assert bench.finished()
+    assert bench.records[0][17] == 1
+    assert bench.core.retrying == 0
+
+
+def test_when_every_replica_refused_the_client_learns_it_at_once():
+    bench = Bench()
+    bench.head(end=True)
+    bench.exchange.upstream_failed(REFUSED)
+    bench.exchange.upstream_failed(REFUSED)
+    assert bench.down.head.shape.status == 503
+    assert bench.flags == ("UF", "connect_failed", b"no")
+    assert bench.in_flight() == 0
+
+
+def test_a_stale_connection_is_replaced_and_the_body_sent_again():
+    bench = Bench()
+    stale = bench.warm()
+    bench.head(length=10)
+    bench.exchange.request_data(b"hello", False)
+    bench.exchange.response_reset(STALE)
+    assert stale.error is None
+    up = bench.connected()
+    assert up.data == b"hello"
+    bench.exchange.request_data(b"world", True)
+    assert up.data == b"helloworld"
+    assert up.ended
+    assert all(replica.failures == 0 for replica in bench.endpoint.replicas)
+
+
+def test_a_connection_that_took_bytes_is_not_repeated():
+    bench = Bench()
+    bench.warm(untouched=False)
+    bench.head(length=5)
+    bench.exchange.request_data(b"hello", True)
+    bench.exchange.response_reset(STALE)
+    assert bench.down.head.shape.status == 502
+    assert bench.flags == ("UC", "upstream_closed", b"maybe")
+
+
+def test_a_body_beyond_what_is_kept_is_not_repeated():
+    bench = Bench()
+    bench.warm()
+    bench.head(length=MAX_REPLAY_BYTES + 2)
+    bench.exchange.request_data(b"x" * (MAX_REPLAY_BYTES + 1), False)
+    bench.exchange.response_reset(STALE)
+    assert bench.down.head.shape.status == 502
+
+
+def test_a_fresh_connection_that_dies_is_not_repeated():
+    bench = Bench()
+    bench.head(end=True)
+    bench.connected()
+    bench.exchange.response_reset(STALE)
+    assert bench.down.head.shape.status == 502
+
+
+def test_a_client_that_goes_away_cancels_the_replica():
+    bench = Bench()
+    up = bench.warm()
+    bench.head(end=True)
+    bench.exchange.response_head(response(), False)
+    bench.exchange.request_reset(GONE)
+    assert up.error is GONE
+    assert bench.flags == ("DC", "client_gone", b"yes")
+    assert bench.endpoint.counters.aborts == 1
+    assert bench.in_flight() == 0
+
+
+def test_a_client_that_goes_away_cancels_a_connect():
+    bench = Bench()
+    bench.head(end=True)
+    pending = bench.pool.opened[0][1]
+    bench.exchange.request_reset(GONE)
+    assert pending.cancelled
+    assert bench.in_flight() == 0
+
+
+def test_a_replica_that_dies_mid_stream_is_an_error_event_and_an_abort():
+    bench = Bench()
+    bench.warm()
+    bench.head(end=True)
+    bench.exchange.response_head(response(event_stream=True), False)
+    bench.exchange.response_data(b"data: 1\n\n", False)
+    bench.exchange.response_reset(CLOSED)
+    assert bench.down.data.startswith(b"data: 1\n\nevent: error\ndata: {")
+    assert bench.down.error is CLOSED
+    assert not bench.down.ended
+    assert bench.flags[0] == "UC"
+
+
+def test_a_replica_that_dies_mid_body_is_an_abort():
+    bench = Bench()
+    bench.warm()
+    bench.head(end=True)
+    bench.exchange.response_head(response(length=10), False)
+    bench.exchange.response_data(b"12345", False)
+    bench.exchange.response_reset(CLOSED)
+    assert bench.down.error is CLOSED
+    assert bench.down.data == b"12345"
+
+
+def test_full_is_applied_to_a_stream_bound_later():
+    bench = Bench()
+    bench.head(end=True)
+    bench.exchange.pause_response()
+    assert bench.connected().holds == HOLD_PEER_FULL
+
+
+def test_no_route_and_no_replica():
+    bench = Bench(replicas=0)
+    bench.head(end=True)
+    assert bench.down.head.shape.status == 503
+    assert bench.flags == ("UH", "no_replica", b"no")
+
+
+def test_a_short_refused_body_is_read_before_the_answer():
+    bench = Bench(replicas=0)
+    bench.head(length=5)
+    assert bench.down.head is None
+    bench.exchange.request_data(b"hello", True)
+    assert bench.down.head.shape.status == 503
+
+
+def test_body_limits():
+    bench = Bench(limits=LimitSpec(max_body_bytes=4))
+    up = bench.warm()
+    bench.head()
+    bench.exchange.request_data(b"12345", False)
+    assert bench.down.head.shape.status == 413
+    assert up.error is not None
+
+
+def test_capacity():
+    bench = Bench(replicas=1, limits=LimitSpec(max_concurrency=1))
+    bench.head(end=True)
+    other = FakeStream()
+    exchange = Exchange(bench.core, other, Peer(b"192.0.2.1"))
+    exchange.request_head(RequestHead(RequestShape(b"GET", b"/", b"")), True)
+    assert other.head.shape.status == 503
+    assert dict(other.head.shape.fields)[b"x-router-error"] == b"at_capacity"
+
+
+def test_deadlines():
+    bench = Bench(timeouts=TimeoutSpec(total_s=5.0, first_byte_s=2.0))
+    up = bench.warm()
+    bench.head(end=True)
+    assert bench.exchange.next_deadline() == 102.0
+    bench.exchange.response_head(response(), False)
+    assert bench.exchange.next_deadline() == 105.0
+    bench.clock.now = 105.0
+    bench.exchange.handle_deadline(105.0)
+    assert bench.flags[0] == "DT"
+    assert up.error is not None
+    assert bench.exchange.next_deadline() is None
+
+
+def test_a_request_timeout_of_the_client_is_a_deadline_and_what_remains_is_forwarded():
+    bench = Bench(timeouts=TimeoutSpec(total_s=5.0))
+    up = bench.warm()
+    bench.head(end=True, known={b"x-request-timeout-ms": b"1500"})
+    assert bench.exchange.next_deadline() == 101.5
+    assert dict(up.head.added)[b"x-request-timeout-ms"] == b"1500"
+
+
+def test_trailers_only_for_those_who_want_them():
+    bench = Bench()
+    bench.warm()
+    bench.head(end=True)
+    bench.exchange.response_head(response(), False)
+    bench.exchange.response_trailers([(b"a", b"b")])
+    assert bench.down.trailers is None
+    assert bench.down.ended
+    assert bench.endpoint.counters.dropped_trailers == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_backpressure_is_not_a_failure(status):
+    bench = Bench(replicas=1)
+    bench.warm()
+    bench.head(end=True)
+    bench.exchange.response_head(response(status), True)
+    replica = bench.endpoint.replicas[0]
+    assert (replica.failures, replica.backpressured) == (0, 1)
+    assert replica.load(100.0) > 1.0
+
+
+class ExchangeModel(RuleBasedStateMachine):
+    """Any order of events the codecs and the pool may produce; what must hold after each."""
+
+    @initialize(warm=st.booleans(), untouched=st.booleans(), end=st.booleans())
+    def begin(self, warm, untouched, end):
+        self.bench = Bench()
+        self.up = None
+        self.sent = b""
+        self.client_done = end
+        self.answered = False
+        self.answer = b""
+        self.response_done = False
+        self.full = False
+        if warm:
+            self.up = self.bench.warm(untouched=untouched)
+        self.bench.head(end=end)
+        if not warm:
+            self.up = None
+
+    def live(self):
+        return hasattr(self, "bench") and not self.bench.finished()
+
+    def pending(self):
+        return self.live() and self.up is None
+
+    def bound(self):
+        return self.live() and self.up is not None
+
+    @precondition(lambda self: self.pending())
+    @rule()
+    def connect(self):
+        self.up = self.bench.connected()
+
+    @precondition(lambda self: self.pending())
+    @rule()
+    def refuse(self):
+        self.bench.exchange.upstream_failed(REFUSED)
+
+    @precondition(lambda self: self.bound() and not self.client_done and not self.bench.down.holds & HOLD_NO_UPSTREAM)
+    @rule(data=st.binary(min_size=1, max_size=20), end=st.booleans())
+    def client_data(self, data, end):
+        self.sent += data
+        self.client_done = end
+        self.bench.exchange.request_data(data, end)
+
+    @precondition(lambda self: self.bound() and not self.answered)
+    @rule(end=st.booleans())
+    def replica_head(self, end):
+        self.answered = True
+        self.response_done = end
+        self.bench.exchange.response_head(response(), end)
+
+    @precondition(lambda self: self.bound() and self.answered and not self.response_done)
+    @rule(data=st.binary(min_size=1, max_size=20), end=st.booleans())
+    def replica_data(self, data, end):
+        self.answer += data
+        self.response_done = end
+        self.bench.exchange.response_data(data, end)
+
+    @precondition(lambda self: self.bound() and not self.response_done)
+    @rule(error=st.sampled_from([CLOSED, STALE]))
+    def replica_dies(self, error):
+        dead = self.up
+        self.up = None
+        self.bench.exchange.response_reset(error)
+        assert dead.error is None, "a dead stream is not reset"
+
+    @precondition(lambda self: self.live())
+    @rule(full=st.booleans())
+    def client_full(self, full):
+        self.full = full
+        (self.bench.exchange.pause_response if full else self.bench.exchange.resume_response)()
+
+    @precondition(lambda self: self.bound())
+    @rule(full=st.booleans())
+    def replica_full(self, full):
+        (self.bench.exchange.pause_request if full else self.bench.exchange.resume_request)()
+
+    @precondition(lambda self: self.live())
+    @rule()
+    def client_leaves(self):
+        self.bench.exchange.request_reset(GONE)
+
+    @precondition(lambda self: hasattr(self, "bench") and self.bench.finished())
+    @rule()
+    def rest(self):
+        assert self.bench.exchange.next_deadline() is None
+
+    @invariant()
+    def holds_and_leases_are_right(self):
+        if not hasattr(self, "bench"):
+            return
+        bench = self.bench
+        if bench.finished():
+            assert bench.in_flight() == 0, "a lease leaked"
+            assert bench.core.in_flight == 0
+            assert bench.core.retrying == 0
+            if self.response_done:
+                assert bench.down.ended
+                assert bench.down.data == self.answer
+            elif self.answered:
+                assert not bench.down.ended, "a broken response was ended as if it were whole"
+        else:
+            assert bench.in_flight() == 1
+            if self.up is not None:
+                assert bool(self.up.holds & HOLD_PEER_FULL) == self.full, "a pause was lost"
+                if not self.answered:
+                    assert self.up.data == self.sent, "the request was not sent whole and once"
+
+
+TestExchangeModel = ExchangeModel.TestCase
+TestExchangeModel.settings = settings(max_examples=300, stateful_step_count=25, deadline=None)
