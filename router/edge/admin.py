@@ -1,0 +1,151 @@
+"""The admin listener: probes, metrics, state and the few mutations, for operators and their tools.
+
+It runs in the supervisor's process, so that it answers while a worker's loop is stalled, and speaks HTTP/1.1
+through the same shell and server codec as the data path. It learns everything through `AdminSource` and
+imports neither settings nor the supervisor. The owner of the reactor must turn its wheel: slow heads and
+idle connections are cut by it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+from typing import TYPE_CHECKING, Any, Protocol
+
+from router.edge.admin_http import AdminRequest
+from router.edge.admin_routes import AdminRoutes
+from router.errors import Kind, ProxyError, Source
+from router.transport.codec.h1.server import H1Server
+from router.transport.shell import TcpShell
+
+if TYPE_CHECKING:
+    from router.routing.spec import TableSpec
+    from router.stream import DownstreamStream, RequestReceiver
+    from router.telemetry import WorkerSnapshot
+    from router.transport.codec.h1.limits import ServerLimits
+    from router.transport.shell import Reactor
+
+BACKLOG = 128
+MAX_CONNECTIONS = 512
+
+
+class AdminSource(Protocol):
+    """What the supervisor tells the admin listener, and does for it."""
+
+    async def snapshots(self) -> list[WorkerSnapshot]:
+        """Ask every worker, each with a short limit; of a stalled one the last known snapshot is returned."""
+
+    def table(self) -> TableSpec:
+        """Return the table in force."""
+
+    def health(self) -> list[dict[str, Any]]:
+        """Return for each replica: endpoint, replica, address, is_healthy, reason, checked_ago_s (or None)."""
+
+    def settings(self) -> dict[str, Any]:
+        """Return the effective settings, secrets masked."""
+
+    def state(self) -> dict[str, Any]:
+        """Return the daemon's state.
+
+        `ready`, `reasons` (why not), `workers` (each `index`, `pid`, `state`, `restarts`, `stalled`; it serves
+        in the states `ready` and `draining`), `started_epoch_s`, `version`, `draining`, `last_reload`
+        (`ok`, `error`, `at_epoch_s`; or None), `config_staleness_s` (0 for a static table).
+        """
+
+    async def explain(self, host: str, path: str) -> dict[str, Any]:
+        """Return what `routing.explain` says in a worker; without `route` when no worker answers."""
+
+    async def add_replica(self, url: str, endpoint: str | None, weight: float) -> dict[str, Any]:
+        """Add a replica and return at least its `id`; ValueError `FIELD: what is wrong` for bad input."""
+
+    async def remove_replica(self, replica_id: str) -> bool:
+        """Take a replica out; False when there is none of that id."""
+
+    async def drain(self) -> None:
+        """Drain the whole daemon; may return long after, or never."""
+
+    def set_ready(self, ready: bool) -> None:
+        """Fail or restore readiness by hand."""
+
+    def set_log_level(self, level: str) -> None:
+        """Change the log level (`DEBUG` … `CRITICAL`) in every process."""
+
+
+class AdminConnection(TcpShell):
+    """One connection of an operator, a prober or a scraper."""
+
+    __slots__ = ("_is_loopback", "_listener")
+
+    def __init__(self, listener: AdminListener) -> None:
+        super().__init__(listener.reactor)
+        self._listener = listener
+        self._is_loopback = False
+        self.codec: H1Server = H1Server(
+            self._on_request, self._on_refused, listener.limits, self, listener.reactor.clock.read()
+        )
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Note on which address it came in; refuse beyond the listener's limit."""
+        super().connection_made(transport)
+        self._is_loopback = is_loopback(transport.get_extra_info("sockname"))
+        if not self._listener.admit(self):
+            self.abort()
+
+    def on_lost(self) -> None:
+        """Leave the listener."""
+        self._listener.forget(self)
+
+    def _on_request(self, stream: DownstreamStream) -> RequestReceiver:
+        return AdminRequest(self.reactor, self._listener.routes.handle, stream, is_loopback=self._is_loopback)
+
+    def _on_refused(self, error: ProxyError) -> None:
+        self.reactor.counters.malformed_requests += 1
+
+
+class AdminListener:
+    """Serves `source` on bound sockets, TCP or Unix. `token` empty or None: no authentication."""
+
+    __slots__ = ("_connections", "_servers", "limits", "reactor", "routes")
+
+    def __init__(self, source: AdminSource, reactor: Reactor, limits: ServerLimits, token: str | None) -> None:
+        self.reactor = reactor
+        self.limits = limits
+        self.routes = AdminRoutes(source, token or "")
+        self._connections: set[AdminConnection] = set()
+        self._servers: list[asyncio.AbstractServer] = []
+
+    async def listen(self, sockets: list[socket.socket]) -> None:
+        """Start accepting on bound sockets, which the listener then owns."""
+        loop = asyncio.get_running_loop()
+        for sock in sockets:
+            create: Any = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+            self._servers.append(await create(lambda: AdminConnection(self), sock=sock, backlog=BACKLOG))
+
+    def close(self) -> None:
+        """Stop accepting, end what is under way, close every connection."""
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        self.reactor.clock.read()
+        for connection in list(self._connections):
+            connection.codec.cut(ProxyError(Kind.DRAINING, Source.ROUTER))
+        self.reactor.outbox.flush()
+
+    def admit(self, connection: AdminConnection) -> bool:
+        """Keep a new connection; False when there are too many."""
+        self._connections.add(connection)
+        return len(self._connections) <= MAX_CONNECTIONS
+
+    def forget(self, connection: AdminConnection) -> None:
+        """Drop a connection that is gone."""
+        self._connections.discard(connection)
+
+
+def is_loopback(sockname: object) -> bool:
+    """Whether a connection's own address is a loopback one; False for a Unix socket."""
+    if not isinstance(sockname, tuple):
+        return False
+    address = ipaddress.ip_address(str(sockname[0]).partition("%")[0])
+    mapped = getattr(address, "ipv4_mapped", None)
+    return bool((mapped or address).is_loopback)

@@ -1,0 +1,302 @@
+"""What the admin listener answers: one method for each endpoint, and the table that leads to it.
+
+Reads never change anything; mutations are POST and DELETE. Every reading of counters goes through
+`_refresh`, of which one runs at a time: callers that come meanwhile share its result, workers are asked once,
+and a client that leaves cancels nobody else's. Counting and rendering run in a thread, since a thousand
+endpoints take long enough to delay a probe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, unquote
+
+import msgspec
+
+from router.edge.admin_guard import refusal
+from router.edge.admin_http import HTML, JSON, Reply, error_reply, json_reply, text_reply
+from router.edge.admin_views import (
+    by_endpoint,
+    cluster_lines,
+    readiness_lines,
+    replica_rows,
+    sglang_worker,
+    sglang_workers,
+)
+from router.edge.dashboard import CONTENT_SECURITY_POLICY, page, summary
+from router.edge.metrics import Totals, render_metrics, serving_snapshots
+from router.routing.spec import Weight
+from router.transport.tasks import spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from router.edge.admin import AdminSource
+    from router.edge.admin_http import AdminCall
+    from router.edge.admin_views import ReplicaRow
+    from router.telemetry import WorkerSnapshot
+
+    Handler = Callable[[AdminCall], Awaitable[Reply]]
+
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+WORKER_PREFIX = "/workers/"
+
+
+class AddReplica(msgspec.Struct):
+    """POST /workers. SGLang's gateway knows more fields; they are ignored."""
+
+    url: str
+    endpoint: str | None = None
+    weight: Weight = 1.0
+
+
+_add_replica: msgspec.json.Decoder[AddReplica] = msgspec.json.Decoder(AddReplica)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """Counters of one moment: of every worker known, and of those that serve."""
+
+    state: dict[str, Any]
+    snapshots: list[WorkerSnapshot]
+    serving: list[WorkerSnapshot]
+
+
+class AdminRoutes:
+    """Answers calls from what `source` knows."""
+
+    __slots__ = ("_refreshing", "_routes", "_source", "_token", "_worker_routes", "totals")
+
+    def __init__(self, source: AdminSource, token: str) -> None:
+        self._source = source
+        self._token = token.encode()
+        self.totals = Totals()
+        self._refreshing: asyncio.Task[Reading] | None = None
+        self._routes: dict[str, dict[str, Handler]] = {
+            "/": {"GET": self._dashboard},
+            "/dashboard.json": {"GET": self._dashboard_json},
+            "/livez": {"GET": self._livez},
+            "/readyz": {"GET": self._readyz},
+            "/health": {"GET": self._readyz},
+            "/healthz": {"GET": self._readyz},
+            "/metrics": {"GET": self._metrics},
+            "/config_dump": {"GET": self._config_dump},
+            "/clusters": {"GET": self._clusters},
+            "/workers": {"GET": self._list_workers, "POST": self._add_worker},
+            "/server_info": {"GET": self._server_info},
+            "/debug/route": {"GET": self._debug_route},
+            "/drain_listeners": {"POST": self._drain},
+            "/healthcheck/fail": {"POST": self._fail},
+            "/healthcheck/ok": {"POST": self._restore},
+            "/logging": {"POST": self._set_log_level},
+        }
+        self._worker_routes: dict[str, Handler] = {"GET": self._one_worker, "DELETE": self._remove_worker}
+
+    async def handle(self, call: AdminCall) -> Reply:
+        """Answer one call."""
+        refused = refusal(call, self._token)
+        if refused is not None:
+            return refused
+        methods = self._routes.get(call.path)
+        if methods is None and call.path.startswith(WORKER_PREFIX) and call.path != WORKER_PREFIX:
+            methods = self._worker_routes
+        if methods is None:
+            listed = [f"{method} {path}" for path, handlers in self._routes.items() for method in handlers]
+            listed += [f"{method} {WORKER_PREFIX}ID" for method in self._worker_routes]
+            return error_reply(404, "not_found", "There is no such admin endpoint.", endpoints=sorted(listed))
+        handler = methods.get("GET" if call.method == "HEAD" else call.method)
+        if handler is None:
+            allowed = ", ".join([*methods, "HEAD"] if "GET" in methods else methods)
+            message = f"{call.path} allows {allowed}."
+            return error_reply(405, "method_not_allowed", message, headers=((b"allow", allowed.encode()),))
+        return await handler(call)
+
+    # -- counters -------------------------------------------------------------------------------------
+
+    async def _read(self) -> Reading:
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = spawn(self._refresh(), "admin refresh")
+        return await asyncio.shield(self._refreshing)
+
+    async def _refresh(self) -> Reading:
+        snapshots = await self._source.snapshots()
+        state = self._source.state()
+        await asyncio.to_thread(self.totals.add, snapshots)
+        return Reading(state, snapshots, serving_snapshots(snapshots, state))
+
+    async def _rows(self) -> list[ReplicaRow]:
+        reading = await self._read()
+        return replica_rows(self._source.table(), self._source.health(), reading.serving)
+
+    # -- probes ---------------------------------------------------------------------------------------
+
+    async def _livez(self, call: AdminCall) -> Reply:
+        return text_reply("ok\n")
+
+    async def _readyz(self, call: AdminCall) -> Reply:
+        """Asks no worker: a probe must be answered whatever they do."""
+        state = self._source.state()
+        status = 200 if state["ready"] else 503
+        if "verbose" in call.query:
+            table = self._source.table()
+            rows = replica_rows(table, self._source.health(), [])
+            return text_reply("\n".join(readiness_lines(state, table, rows)) + "\n", status)
+        return text_reply("ok\n" if state["ready"] else f"not ready: {'; '.join(state['reasons'])}\n", status)
+
+    # -- reading --------------------------------------------------------------------------------------
+
+    async def _dashboard(self, call: AdminCall) -> Reply:
+        return Reply(200, page(), HTML, ((b"content-security-policy", CONTENT_SECURITY_POLICY),))
+
+    async def _dashboard_json(self, call: AdminCall) -> Reply:
+        reading = await self._read()
+        table, health = self._source.table(), self._source.health()
+        body = await asyncio.to_thread(summary, self.totals, reading.serving, reading.state, table, health)
+        return Reply(200, body, JSON)
+
+    async def _metrics(self, call: AdminCall) -> Reply:
+        reading = await self._read()
+        accept = call.headers.get(b"accept", b"").decode("latin-1")
+        body, content_type = await asyncio.to_thread(
+            render_metrics, self.totals, reading.serving, reading.state, accept
+        )
+        return Reply(200, body, content_type.encode())
+
+    async def _config_dump(self, call: AdminCall) -> Reply:
+        reading = await self._read()
+        versions = [
+            {"worker": seen.worker, "pid": seen.pid, "table_version": seen.table_version}
+            for seen in reading.serving
+        ]
+        return json_reply(
+            {
+                "settings": self._source.settings(),
+                "table": self._source.table(),
+                "last_reload": reading.state.get("last_reload"),
+                "config_staleness_s": reading.state.get("config_staleness_s", 0.0),
+                "workers": versions,
+            }
+        )
+
+    async def _clusters(self, call: AdminCall) -> Reply:
+        rows = await self._rows()
+        endpoints = by_endpoint(self._source.table(), rows)
+        if call.query.get("format") == "json":
+            return json_reply({"endpoints": endpoints})
+        return text_reply("".join(f"{line}\n" for line in cluster_lines(endpoints)))
+
+    async def _server_info(self, call: AdminCall) -> Reply:
+        state = self._source.state()
+        return json_reply(
+            {
+                "version": state["version"],
+                "uptime_s": round(time.time() - state["started_epoch_s"], 3),
+                "started_epoch_s": state["started_epoch_s"],
+                "python": platform.python_version(),
+                "pid": os.getpid(),
+                "ready": state["ready"],
+                "draining": state["draining"],
+                "workers": state["workers"],
+            }
+        )
+
+    async def _debug_route(self, call: AdminCall) -> Reply:
+        path = call.query.get("path", "/")
+        if not path.startswith("/"):
+            return error_reply(400, "bad_request", "path: it must begin with '/'.", "path")
+        found = await self._source.explain(call.query.get("host", ""), path)
+        if "route" not in found:
+            return error_reply(503, "no_worker", "No worker answered in time; try again.")
+        return json_reply(found)
+
+    # -- replicas, as SGLang's gateway manages its workers ----------------------------------------------
+
+    async def _list_workers(self, call: AdminCall) -> Reply:
+        return json_reply(sglang_workers(await self._rows()))
+
+    async def _one_worker(self, call: AdminCall) -> Reply:
+        wanted = unquote(call.path.removeprefix(WORKER_PREFIX))
+        for row in await self._rows():
+            if row.id == wanted:
+                return json_reply(sglang_worker(row))
+        return _no_replica(wanted)
+
+    async def _add_worker(self, call: AdminCall) -> Reply:
+        try:
+            wanted = _add_replica.decode(call.body)
+        except msgspec.DecodeError as failure:
+            text = str(failure)
+            field = text.partition("`$.")[2].partition("`")[0] or _quoted_field(text)
+            return error_reply(400, "bad_request", f"{field or 'body'}: {text}", field)
+        try:
+            added = await self._source.add_replica(wanted.url, wanted.endpoint, wanted.weight)
+        except ValueError as failure:
+            return _bad_input(failure)
+        location = WORKER_PREFIX + quote(str(added["id"]), safe=":")
+        return json_reply(
+            {
+                "status": "accepted",
+                "worker_id": added["id"],
+                "location": location,
+                "message": "The replica takes requests once its health checks pass.",
+                **added,
+            },
+            202,
+            ((b"location", location.encode()),),
+        )
+
+    async def _remove_worker(self, call: AdminCall) -> Reply:
+        wanted = unquote(call.path.removeprefix(WORKER_PREFIX))
+        try:
+            removed = await self._source.remove_replica(wanted)
+        except ValueError as failure:
+            return _bad_input(failure)
+        if not removed:
+            return _no_replica(wanted)
+        message = "The replica takes no new requests; those on it finish."
+        return json_reply({"status": "removed", "worker_id": wanted, "message": message})
+
+    # -- mutations of the daemon ------------------------------------------------------------------------
+
+    async def _drain(self, call: AdminCall) -> Reply:
+        # Not of this request: the drain outlives it, and ends with the daemon.
+        spawn(self._source.drain(), "admin drain")
+        return json_reply({"draining": True}, 202)
+
+    async def _fail(self, call: AdminCall) -> Reply:
+        self._source.set_ready(False)
+        return json_reply({"ready": False})
+
+    async def _restore(self, call: AdminCall) -> Reply:
+        self._source.set_ready(True)
+        return json_reply({"ready": bool(self._source.state()["ready"])})
+
+    async def _set_log_level(self, call: AdminCall) -> Reply:
+        level = call.query.get("level", "").upper()
+        if level not in LOG_LEVELS:
+            return error_reply(400, "bad_request", f"level: it must be one of {', '.join(LOG_LEVELS)}.", "level")
+        self._source.set_log_level(level)
+        return json_reply({"level": level})
+
+
+def _no_replica(wanted: str) -> Reply:
+    return error_reply(404, "not_found", f"There is no replica of the id {wanted!r}.", "worker_id")
+
+
+def _bad_input(failure: ValueError) -> Reply:
+    """Reply 400. What `FIELD: what is wrong` names, the error names as its parameter."""
+    text = str(failure)
+    word = text.replace(":", " ").split(" ", 1)[0]
+    # The table calls the url an address.
+    param = "url" if word == "address" else word if word in {"url", "endpoint", "weight", "id"} else None
+    return error_reply(400, "bad_request", text, param)
+
+
+def _quoted_field(text: str) -> str | None:
+    """Return the field that msgspec says is missing: it quotes that one without a path."""
+    return text.partition("field `")[2].partition("`")[0] or None

@@ -1,0 +1,247 @@
+"""A fake `AdminSource`, snapshots to feed it, and the admin listener around it on a free port."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import time
+
+import httpx
+
+from router.clock import Clock
+from router.deadlines import TICK_S, DeadlineWheel
+from router.edge.admin import AdminListener
+from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
+from router.telemetry import (
+    EndpointCounters,
+    ReplicaSnapshot,
+    WorkerCounters,
+    WorkerSnapshot,
+)
+from router.transport.codec.h1.limits import ServerLimits
+from router.transport.outbox import Outbox
+from router.transport.shell import Reactor
+
+STARTED_EPOCH_S = time.time() - 60
+TABLE = TableSpec(
+    7,
+    (
+        EndpointSpec("llama", (ReplicaSpec("a:1", "http://a:1"), ReplicaSpec("b:1", "http://b:1", weight=2.0))),
+        EndpointSpec("qwen", (ReplicaSpec("c:1", "http://c:1", state="DRAINING"),), policy="round_robin"),
+    ),
+    (RouteSpec("*", "/", "llama"), RouteSpec("qwen.example", "/", "qwen")),
+)
+
+
+def replica(endpoint="llama", name="a:1", **values):
+    defaults = dict(
+        endpoint=endpoint, id=name, address=f"http://{name}", state="READY", is_healthy=True, is_ready=True,
+        is_ejected=False, weight=1.0, in_flight=0, requests=0, failures=0, backpressured=0, ejections=0,
+        latency_s=0.0, pooled=0,
+    )  # fmt: skip
+    return ReplicaSnapshot(**(defaults | values))
+
+
+def endpoint(requests=0, *, in_flight=0, statuses=None, codes=None, duration_s=(), **values):
+    counters = EndpointCounters()
+    counters.requests = requests
+    counters.in_flight = in_flight
+    counters.statuses = statuses or ({200: requests} if requests else {})
+    counters.codes = codes or {}
+    for seconds in duration_s:
+        counters.duration.observe(seconds)
+    for name, value in values.items():
+        setattr(counters, name, value)
+    return counters.snapshot()
+
+
+def snapshot(worker=0, pid=100, *, endpoints=None, replicas=(), table_version=7, lag_s=(0.001,), **counted):
+    counters = WorkerCounters()
+    for name, value in counted.items():
+        setattr(counters, name, value)
+    for seconds in lag_s:
+        counters.loop_lag.observe(seconds)
+    endpoints = endpoints if endpoints is not None else {"llama": endpoint(), "": endpoint()}
+    numbers = {name: v for name in counters.__slots__ if isinstance(v := getattr(counters, name), int)}
+    return WorkerSnapshot(
+        worker=worker,
+        pid=pid,
+        table_version=table_version,
+        draining=False,
+        in_flight=sum(found.in_flight for found in endpoints.values()),
+        counters=numbers,
+        histograms={"loop_lag": counters.loop_lag.snapshot(), "gc_pause": counters.gc_pause.snapshot()},
+        endpoints=endpoints,
+        replicas=list(replicas),
+    )
+
+
+def worker_state(index=0, pid=100, state="ready", restarts=0, stalled=False):
+    return {"index": index, "pid": pid, "state": state, "restarts": restarts, "stalled": stalled}
+
+
+def daemon_state(workers=None, *, reasons=(), draining=False):
+    return {
+        "ready": not reasons,
+        "reasons": list(reasons),
+        "workers": workers if workers is not None else [worker_state()],
+        "started_epoch_s": STARTED_EPOCH_S,
+        "version": "1.2.3",
+        "draining": draining,
+        "last_reload": {"ok": True, "error": None, "at_epoch_s": 1_700_000_000.0},
+        "config_staleness_s": 0.0,
+    }
+
+
+class FakeSource:
+    """Answers from attributes that a test sets; remembers what it was told."""
+
+    def __init__(self):
+        self.spec = TABLE
+        self.reasons = []
+        self.workers = [worker_state()]
+        self.taken = [
+            snapshot(
+                endpoints={
+                    "llama": endpoint(3, in_flight=1, duration_s=(0.01,)),
+                    "": endpoint(1, statuses={404: 1}),
+                },
+                replicas=[
+                    replica(in_flight=2, requests=5, failures=1, latency_s=0.1, pooled=3),
+                    replica(name="b:1", is_ejected=True),
+                ],
+            )
+        ]
+        self.unhealthy = {"b:1": "refused"}
+        self.asked = 0
+        self.told = []
+        self.hang = None  # an Event: `snapshots` waits for it
+        self.was_cancelled = asyncio.Event()
+
+    async def snapshots(self):
+        self.asked += 1
+        return self.taken
+
+    def table(self):
+        return self.spec
+
+    def health(self):
+        return [
+            {
+                "endpoint": e.name,
+                "replica": r.id,
+                "address": r.address,
+                "is_healthy": r.id not in self.unhealthy,
+                "reason": self.unhealthy.get(r.id, "200"),
+                "checked_ago_s": 0.5,
+            }
+            for e in self.spec.endpoints
+            for r in e.replicas
+        ]
+
+    def settings(self):
+        return {"listen": ["127.0.0.1:8080"], "auth_token": "***"}
+
+    def state(self):
+        return daemon_state(self.workers, reasons=self.reasons)
+
+    async def explain(self, host, path):
+        if self.hang is not None:
+            try:
+                await self.hang.wait()
+            except asyncio.CancelledError:
+                self.was_cancelled.set()
+                raise
+        if host == "nobody":
+            return {"error": "no worker answers"}
+        if host == "bug":
+            raise RuntimeError("a secret")
+        return {"host": host, "path": path, "route": {"endpoint": "llama"}, "candidates": []}
+
+    async def add_replica(self, url, endpoint, weight):
+        if not url.startswith("http://"):
+            raise ValueError(f"address {url!r} needs a scheme, as in http://127.0.0.1:30000")
+        if endpoint == "none":
+            raise ValueError("endpoint: there is none named 'none'")
+        self.told.append(("add", url, endpoint, weight))
+        return {"id": url.removeprefix("http://"), "endpoint": endpoint or "llama", "url": url}
+
+    async def remove_replica(self, replica_id):
+        if replica_id == "last":
+            raise ValueError("id: it is the last one")
+        self.told.append(("remove", replica_id))
+        return any(r.id == replica_id for e in self.spec.endpoints for r in e.replicas)
+
+    async def drain(self):
+        self.told.append(("drain",))
+        await asyncio.Event().wait()
+
+    def set_ready(self, ready):
+        self.told.append(("ready", ready))
+        self.reasons = [] if ready else ["failed by the operator"]
+
+    def set_log_level(self, level):
+        self.told.append(("level", level))
+
+
+class Served:
+    """A running admin listener, its port, and clients of it."""
+
+    def __init__(self, source, listener, where):
+        self.source = source
+        self.listener = listener
+        self.where = where
+
+    @property
+    def url(self):
+        return f"http://127.0.0.1:{self.where[1]}"
+
+    def client(self, **options):
+        return httpx.AsyncClient(base_url=self.url, trust_env=False, **options)
+
+    async def raw(self, data, *, end=False):
+        """Send bytes, return all that comes until the end."""
+        reader, writer = await asyncio.open_connection(*self.where)
+        writer.write(data)
+        if end:
+            writer.write_eof()
+        try:
+            return await asyncio.wait_for(reader.read(), 10)
+        finally:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+
+@contextlib.asynccontextmanager
+async def serve(source=None, *, token="", limits=None, path=None):
+    """Serve `source` on a free TCP port, or on a Unix socket at `path`."""
+    source = source or FakeSource()
+    clock = Clock()
+    outbox = Outbox(clock)
+    wheel = DeadlineWheel(clock.now)
+    listener = AdminListener(
+        source, Reactor(clock, outbox, wheel, WorkerCounters()), limits or ServerLimits(), token
+    )
+    sock = socket.socket(socket.AF_UNIX if path else socket.AF_INET)
+    sock.bind(str(path) if path else ("127.0.0.1", 0))
+    where = sock.getsockname()
+    await listener.listen([sock])
+    loop = asyncio.get_running_loop()
+    timer = None
+
+    def tick():
+        nonlocal timer
+        wheel.turn(clock.read())
+        outbox.flush()
+        timer = loop.call_later(TICK_S, tick)
+
+    tick()
+    try:
+        yield Served(source, listener, where)
+    finally:
+        timer.cancel()
+        listener.close()
+        for _ in range(3):
+            await asyncio.sleep(0)  # transports say goodbye in the next turns of the loop
