@@ -13,6 +13,7 @@ it nothing is sent and nothing heard. Imports no asyncio and no protocol.
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Protocol
 
@@ -43,9 +44,9 @@ MAX_REPLAY_BYTES = 65_536  # of a request's body, kept while it might have to be
 MAX_DISCARD_BYTES = 65_536  # of a refused request's body, read so that the connection can be kept
 RETRY_FLOOR = 10  # retries under way that are always allowed …
 RETRY_SHARE = 0.2  # … beside this share of the requests in flight
-MAX_REQUEST_ID_BYTES = 128
 MAX_TIMEOUT_DIGITS = 9
 
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
 _REACHED_NO, _REACHED_MAYBE, _REACHED_YES = b"no", b"maybe", b"yes"
 _FORWARDED_PROTO = {b"http": (b"x-forwarded-proto", b"http"), b"https": (b"x-forwarded-proto", b"https")}
 _UNBUFFERED: Field = (b"x-accel-buffering", b"no")
@@ -69,8 +70,11 @@ _BLAMES_REPLICA = frozenset(
 _SILENT = (Kind.CLIENT_GONE, Kind.CLIENT_STALLED)  # nobody is there to be answered
 
 AccessRecord = tuple[
-    float, bytes, bytes, bytes, bytes, str, int, str, str, str, str, int, int, float, float, float, bytes, int, bytes
-]
+    float, bytes, bytes, bytes, bytes, bytes, int, bytes, bytes, bytes, bytes,
+    int, int, float, float, float, bytes, int, bytes,
+]  # fmt: skip
+"""End (monotonic s), id, method, authority, path, version, status, flag, code, endpoint, replica, bytes received
+and sent, duration, overhead and time to first byte in seconds, client, retries, reached."""
 
 
 class Pool(Protocol):
@@ -603,15 +607,16 @@ class Exchange:
         self._finished = True
         core = self._core
         lease, status, counters = self._lease, self._status, self._counters
-        replica_id = lease.replica.id if lease is not None else ""
+        replica_key = lease.replica.key if lease is not None else b""
+        flag = code = b""
         if error is None:
             self._release(_OUTCOMES.get(status, OUTCOME_OK))
         else:
             self._release(OUTCOME_FAILED if error.kind in _BLAMES_REPLICA else OUTCOME_CANCELLED)
             if error.kind in _SILENT:
                 status = WIRE[error.kind].status
-            code = error.kind.value
-            counters.codes[code] = counters.codes.get(code, 0) + 1
+            flag, code = WIRE[error.kind].flag.encode(), error.kind.value.encode()
+            counters.codes[error.kind.value] = counters.codes.get(error.kind.value, 0) + 1
         core.in_flight -= 1
         if self._retries:
             core.retrying -= 1
@@ -646,10 +651,10 @@ class Exchange:
                     shape.path,
                     shape.version,
                     status,
-                    WIRE[error.kind].flag if error is not None else "",
-                    error.kind.value if error is not None else "",
-                    endpoint.name if endpoint is not None else "",
-                    replica_id,
+                    flag,
+                    code,
+                    endpoint.key if endpoint is not None else b"",
+                    replica_key,
                     self._received_bytes,
                     self._sent_bytes,
                     duration_s,
@@ -684,8 +689,6 @@ class Exchange:
 
 
 def _accepted_id(known: dict[bytes, bytes]) -> bytes:
-    """Return the client's request id if it is short and plain, else nothing."""
+    """Return the client's request id if it is short and plain, else nothing: it goes into logs as it is."""
     request_id = known.get(b"x-request-id", b"")
-    if len(request_id) <= MAX_REQUEST_ID_BYTES and request_id.isascii() and b" " not in request_id:
-        return request_id
-    return b""
+    return request_id if _REQUEST_ID.fullmatch(request_id) else b""

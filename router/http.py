@@ -76,7 +76,7 @@ class RequestShape:
         self.authorization = b""
         self.upgrade: bytes | None = None
         self.scheme = b"http"
-        self.version = "HTTP/1.1"
+        self.version = b"HTTP/1.1"
         self.trailers_wanted = False
         self.expects_continue = False
         self.h1_lines = b""

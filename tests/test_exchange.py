@@ -155,7 +155,7 @@ class Bench:
 
     @property
     def flags(self):
-        return self.records[0][7], self.records[0][8], self.records[0][18]
+        return self.records[0][7].decode(), self.records[0][8].decode(), self.records[0][18]
 
 
 def response(status=200, length=None, event_stream=False):

@@ -29,6 +29,7 @@ class Endpoint:
 
     __slots__ = (
         "counters",
+        "key",
         "limits",
         "max_retries",
         "name",
@@ -45,6 +46,7 @@ class Endpoint:
 
     def __init__(self, spec: EndpointSpec, replicas: tuple[Replica, ...], counters: EndpointCounters) -> None:
         self.name = spec.name
+        self.key = spec.name.encode()
         self.policy = spec.policy
         self.limits = spec.limits
         self.timeouts = spec.timeouts

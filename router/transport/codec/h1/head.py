@@ -125,7 +125,7 @@ def _parse_request_lines(lines: list[bytes]) -> ParsedRequest | ProxyError:
         return bad_request("no host")
     shape.authority = target_authority or host or b""
     if bits & HTTP_10:
-        shape.version = "HTTP/1.0"
+        shape.version = b"HTTP/1.0"
     return _read_rare(head, bits, rare) if rare else (head, bits, b"")
 
 

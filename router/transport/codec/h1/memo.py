@@ -24,14 +24,26 @@ S = TypeVar("S")
 class ShapeMemo(Generic[S]):
     """Maps a head without its length to what the parser made of it."""
 
-    __slots__ = ("_shapes", "_spelling")
+    __slots__ = ("_shapes", "_spelling", "_whole")
 
     def __init__(self) -> None:
         self._shapes: dict[bytes, S] = {}
+        self._whole: dict[bytes, tuple[bytes, int | None, S]] = {}
         self._spelling = 0  # the one seen last is looked for first
 
     def look_up(self, raw: bytes) -> tuple[bytes, int | None, S | None]:
         """Return the key of a head, its length (None: no such line) and what is stored for it, if anything."""
+        whole = self._whole.get(raw)  # the same length again, too: robots, probes, small answers
+        if whole is not None:
+            return whole
+        found = self._look_up(raw)
+        if found[2] is not None and len(raw) <= MAX_SHAPE_BYTES:
+            if len(self._whole) >= MAX_SHAPES:
+                self._whole.clear()
+            self._whole[raw] = found  # type: ignore[assignment]
+        return found
+
+    def _look_up(self, raw: bytes) -> tuple[bytes, int | None, S | None]:
         start = raw.find(_SPELLINGS[self._spelling])
         if start < 0:
             start = raw.find(_SPELLINGS[1 - self._spelling])
