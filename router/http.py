@@ -30,8 +30,9 @@ KNOWN_REQUEST = frozenset(
 KNOWN_RESPONSE = frozenset(
     (b"server-timing", b"x-request-id", b"x-router-error", b"x-router-replica", b"x-router-upstream-reached")
 )
-# Fields that a trailer section must not carry (RFC 9110 §6.5.1: framing, routing, authentication).
-FORBIDDEN_TRAILERS = HOP_BY_HOP | frozenset(
+# Fields that a trailer section must not carry (RFC 9110 §6.5.1: framing, routing,
+# authentication; and what the router itself says in a head).
+FORBIDDEN_TRAILERS = HOP_BY_HOP | KNOWN_REQUEST | KNOWN_RESPONSE | frozenset(
     (b"content-length", b"host", b"authorization", b"proxy-authorization", b"content-encoding", b"content-type",
      b"content-range", b"cache-control", b"expect", b"max-forwards", b"range", b"set-cookie", b"cookie")
 )  # fmt: skip

@@ -22,7 +22,7 @@ from prometheus_client.registry import Collector
 from router.telemetry import BOUNDS_S, EndpointSnapshot, HistogramSnapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterable
+    from collections.abc import Collection, Hashable, Iterable
 
     from prometheus_client.core import Metric
 
@@ -144,12 +144,13 @@ class Totals:
     def add(self, snapshots: list[WorkerSnapshot]) -> None:
         """Add what grew since the last call. Of one worker, snapshots must come in the order they were taken."""
         with self.lock:
+            before = self._last
+            # A worker that is missing is dead for now: its table still counts until another process takes its place.
+            self._last = before | {snapshot.worker: snapshot for snapshot in snapshots}
+            self._forget_removed(self._last.values())
             for snapshot in snapshots:
-                last = self._last.get(snapshot.worker)
+                last = before.get(snapshot.worker)
                 self._add_worker(snapshot, last if last is not None and last.pid == snapshot.pid else None)
-                self._last[snapshot.worker] = snapshot
-            if snapshots:
-                self._forget_removed(snapshots)
 
     def _add_worker(self, now: WorkerSnapshot, last: WorkerSnapshot | None) -> None:
         for name, value in now.counters.items():
@@ -169,7 +170,7 @@ class Totals:
             counted = self.replicas.setdefault(self.replica_labels.label(key), ReplicaTotals())
             _add_replica(counted, replica, earlier.get(key))
 
-    def _forget_removed(self, snapshots: list[WorkerSnapshot]) -> None:
+    def _forget_removed(self, snapshots: Collection[WorkerSnapshot]) -> None:
         """Drop the series of what no worker's table has any more; what went into `other` stays in it."""
         endpoints = {name or UNROUTED for snapshot in snapshots for name in snapshot.endpoints}
         for label in self.endpoint_labels.keep_only(endpoints):

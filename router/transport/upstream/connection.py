@@ -17,22 +17,23 @@ if TYPE_CHECKING:
     from router.transport.shell import Reactor
     from router.transport.upstream.pool import ConnectionPool
 
-# Offset of tcpi_bytes_acked in Linux's struct tcp_info (since 4.1): 8 bytes of flags, 24 32-bit counters,
+# Offset of tcpi_bytes_acked, and behind it tcpi_bytes_received, in Linux's struct tcp_info (since 4.1): 8 bytes of flags, 24 32-bit counters,
 # two 64-bit pacing rates.
 _BYTES_ACKED_AT = 120
-_TCP_INFO_BYTES = 128
+_TCP_INFO_BYTES = 136
 
 
 class UpstreamConnection(TcpShell):
     """Belongs to a pool, serves one exchange after another."""
 
-    __slots__ = ("_pool", "_written_before", "replica")
+    __slots__ = ("_pool", "_read_bytes", "_written_before", "replica")
 
     def __init__(self, reactor: Reactor, replica: Replica, pool: ConnectionPool) -> None:
         super().__init__(reactor)
         self.replica = replica
         self._pool = pool
         self._written_before = 0
+        self._read_bytes = 0
         authority = f"[{replica.host}]" if ":" in replica.host else replica.host
         self.codec: H1Client = H1Client(
             f"{authority}:{replica.port}".encode(),
@@ -75,11 +76,18 @@ class UpstreamConnection(TcpShell):
     def _keep_s(self) -> float:
         return self._pool.keep_s(self.replica)
 
-    def _is_untouched(self) -> bool:
-        """Whether the peer's kernel acknowledged nothing since this request began.
+    def data_received(self, data: bytes) -> None:
+        """Count input, for `_is_untouched`."""
+        self._read_bytes += len(data)
+        super().data_received(data)
 
-        A replica that closed an idle connection answers the next request with RST, and acknowledges none
-        of it. `bytes_acked` counts the SYN as one byte on an active open.
+    def _is_untouched(self) -> bool:
+        """Whether the peer had ended the connection before a byte of this request reached it.
+
+        True only with both proofs: its FIN arrived (the kernel counts it as one received byte more than was
+        read), and nothing of the request was acknowledged, which that FIN would have done had the peer's
+        kernel held any of it. A bare RST proves nothing: a server may read a request and then abort.
+        `bytes_acked` counts the SYN of an active open as one byte.
         """
         transport = self.transport
         sock: socket.socket | None = transport.get_extra_info("socket") if transport is not None else None
@@ -91,5 +99,6 @@ class UpstreamConnection(TcpShell):
             return False
         if len(info) < _TCP_INFO_BYTES:
             return False
-        (acknowledged,) = struct.unpack_from("=Q", info, _BYTES_ACKED_AT)
-        return int(acknowledged) <= self._written_before + 1
+        acknowledged, received = struct.unpack_from("=QQ", info, _BYTES_ACKED_AT)
+        has_fin = received > self._read_bytes
+        return has_fin and acknowledged <= self._written_before + 1

@@ -269,9 +269,11 @@ def _read_request_line(line: bytes) -> tuple[bytes, bytes, bytes, int] | ProxyEr
         if absolute is not None:
             # RFC 9112 §3.2.2: the authority of an absolute target replaces Host.
             authority, target = absolute[2].lower(), absolute[3]
-            if AUTHORITY.fullmatch(authority) is None:
+            if authority.startswith(b":") or AUTHORITY.fullmatch(authority) is None:
                 return bad_request("the target's authority is malformed")
-            if not target.startswith(b"/"):
+            if not target and method == b"OPTIONS":
+                target = b"*"  # RFC 9112 §3.2.4
+            elif not target.startswith(b"/"):
                 target = b"/" + target
         elif target != b"*" or method != b"OPTIONS":
             return bad_request("the target is neither a path nor a URL")

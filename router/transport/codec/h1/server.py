@@ -52,6 +52,8 @@ if TYPE_CHECKING:
 
 # What is being read; NOTHING..TUNNEL of `connection` say how a body is delimited and serve here as well.
 _HEAD, _COMPLETE, _UPGRADE, _DISCARD = range(10, 14)
+_CR = 13
+MAX_BLANK_LINES = 4  # before one request line
 _BODY_STATES = (LENGTH, CHUNKS)
 
 
@@ -60,6 +62,7 @@ class H1Server(H1Connection):
 
     __slots__ = (
         "_bits",
+        "_blank_lines",
         "_chunks",
         "_draining",
         "_eof",
@@ -99,6 +102,7 @@ class H1Server(H1Connection):
         self._bits = 0
         self._remaining = 0
         self._searched = 0
+        self._blank_lines = 0
         self._chunks: ChunkedReader | None = None
         self._frames: FrameBoundary | None = None
         self._websocket_key = b""
@@ -155,8 +159,17 @@ class H1Server(H1Connection):
     def _read_head(self, data: bytes, now: float) -> bytes:
         if not self._head_since_s:
             self._head_since_s = now
-            if data.startswith(b"\r\n"):  # RFC 9112 §2.2: an empty line before the request line is ignored
-                data = data[2:]
+        if data[0] == _CR:
+            # RFC 9112 §2.2: an empty line before the request line is ignored; more than a few are an attack.
+            if data != b"\r":
+                self._blank_lines += 1
+                if data.startswith(b"\r\n") and self._blank_lines <= MAX_BLANK_LINES:
+                    return data[2:]
+                self._refuse(bad_request("something else than a request line stands first"))
+                return b""
+            self._stash = data
+            self._watch()
+            return b""
         end = data.find(b"\r\n\r\n") if not self._searched else -1
         if end < 0 or end > MAX_HEAD_BYTES:
             end = find_head_end(data, self._searched)
@@ -172,6 +185,7 @@ class H1Server(H1Connection):
             return b""
         self._searched = 0
         self._head_since_s = 0.0
+        self._blank_lines = 0
         parsed = parse_request(data[:end])
         if isinstance(parsed, ProxyError):
             self._refuse(parsed)
