@@ -5,12 +5,12 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
 
-.PHONY: run test install lint bench loadtest clean
+.PHONY: run test install compile lint bench loadtest clean
 
-run: install            ## two simulated replicas, the router, a check of every protocol; then serves
+run: compile            ## two simulated replicas, the router, a check of every protocol; then serves
 	$(BIN)/router up $(ARGS)
 
-test: install           ## every test
+test: compile           ## every test
 	$(BIN)/python -m pytest $(ARGS)
 
 install: $(STAMP)       ## .venv with everything but the peers of the benchmark
@@ -18,18 +18,22 @@ install: $(STAMP)       ## .venv with everything but the peers of the benchmark
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[backend,loadtest,test,lint]'
+	$(BIN)/python -m pip install --quiet --editable '.[backend,loadtest,test,lint,compile]'
 	touch $(STAMP)
+
+compile: install        ## the data path as machine code; without a C compiler it stays Python
+	@$(BIN)/router compile --if-needed || echo 'not compiled: the router runs as Python, at twice the CPU'
 
 lint: install           ## ruff and mypy --strict
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: install          ## against Envoy, nginx, HAProxy and sglang-router, in one interleaved run
+bench: compile          ## against Envoy, nginx, HAProxy and sglang-router, in one interleaved run
 	$(BIN)/python -m loadtest.compare $(ARGS)
 
-loadtest: install       ## locust, headless, against `router up`
+loadtest: compile       ## locust, headless, against `router up`
 	$(BIN)/python -m loadtest.run $(ARGS)
 
 clean:
+	-$(BIN)/router compile --clean
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info

@@ -28,7 +28,7 @@ from router.routing.load import (
     Lease,
 )
 from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream
-from router.telemetry import BOUNDS_S, EndpointCounters
+from router.counters import BOUNDS_S, EndpointCounters
 
 if TYPE_CHECKING:
     from collections.abc import Callable

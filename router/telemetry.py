@@ -1,128 +1,18 @@
-"""What a worker counts: plain integers on the hot path, one snapshot struct at scrape time.
+"""Counters on their way out of a worker: one snapshot struct at scrape time.
 
-No label look-ups and no metric objects in relay methods: an endpoint's counters hang on the endpoint
-itself. A worker sends a `WorkerSnapshot` to the supervisor when asked; the supervisor merges them and
-`edge.metrics` names them for Prometheus. Imports nothing of the project.
+A worker sends a `WorkerSnapshot` to the supervisor when asked; the supervisor merges them and `edge.metrics`
+names them for Prometheus. Imports only `counters`.
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from bisect import bisect_left
 from typing import Any
 
 import msgspec
 
-# Upper bounds in seconds: 1-2-5 steps from 10 us, where our own overhead lies, to 1,000 s, where a long
-# generation ends. bisect over 25 floats costs 0.1 us.
-BOUNDS_S: tuple[float, ...] = tuple(
-    step * 10.0**power for power in range(-5, 3) for step in (1.0, 2.0, 5.0)
-) + (1000.0,)
-
-
-class Histogram:
-    """Counts of durations by `BOUNDS_S`, the last one for all above; and their sum in seconds."""
-
-    __slots__ = ("counts", "sum_s")
-
-    def __init__(self) -> None:
-        self.counts = [0] * (len(BOUNDS_S) + 1)
-        self.sum_s = 0.0
-
-    def observe(self, seconds: float) -> None:
-        """Count one duration."""
-        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
-        self.sum_s += seconds
-
-    def snapshot(self) -> HistogramSnapshot:
-        """Copy it for the supervisor."""
-        return HistogramSnapshot(counts=list(self.counts), sum_s=self.sum_s)
-
-
-class EndpointCounters:
-    """One endpoint's counts in one worker, kept across table swaps by name."""
-
-    __slots__ = (
-        "aborts",
-        "bytes_received",
-        "bytes_sent",
-        "codes",
-        "dropped_trailers",
-        "duration",
-        "event_gap",
-        "first_byte",
-        "in_flight",
-        "overhead",
-        "requests",
-        "retries",
-        "statuses",
-    )
-
-    def __init__(self) -> None:
-        self.requests = 0
-        self.in_flight = 0
-        self.statuses: dict[int, int] = {}
-        self.codes: dict[str, int] = {}
-        self.aborts = 0
-        self.retries = 0
-        self.dropped_trailers = 0
-        self.bytes_received = 0
-        self.bytes_sent = 0
-        self.duration = Histogram()
-        self.overhead = Histogram()
-        self.first_byte = Histogram()
-        self.event_gap = Histogram()
-
-    def snapshot(self) -> EndpointSnapshot:
-        """Copy it for the supervisor."""
-        return EndpointSnapshot(
-            requests=self.requests,
-            in_flight=self.in_flight,
-            statuses=dict(self.statuses),
-            codes=dict(self.codes),
-            aborts=self.aborts,
-            retries=self.retries,
-            dropped_trailers=self.dropped_trailers,
-            bytes_received=self.bytes_received,
-            bytes_sent=self.bytes_sent,
-            duration=self.duration.snapshot(),
-            overhead=self.overhead.snapshot(),
-            first_byte=self.first_byte.snapshot(),
-            event_gap=self.event_gap.snapshot(),
-        )
-
-
-class WorkerCounters:
-    """What is not of one endpoint: connections, pools, the loop and the collector."""
-
-    __slots__ = (
-        "access_log_dropped",
-        "connections_accepted",
-        "connections_open",
-        "connections_refused",
-        "gc_pause",
-        "internal_errors",
-        "loop_lag",
-        "malformed_requests",
-        "upstream_connects",
-        "upstream_open",
-        "upstream_reused",
-    )
-
-    def __init__(self) -> None:
-        self.connections_accepted = 0
-        self.connections_open = 0
-        self.connections_refused = 0
-        self.upstream_connects = 0
-        self.upstream_open = 0
-        self.upstream_reused = 0
-        self.malformed_requests = 0
-        self.internal_errors = 0
-        self.access_log_dropped = 0
-        self.loop_lag = Histogram()
-        self.gc_pause = Histogram()
-
+from router.counters import BOUNDS_S, EndpointCounters, Histogram
 
 class GcWatch:
     """Times garbage collections through `gc.callbacks`."""
@@ -219,3 +109,27 @@ class WorkerSnapshot(msgspec.Struct):
     histograms: dict[str, HistogramSnapshot]
     endpoints: dict[str, EndpointSnapshot]
     replicas: list[ReplicaSnapshot]
+
+
+def snapshot_histogram(histogram: Histogram) -> HistogramSnapshot:
+    """Copy a histogram."""
+    return HistogramSnapshot(counts=list(histogram.counts), sum_s=histogram.sum_s)
+
+
+def snapshot_endpoint(counters: EndpointCounters) -> EndpointSnapshot:
+    """Copy an endpoint's counters."""
+    return EndpointSnapshot(
+        requests=counters.requests,
+        in_flight=counters.in_flight,
+        statuses=dict(counters.statuses),
+        codes=dict(counters.codes),
+        aborts=counters.aborts,
+        retries=counters.retries,
+        dropped_trailers=counters.dropped_trailers,
+        bytes_received=counters.bytes_received,
+        bytes_sent=counters.bytes_sent,
+        duration=snapshot_histogram(counters.duration),
+        overhead=snapshot_histogram(counters.overhead),
+        first_byte=snapshot_histogram(counters.first_byte),
+        event_gap=snapshot_histogram(counters.event_gap),
+    )

@@ -42,6 +42,7 @@ from router.control import (
     pack,
     to_worker,
 )
+from router.counters import WorkerCounters
 from router.deadlines import TICK_S, DeadlineWheel
 from router.edge.access_log import AccessLog
 from router.edge.admission import AdmissionGate
@@ -52,7 +53,13 @@ from router.routing.explain import explain
 from router.routing.load import BOARD_SLOTS, LoadBoard
 from router.routing.outlier import is_ready
 from router.routing.table import Table
-from router.telemetry import GcWatch, ReplicaSnapshot, WorkerCounters, WorkerSnapshot
+from router.telemetry import (
+    GcWatch,
+    ReplicaSnapshot,
+    WorkerSnapshot,
+    snapshot_endpoint,
+    snapshot_histogram,
+)
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
 from router.transport.tasks import spawn
@@ -195,11 +202,11 @@ class Worker:
         """Copy every counter."""
         counters = self.counters
         numbers = {
-            name: value for name in counters.__slots__ if isinstance(value := getattr(counters, name), int)
+            name: value for name in WorkerCounters.__slots__ if isinstance(value := getattr(counters, name), int)
         }
         table = self.core.table
-        endpoints = {name: endpoint.counters.snapshot() for name, endpoint in table.endpoints.items()}
-        endpoints[""] = self.core.unrouted.snapshot()
+        endpoints = {name: snapshot_endpoint(endpoint.counters) for name, endpoint in table.endpoints.items()}
+        endpoints[""] = snapshot_endpoint(self.core.unrouted)
         now = self.clock.now
         return WorkerSnapshot(
             worker=self._index,
@@ -209,8 +216,8 @@ class Worker:
             in_flight=self.core.in_flight,
             counters=numbers,
             histograms={
-                "loop_lag": counters.loop_lag.snapshot(),
-                "gc_pause": counters.gc_pause.snapshot(),
+                "loop_lag": snapshot_histogram(counters.loop_lag),
+                "gc_pause": snapshot_histogram(counters.gc_pause),
             },
             endpoints=endpoints,
             replicas=[

@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from router import __version__
+from router.cli.compile import compile_
 from router.cli.serve import serve
 from router.cli.up import up
 
@@ -21,3 +22,4 @@ def main() -> None:
 
 main.add_command(serve)
 main.add_command(up)
+main.add_command(compile_)

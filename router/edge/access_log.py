@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from router.exchange import AccessRecord
-    from router.telemetry import WorkerCounters
+    from router.counters import WorkerCounters
 
 SLICE = 64  # records formatted in one go: about 0.1 ms
 INTERVAL_S = 0.05

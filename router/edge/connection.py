@@ -19,16 +19,17 @@ if TYPE_CHECKING:
 class ClientConnection(TcpShell):
     """Accepted by a listener, which knows all of its connections."""
 
-    __slots__ = ("_core", "_listener", "_peer")
+    __slots__ = ("_core", "_listener", "_peer", "h1")
 
     def __init__(self, listener: Listener) -> None:
         super().__init__(listener.reactor)
         self._listener = listener
         self._core = listener.core
         self._peer = Peer(b"")
-        self.codec: H1Server = H1Server(
+        self.h1 = H1Server(
             self._on_request, self._on_refused, listener.limits, self, listener.reactor.clock.read()
         )
+        self.codec = self.h1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Note the client's address; refuse beyond the listener's limit."""
@@ -50,4 +51,4 @@ class ClientConnection(TcpShell):
 
     def cut(self, error: ProxyError) -> None:
         """End the request under way as failed, then the connection."""
-        self.codec.cut(error)
+        self.h1.cut(error)

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from router.counters import BOUNDS_S
 from router.edge.admin_views import by_endpoint, replica_rows
 from router.edge.metrics import UNROUTED
-from router.telemetry import BOUNDS_S, EndpointSnapshot, HistogramSnapshot
+from router.telemetry import EndpointSnapshot, HistogramSnapshot
 
 if TYPE_CHECKING:
     from router.edge.metrics import Totals

@@ -36,7 +36,7 @@ class Listener:
         loop = asyncio.get_running_loop()
         for sock in sockets:
             server = await loop.create_server(
-                lambda: ClientConnection(self),
+                lambda: ClientConnection(self),  # type: ignore[arg-type,return-value]
                 sock=sock,
                 backlog=BACKLOG,
             )

@@ -19,7 +19,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
-from router.telemetry import BOUNDS_S, EndpointSnapshot, HistogramSnapshot
+from router.counters import BOUNDS_S
+from router.telemetry import EndpointSnapshot, HistogramSnapshot
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Hashable, Iterable
@@ -145,7 +146,7 @@ class Totals:
         """Add what grew since the last call. Of one worker, snapshots must come in the order they were taken."""
         with self.lock:
             before = self._last
-            # A worker that is missing is dead for now: its table still counts until another process takes its place.
+            # A missing worker is dead for now: its table still counts until another process takes its place.
             self._last = before | {snapshot.worker: snapshot for snapshot in snapshots}
             self._forget_removed(self._last.values())
             for snapshot in snapshots:

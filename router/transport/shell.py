@@ -6,7 +6,6 @@ raised across a callback: an exception is our bug, is logged and costs this one 
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import socket
@@ -17,10 +16,12 @@ from typing import TYPE_CHECKING, Any
 from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_NO
 
 if TYPE_CHECKING:
+    import asyncio
+
     from router.clock import Clock
     from router.deadlines import DeadlineWheel
     from router.stream import Codec
-    from router.telemetry import WorkerCounters
+    from router.counters import WorkerCounters
     from router.transport.outbox import Outbox
 
 _log = logging.getLogger(__name__)
@@ -42,7 +43,7 @@ class Reactor:
         self.counters = counters
 
 
-class TcpShell(asyncio.Protocol):
+class TcpShell:
     """One TCP connection: an asyncio protocol that owns a codec. Watched by the deadline wheel."""
 
     __slots__ = (

@@ -23,6 +23,8 @@ LAYERS = [
     ("router.http", 0, "base"),
     ("router.stream", 0, "base"),
     ("router.clock", 0, "base"),
+    ("router.counters", 0, "base"),
+    ("router.compiled", 0, "base"),
     ("router.local_reply", 0, "base"),
     ("router.deadlines", 0, "base"),
     ("router.telemetry", 0, "base"),

@@ -26,7 +26,7 @@ _TCP_INFO_BYTES = 136
 class UpstreamConnection(TcpShell):
     """Belongs to a pool, serves one exchange after another."""
 
-    __slots__ = ("_pool", "_read_bytes", "_written_before", "replica")
+    __slots__ = ("_pool", "_read_bytes", "_written_before", "h1", "replica")
 
     def __init__(self, reactor: Reactor, replica: Replica, pool: ConnectionPool) -> None:
         super().__init__(reactor)
@@ -35,7 +35,7 @@ class UpstreamConnection(TcpShell):
         self._written_before = 0
         self._read_bytes = 0
         authority = f"[{replica.host}]" if ":" in replica.host else replica.host
-        self.codec: H1Client = H1Client(
+        self.h1 = H1Client(
             f"{authority}:{replica.port}".encode(),
             self._keep_s,
             self._on_idle,
@@ -43,6 +43,7 @@ class UpstreamConnection(TcpShell):
             self,
             reactor.clock.now,
         )
+        self.codec = self.h1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count it."""
@@ -52,8 +53,8 @@ class UpstreamConnection(TcpShell):
     def start(self, receiver: ResponseReceiver, *, reused: bool) -> None:
         """Bind it to the exchange whose request comes next."""
         self._written_before = self.written_bytes
-        self.codec.reused = reused
-        self.codec.start(receiver)
+        self.h1.reused = reused
+        self.h1.start(receiver)
 
     def retire(self) -> None:
         """Close when idle, or after the request under way."""
@@ -69,8 +70,8 @@ class UpstreamConnection(TcpShell):
 
     def eof_received(self) -> bool:
         """Learn the replica's idle cut from an end of input that no request asked for."""
-        if self.codec.is_idle:
-            self._pool.learn_idle_cut(self.replica, self._clock.read() - self.codec.last_moved_s)
+        if self.h1.is_idle:
+            self._pool.learn_idle_cut(self.replica, self._clock.read() - self.h1.last_moved_s)
         return super().eof_received()
 
     def _keep_s(self) -> float:
@@ -101,4 +102,4 @@ class UpstreamConnection(TcpShell):
             return False
         acknowledged, received = struct.unpack_from("=QQ", info, _BYTES_ACKED_AT)
         has_fin = received > self._read_bytes
-        return has_fin and acknowledged <= self._written_before + 1
+        return bool(has_fin and acknowledged <= self._written_before + 1)

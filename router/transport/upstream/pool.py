@@ -6,19 +6,15 @@ time learned from the replica itself: uvicorn cuts at 5.0 s, and a request sent 
 
 from __future__ import annotations
 
-import asyncio
-import os
 from typing import TYPE_CHECKING
 
-from router.errors import Kind, ProxyError, Retry, Source
-from router.stream import PendingStream
-from router.transport.tasks import spawn
-from router.transport.upstream.connection import UpstreamConnection
+from router.transport.upstream.dial import PendingConnect
 
 if TYPE_CHECKING:
     from router.routing.load import Replica
-    from router.stream import ResponseReceiver, UpstreamStream
+    from router.stream import PendingStream, ResponseReceiver, UpstreamStream
     from router.transport.shell import Reactor
+    from router.transport.upstream.connection import UpstreamConnection
 
 DEFAULT_KEEP_S = 4.0  # below uvicorn's cut of 5.0 s
 LEARNED_SHARE = 0.8  # of a cut that was seen
@@ -56,7 +52,7 @@ class ConnectionPool:
             oldest_s = self.reactor.clock.now - kept.keep_s
             while idle:
                 connection = idle.pop()
-                codec = connection.codec
+                codec = connection.h1
                 if not codec.is_idle:
                     continue
                 if codec.last_moved_s <= oldest_s:
@@ -113,57 +109,3 @@ class ConnectionPool:
     def close(self) -> None:
         """Retire everything idle."""
         self.keep_only(frozenset())
-
-
-class PendingConnect(PendingStream):
-    """A connection being made for one request. Cancelling it is safe at any moment."""
-
-    __slots__ = ("_connect_s", "_pool", "_receiver", "_replica", "_task")
-
-    def __init__(
-        self, pool: ConnectionPool, replica: Replica, receiver: ResponseReceiver, connect_s: float
-    ) -> None:
-        self._pool = pool
-        self._replica = replica
-        self._receiver: ResponseReceiver | None = receiver
-        self._connect_s = connect_s
-        self._task = spawn(self._connect(), f"connect {replica.address}")
-
-    def cancel(self) -> None:
-        """Give it up; a connection made in the same moment is closed."""
-        self._receiver = None
-        self._task.cancel()
-
-    async def _connect(self) -> None:
-        pool, replica = self._pool, self._replica
-        reactor = pool.reactor
-        loop = asyncio.get_running_loop()
-        connection = UpstreamConnection(reactor, replica, pool)
-        error: ProxyError | None = None
-        reactor.counters.upstream_connects += 1
-        try:
-            async with asyncio.timeout(self._connect_s):
-                await loop.create_connection(lambda: connection, replica.host, replica.port)
-        except TimeoutError:
-            error = ProxyError(Kind.CONNECT_TIMEOUT, Source.UPSTREAM, Retry.SAFE)
-        except OSError as failure:
-            number = failure.errno or 0
-            reason = os.strerror(number).lower() if number > 0 else "its name has no address"
-            error = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE, reason)
-        except asyncio.CancelledError:
-            connection.abort()
-            raise
-        reactor.clock.read()
-        receiver = self._receiver
-        self._receiver = None
-        if receiver is None:
-            connection.abort()
-        elif error is not None:
-            receiver.upstream_failed(error)
-        elif connection.transport is None:
-            gone = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE, "closed on accept")
-            receiver.upstream_failed(gone)
-        else:
-            connection.start(receiver, reused=False)
-            receiver.upstream_ready(connection.codec)
-        reactor.outbox.flush()

@@ -163,6 +163,7 @@ class H1Server(H1Connection):
             # RFC 9112 §2.2: an empty line before the request line is ignored; more than a few are an attack.
             if data != b"\r":
                 self._blank_lines += 1
+                self._watch()
                 if data.startswith(b"\r\n") and self._blank_lines <= MAX_BLANK_LINES:
                     return data[2:]
                 self._refuse(bad_request("something else than a request line stands first"))

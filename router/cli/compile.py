@@ -1,0 +1,63 @@
+"""`router compile`: the data path as machine code, from the same source. See `router.compiled`."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import click
+from rich.console import Console
+
+from router.compiled import HOT, RECORD, ROOT, built_files, digest
+
+
+@click.command("compile")
+@click.option("--clean", is_flag=True, help="Remove what was compiled; the Python source is used again.")
+@click.option("--if-needed", is_flag=True, help="Do nothing if the compiled modules are current.")
+def compile_(clean: bool, if_needed: bool) -> None:
+    """Compile the data path in place: the same source, half the time in Python.
+
+    Needs mypy (pip install 'replica-router[compile]') and a C compiler. Modules that are older than their
+    source are never used, so this may be forgotten without harm.
+    """
+    if if_needed and RECORD.exists() and json.loads(RECORD.read_text(encoding="utf-8")).get("digest") == digest():
+        return
+    remove()
+    if clean:
+        return
+    with Console(stderr=True).status(f"compiling {len(HOT)} modules; about half a minute"):
+        try:
+            build()
+        except ImportError as missing:
+            raise click.ClickException(f"{missing}; install it with: pip install 'replica-router[compile]'") from None
+    RECORD.write_text(json.dumps({"digest": digest(), "modules": len(HOT)}), encoding="utf-8")
+    click.echo(f"compiled {len(HOT)} modules", err=True)
+
+
+def remove() -> None:
+    """Remove every file of an earlier build."""
+    RECORD.unlink(missing_ok=True)
+    for path in built_files():
+        path.unlink()
+
+
+def build() -> None:
+    """Run mypyc and the C compiler; whatever they say goes to stderr when they fail."""
+    from mypyc.build import mypycify  # noqa: PLC0415 - of an extra
+    from setuptools import Distribution  # noqa: PLC0415
+
+    before = Path.cwd()
+    os.chdir(ROOT.parent)
+    try:
+        with tempfile.TemporaryDirectory(prefix="router-compile-") as folder:
+            sources = [f"{ROOT.name}/{name}.py" for name in HOT]
+            modules = mypycify(["--no-warn-unused-ignores", *sources], opt_level="3", target_dir=folder)
+            distribution = Distribution({"name": "router-hot", "ext_modules": modules})
+            command = distribution.get_command_obj("build_ext")
+            command.inplace = True
+            command.build_temp = folder
+            distribution.run_command("build_ext")
+    finally:
+        os.chdir(before)

@@ -1,0 +1,89 @@
+"""The data path as machine code: the same source, compiled in place by mypyc, used if it is not stale.
+
+    router compile            # about half a minute; needs mypy and a C compiler
+    ROUTER_PURE=1 router …    # this once without it
+
+Compiled modules call each other natively, so it is all of them or none: each build writes down a digest of
+its sources, and where one differs the Python source is imported instead. Measured: 17 us of Python a request
+become 8. Asked once, when the package is imported. Imports nothing of the project.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.machinery
+import json
+import os
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent
+RECORD = ROOT / "compiled.json"
+
+HOT = (
+    "clock",
+    "counters",
+    "deadlines",
+    "edge/admission",
+    "edge/connection",
+    "exchange",
+    "http",
+    "routing/balancer",
+    "routing/load",
+    "routing/outlier",
+    "routing/policies/__init__",
+    "routing/policies/least_inflight",
+    "routing/policies/p2c",
+    "routing/policies/random",
+    "routing/policies/round_robin",
+    "routing/table",
+    "transport/codec/h1/body",
+    "transport/codec/h1/client",
+    "transport/codec/h1/connection",
+    "transport/codec/h1/fields",
+    "transport/codec/h1/head",
+    "transport/codec/h1/memo",
+    "transport/codec/h1/server",
+    "transport/codec/websocket",
+    "transport/outbox",
+    "transport/shell",
+    "transport/upstream/connection",
+    "transport/upstream/pool",
+)
+
+
+def digest() -> str:
+    """Return a digest of the hot sources, the interpreter and the list itself."""
+    found = hashlib.sha256(sys.version.encode())
+    for name in HOT:
+        found.update(name.encode() + b"\0" + (ROOT / f"{name}.py").read_bytes())
+    return found.hexdigest()
+
+
+def choose() -> bool:
+    """Return whether compiled modules are used; where they are not, hide them from the import system."""
+    if not RECORD.exists():
+        return False
+    if not os.environ.get("ROUTER_PURE"):
+        try:
+            if json.loads(RECORD.read_text(encoding="utf-8")).get("digest") == digest():
+                return True
+        except (OSError, ValueError):
+            pass  # a torn record is no record
+    sys.path_hooks.insert(0, _source_finder)
+    sys.path_importer_cache.pop(str(ROOT), None)  # made when this module was looked for
+    return False
+
+
+def built_files() -> list[Path]:
+    """Return every file a build leaves in the package and beside it."""
+    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
+    return [path for path in (*ROOT.rglob(f"*{suffix}"), *ROOT.parent.glob(f"*__mypyc{suffix}")) if path.is_file()]
+
+
+def _source_finder(path: str) -> importlib.machinery.FileFinder:
+    """Find only sources below this package; ImportError hands every other place to the usual finders."""
+    if not Path(path).is_relative_to(ROOT):
+        raise ImportError
+    loader = (importlib.machinery.SourceFileLoader, importlib.machinery.SOURCE_SUFFIXES)
+    return importlib.machinery.FileFinder(path, loader)
