@@ -472,7 +472,7 @@ class Exchange:
             timing = shape.known[b"server-timing"] + b", " + timing
         headers.append((b"server-timing", timing))
         if request.shape.upgrade is not None:
-            self._status = 101 if status == 200 else status
+            self._status = 101 if shape.accepts_tunnel else status
             self._deadline_s = 0.0  # of the handshake; a tunnel lives as long as something moves
             self._downstream.send_head(head, end)
             self._downstream.release(HOLD_NO_UPSTREAM)

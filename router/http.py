@@ -109,16 +109,18 @@ class RequestHead:
 class ResponseShape:
     """The part of a response head that is shared between responses.
 
-    `is_event_stream`: its content type is text/event-stream; `h1_lines` as for requests.
+    `is_event_stream`: its content type is text/event-stream; `accepts_tunnel`: it answers an extended
+    CONNECT, with status 200 as RFC 8441 has it, and bytes of the tunnel follow; `h1_lines` as for requests.
     """
 
-    __slots__ = ("fields", "h1_lines", "is_event_stream", "known", "status")
+    __slots__ = ("accepts_tunnel", "fields", "h1_lines", "is_event_stream", "known", "status")
 
     def __init__(self, status: int) -> None:
         self.status = status
         self.fields: Headers = []
         self.known = NO_FIELDS
         self.is_event_stream = False
+        self.accepts_tunnel = False
         self.h1_lines = b""
 
 

@@ -62,7 +62,7 @@ class DownstreamStream(Stream, Protocol):
         """Queue a 1xx other than 101; dropped where the client cannot take it (HTTP/1.0)."""
 
     def send_head(self, head: ResponseHead, end: bool) -> None:
-        """Queue the final head. For an upgrade request status 200 accepts the tunnel (RFC 8441)."""
+        """Queue the final head. For an upgrade request see `accepts_tunnel`."""
 
 
 class UpstreamStream(Stream, Protocol):

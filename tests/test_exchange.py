@@ -152,8 +152,9 @@ class Bench:
         return self.records[0][7].decode(), self.records[0][8].decode(), self.records[0][18]
 
 
-def response(status=200, length=None, event_stream=False):
+def response(status=200, length=None, event_stream=False, tunnel=False):
     shape = ResponseShape(status)
+    shape.accepts_tunnel = tunnel
     shape.is_event_stream = event_stream
     return ResponseHead(shape, length)
 
@@ -193,7 +194,7 @@ def test_a_tunnel_is_held_until_the_replica_switched():
     up = bench.warm()
     bench.head(b"CONNECT", upgrade=b"websocket")
     assert bench.down.holds == HOLD_NO_UPSTREAM
-    bench.exchange.response_head(response(200), False)
+    bench.exchange.response_head(response(200, tunnel=True), False)
     assert bench.down.holds == 0
     bench.exchange.request_data(b"a", True)
     assert not bench.finished()

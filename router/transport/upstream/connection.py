@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from router.transport.shell import Reactor
     from router.transport.upstream.pool import ConnectionPool
 
-# Offset of tcpi_bytes_acked, and behind it tcpi_bytes_received, in Linux's struct tcp_info (since 4.1): 8 bytes of flags, 24 32-bit counters,
-# two 64-bit pacing rates.
+# Where Linux's struct tcp_info has the 64-bit counters bytes_acked, bytes_received (since 4.1), bytes_sent (4.19).
 _BYTES_ACKED_AT = 120
-_TCP_INFO_BYTES = 136
+_BYTES_SENT_AT = 200
+_TCP_INFO_BYTES = 208
 
 
 class UpstreamConnection(TcpShell):
@@ -85,10 +85,11 @@ class UpstreamConnection(TcpShell):
     def _is_untouched(self) -> bool:
         """Whether the peer had ended the connection before a byte of this request reached it.
 
-        True only with both proofs: its FIN arrived (the kernel counts it as one received byte more than was
-        read), and nothing of the request was acknowledged, which that FIN would have done had the peer's
-        kernel held any of it. A bare RST proves nothing: a server may read a request and then abort.
-        `bytes_acked` counts the SYN of an active open as one byte.
+        Proven if nothing of the request left this machine, since the connection was dead when it was written.
+        Or if the peer's FIN arrived (the kernel counts it as one received byte more than was read) while
+        nothing of the request was acknowledged, which that FIN would have done had the peer's kernel held any
+        of it. A bare RST proves nothing: a server may read a request and then abort. `bytes_acked` counts
+        the SYN of an active open as one byte.
         """
         transport = self.transport
         sock: socket.socket | None = transport.get_extra_info("socket") if transport is not None else None
@@ -101,5 +102,8 @@ class UpstreamConnection(TcpShell):
         if len(info) < _TCP_INFO_BYTES:
             return False
         acknowledged, received = struct.unpack_from("=QQ", info, _BYTES_ACKED_AT)
+        (sent,) = struct.unpack_from("=Q", info, _BYTES_SENT_AT)
+        if sent <= self._written_before:
+            return True
         has_fin = received > self._read_bytes
         return bool(has_fin and acknowledged <= self._written_before + 1)

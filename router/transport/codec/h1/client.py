@@ -168,6 +168,7 @@ class H1Client(H1Connection):
             self._out.append(b"")
             self._writing = BODILESS
             if self._reading == _DISCARD:
+                self._receiver = None  # both halves ended: the exchange is over
                 self._end_with(CLOSE_FLUSH)
             return
         self._writing = BODILESS
@@ -274,6 +275,7 @@ class H1Client(H1Connection):
         self._reading = self._writing = TUNNEL
         self._bits = 0
         accepted = ResponseShape(200)
+        accepted.accepts_tunnel = True
         accepted.fields = head.shape.fields
         receiver.response_head(ResponseHead(accepted), False)
 
@@ -330,6 +332,7 @@ class H1Client(H1Connection):
         if reading == TUNNEL and receiver is not None:
             self._reading = _DISCARD
             if self._writing != TUNNEL:
+                self._receiver = None
                 self._end_with(CLOSE_FLUSH)
             held, self._stash = self._stash, b""
             receiver.response_data(held, True)

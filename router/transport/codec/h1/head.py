@@ -180,6 +180,8 @@ def _parse_response_lines(lines: list[bytes]) -> ParsedResponse | ProxyError:
         elif mark == KNOWN:
             shape.known = _with_known(shape.known, field)
         elif mark == WEBSOCKET_ACCEPT:
+            if accept:
+                return bad_response("more than one sec-websocket-accept")
             accept = field[1]
         elif mark == UPGRADE and field[1].lower() == b"websocket":
             bits |= UPGRADE_FIELD

@@ -254,6 +254,8 @@ class H1Server(H1Connection):
         if self._reading == TUNNEL:
             self._reading = _DISCARD
             held, self._stash = self._stash, b""
+            if self._writing == NOTHING:
+                self._receiver = None  # both halves ended: the exchange is over
             receiver.request_data(held, True)
             if self._writing == NOTHING:
                 self._end_with(CLOSE_FLUSH)
@@ -306,7 +308,7 @@ class H1Server(H1Connection):
         """Queue the final head, with the framing this connection needs."""
         reading = self._reading
         if reading == _UPGRADE:
-            if head.shape.status == 200:
+            if head.shape.accepts_tunnel:
                 self._accept_tunnel(head)
                 return
             reading = self._reading = _COMPLETE
@@ -398,8 +400,12 @@ class H1Server(H1Connection):
         writing = self._writing
         self._writing = NOTHING
         if writing == TUNNEL:
+            frames = self._frames
+            if frames is not None and frames.may_close:  # ended without a close frame: RFC 6455 §7.1.1 forbids it
+                self._out.append(close_frame(WIRE[Kind.UPSTREAM_CLOSED].close_code, Kind.UPSTREAM_CLOSED.value))
             self._out.append(b"")  # half-close: the client may still send
             if self._reading != TUNNEL:
+                self._receiver = None
                 self._end_with(CLOSE_FLUSH)
             return
         self._receiver = None
