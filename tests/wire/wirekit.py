@@ -172,9 +172,13 @@ class Link:
             self.sock.shutdown(socket.SHUT_WR)
 
     def close(self) -> None:
-        self.shut = True
-        self._reader.cancel()
-        self.sock.close()
+        if not self.shut:
+            self.shut = True
+            self._reader.cancel()
+            # Now, not when the cancelled tasks run: by then the number may be another socket's.
+            asyncio.get_running_loop().remove_reader(self.sock)
+            asyncio.get_running_loop().remove_writer(self.sock)
+            self.sock.close()
 
     def abort(self) -> None:
         """RST."""
