@@ -18,7 +18,7 @@ import os
 import signal
 import socket
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -26,18 +26,20 @@ from router import __version__
 from router.clock import Clock
 from router.config.settings import Settings, bind, parse_listen
 from router.config.static import ConfigError, EndpointEntry, ReplicaEntry, SlotBook, build_table
-from router.counters import WorkerCounters
 from router.control import Health, ReopenLogs, SetLogLevel, Start, SwapTable, pack
+from router.counters import WorkerCounters
 from router.deadlines import TICK_S, DeadlineWheel
 from router.edge.admin import AdminListener
 from router.routing.load import BOARD_SLOTS, LoadBoard
-from router.routing.spec import TableSpec
-from router.telemetry import WorkerSnapshot
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
 from router.transport.tasks import spawn
 from router.transport.upstream.probe import HealthMonitor
 from router.worker_process import WorkerProcess
+
+if TYPE_CHECKING:
+    from router.routing.spec import TableSpec
+    from router.telemetry import WorkerSnapshot
 
 _log = logging.getLogger("router.supervisor")
 

@@ -7,13 +7,16 @@ The channel's end means that the other process is gone.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from router.routing.spec import TableSpec
 from router.telemetry import WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024  # a snapshot of 10^5 replicas is some 20 MB
 

@@ -9,9 +9,7 @@ from bisect import bisect_left
 
 # Upper bounds in seconds: 1-2-5 steps from 10 us, where our own overhead lies, to 1,000 s, where a long
 # generation ends. bisect over 25 floats costs 0.1 us.
-BOUNDS_S: tuple[float, ...] = tuple(
-    step * 10.0**power for power in range(-5, 3) for step in (1.0, 2.0, 5.0)
-) + (1000.0,)
+BOUNDS_S: tuple[float, ...] = (*tuple(step * 10.0 ** power for power in range(-5, 3) for step in (1.0, 2.0, 5.0)), 1000.0)
 
 
 class Histogram:

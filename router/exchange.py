@@ -17,6 +17,7 @@ import re
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Protocol
 
+from router.counters import BOUNDS_S, EndpointCounters
 from router.errors import WIRE, Kind, ProxyError, Retry, Source
 from router.http import NO_FIELDS, ResponseHead
 from router.local_reply import error_event, local_reply
@@ -28,7 +29,6 @@ from router.routing.load import (
     Lease,
 )
 from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream
-from router.counters import BOUNDS_S, EndpointCounters
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,6 +14,7 @@ import msgspec
 
 from router.counters import BOUNDS_S, EndpointCounters, Histogram
 
+
 class GcWatch:
     """Times garbage collections through `gc.callbacks`."""
 

@@ -31,7 +31,8 @@ def compile_(clean: bool, if_needed: bool) -> None:
         try:
             build()
         except ImportError as missing:
-            raise click.ClickException(f"{missing}; install it with: pip install 'replica-router[compile]'") from None
+            hint = "install it with: pip install 'replica-router[compile]'"
+            raise click.ClickException(f"{missing}; {hint}") from None
     RECORD.write_text(json.dumps({"digest": digest(), "modules": len(HOT)}), encoding="utf-8")
     click.echo(f"compiled {len(HOT)} modules", err=True)
 

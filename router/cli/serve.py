@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import uvloop
 
 from router.app import EXIT_BIND, EXIT_FATAL, BindError, Supervisor
 from router.cli.options import make_settings, settings_options
-from router.config.settings import Settings
+
+if TYPE_CHECKING:
+    from router.config.settings import Settings
 
 
 @click.command()

@@ -12,7 +12,7 @@ import sys
 import tempfile
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import uvloop
@@ -22,7 +22,9 @@ from router.app import EXIT_FATAL, Supervisor
 from router.cli.options import make_settings, settings_options
 from router.cli.selfcheck import Target, check_all, print_table
 from router.cli.serve import configure_logging, ready_line, start
-from router.config.settings import Settings
+
+if TYPE_CHECKING:
+    from router.config.settings import Settings
 
 CHAT_ENDPOINT = "sim"
 POLICY_ENDPOINT = "policy"

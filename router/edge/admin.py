@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from router.edge.admin_http import AdminRequest
 from router.edge.admin_routes import AdminRoutes
+from router.edge.connection import ServerConnection
 from router.errors import Kind, ProxyError, Source
-from router.transport.codec.h1.server import H1Server
-from router.transport.shell import TcpShell
 
 if TYPE_CHECKING:
     from router.routing.spec import TableSpec
@@ -72,37 +71,6 @@ class AdminSource(Protocol):
         """Change the log level (`DEBUG` … `CRITICAL`) in every process."""
 
 
-class AdminConnection(TcpShell):
-    """One connection of an operator, a prober or a scraper."""
-
-    __slots__ = ("_is_loopback", "_listener")
-
-    def __init__(self, listener: AdminListener) -> None:
-        super().__init__(listener.reactor)
-        self._listener = listener
-        self._is_loopback = False
-        self.codec: H1Server = H1Server(
-            self._on_request, self._on_refused, listener.limits, self, listener.reactor.clock.read()
-        )
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Note on which address it came in; refuse beyond the listener's limit."""
-        super().connection_made(transport)
-        self._is_loopback = is_loopback(transport.get_extra_info("sockname"))
-        if not self._listener.admit(self):
-            self.abort()
-
-    def on_lost(self) -> None:
-        """Leave the listener."""
-        self._listener.forget(self)
-
-    def _on_request(self, stream: DownstreamStream) -> RequestReceiver:
-        return AdminRequest(self.reactor, self._listener.routes.handle, stream, is_loopback=self._is_loopback)
-
-    def _on_refused(self, error: ProxyError) -> None:
-        self.reactor.counters.malformed_requests += 1
-
-
 class AdminListener:
     """Serves `source` on bound sockets, TCP or Unix. `token` empty or None: no authentication."""
 
@@ -112,7 +80,7 @@ class AdminListener:
         self.reactor = reactor
         self.limits = limits
         self.routes = AdminRoutes(source, token or "")
-        self._connections: set[AdminConnection] = set()
+        self._connections: set[ServerConnection] = set()
         self._servers: list[asyncio.AbstractServer] = []
 
     async def listen(self, sockets: list[socket.socket]) -> None:
@@ -120,7 +88,7 @@ class AdminListener:
         loop = asyncio.get_running_loop()
         for sock in sockets:
             create: Any = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
-            self._servers.append(await create(lambda: AdminConnection(self), sock=sock, backlog=BACKLOG))
+            self._servers.append(await create(lambda: ServerConnection(self), sock=sock, backlog=BACKLOG))
 
     def close(self) -> None:
         """Stop accepting, end what is under way, close every connection."""
@@ -129,15 +97,24 @@ class AdminListener:
         self._servers.clear()
         self.reactor.clock.read()
         for connection in list(self._connections):
-            connection.codec.cut(ProxyError(Kind.DRAINING, Source.ROUTER))
+            connection.cut(ProxyError(Kind.DRAINING, Source.ROUTER))
         self.reactor.outbox.flush()
 
-    def admit(self, connection: AdminConnection) -> bool:
+    def admit(self, connection: ServerConnection) -> bool:
         """Keep a new connection; False when there are too many."""
         self._connections.add(connection)
         return len(self._connections) <= MAX_CONNECTIONS
 
-    def forget(self, connection: AdminConnection) -> None:
+    def receive(self, stream: DownstreamStream, connection: ServerConnection) -> RequestReceiver:
+        """Hand a request to its route."""
+        local = is_loopback(connection.transport.get_extra_info("sockname"))
+        return AdminRequest(self.reactor, self.routes.handle, stream, is_loopback=local)
+
+    def note_refused(self, error: ProxyError) -> None:
+        """Count a malformed request."""
+        self.reactor.counters.malformed_requests += 1
+
+    def forget(self, connection: ServerConnection) -> None:
         """Drop a connection that is gone."""
         self._connections.discard(connection)
 

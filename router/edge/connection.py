@@ -1,53 +1,70 @@
-"""One client connection: the TCP shell with a server codec, and an exchange for each request."""
+"""One connection that was accepted: the TCP shell with a server codec. Who owns it decides what requests mean.
+
+The data listener makes an exchange of each request, the admin listener a handler's call.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
-from router.exchange import Exchange, Peer
+from router.exchange import Peer
 from router.transport.codec.h1.server import H1Server
 from router.transport.shell import TcpShell
 
 if TYPE_CHECKING:
     import asyncio
 
-    from router.edge.listener import Listener
     from router.errors import ProxyError
     from router.stream import DownstreamStream, RequestReceiver
+    from router.transport.codec.h1.limits import ServerLimits
+    from router.transport.shell import Reactor
 
 
-class ClientConnection(TcpShell):
-    """Accepted by a listener, which knows all of its connections."""
+class ConnectionOwner(Protocol):
+    """A listener, as its connections see it."""
 
-    __slots__ = ("_core", "_listener", "_peer", "h1")
+    reactor: Reactor
+    limits: ServerLimits
 
-    def __init__(self, listener: Listener) -> None:
-        super().__init__(listener.reactor)
-        self._listener = listener
-        self._core = listener.core
-        self._peer = Peer(b"")
-        self.h1 = H1Server(
-            self._on_request, self._on_refused, listener.limits, self, listener.reactor.clock.read()
-        )
+    def admit(self, connection: ServerConnection) -> bool:
+        """Keep a new connection; False when there are too many."""
+
+    def forget(self, connection: ServerConnection) -> None:
+        """Drop a connection that is gone."""
+
+    def receive(self, stream: DownstreamStream, connection: ServerConnection) -> RequestReceiver:
+        """Return who takes the request that begins on `stream`."""
+
+    def note_refused(self, error: ProxyError) -> None:
+        """Learn of a request that was malformed or late before it had a receiver."""
+
+
+class ServerConnection(TcpShell):
+    """Accepted by its owner, which knows all of its connections."""
+
+    __slots__ = ("_owner", "h1", "peer")
+
+    def __init__(self, owner: ConnectionOwner) -> None:
+        super().__init__(owner.reactor)
+        self._owner = owner
+        self.peer = Peer(b"")
+        self.h1 = H1Server(self._on_request, owner.note_refused, owner.limits, self, owner.reactor.clock.read())
         self.codec = self.h1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Note the client's address; refuse beyond the listener's limit."""
+        """Note the client's address; refuse beyond the owner's limit."""
         super().connection_made(transport)
         name = transport.get_extra_info("peername")
-        self._peer = Peer(name[0].encode() if isinstance(name, tuple) and name else b"unix")
-        if not self._listener.admit(self):
+        self.peer = Peer(name[0].encode() if isinstance(name, tuple) and name else b"unix")
+        if not self._owner.admit(self):
             self.abort()
 
     def on_lost(self) -> None:
-        """Leave the listener."""
-        self._listener.forget(self)
+        """Leave the owner."""
+        self._owner.forget(self)
 
     def _on_request(self, stream: DownstreamStream) -> RequestReceiver:
-        return Exchange(self._core, stream, self._peer)
-
-    def _on_refused(self, error: ProxyError) -> None:
-        self._listener.note_refused(error)
+        return self._owner.receive(stream, self)
 
     def cut(self, error: ProxyError) -> None:
         """End the request under way as failed, then the connection."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from router.edge.connection import ClientConnection
+from router.edge.connection import ServerConnection
 from router.errors import WIRE, ProxyError
+from router.exchange import Exchange
 
 if TYPE_CHECKING:
     import socket
 
     from router.exchange import Core
+    from router.stream import DownstreamStream, RequestReceiver
     from router.transport.codec.h1.limits import ServerLimits
     from router.transport.shell import Reactor
 
@@ -28,7 +30,7 @@ class Listener:
         self.reactor = reactor
         self.limits = limits
         self._max_connections = max_connections
-        self._connections: set[ClientConnection] = set()
+        self._connections: set[ServerConnection] = set()
         self._servers: list[asyncio.Server] = []
 
     async def listen(self, sockets: list[socket.socket]) -> None:
@@ -36,13 +38,13 @@ class Listener:
         loop = asyncio.get_running_loop()
         for sock in sockets:
             server = await loop.create_server(
-                lambda: ClientConnection(self),  # type: ignore[arg-type,return-value]
+                lambda: ServerConnection(self),  # type: ignore[arg-type,return-value]
                 sock=sock,
                 backlog=BACKLOG,
             )
             self._servers.append(server)
 
-    def admit(self, connection: ClientConnection) -> bool:
+    def admit(self, connection: ServerConnection) -> bool:
         """Count a new connection; False when there are too many."""
         counters = self.reactor.counters
         self._connections.add(connection)
@@ -53,11 +55,15 @@ class Listener:
         counters.connections_open += 1
         return True
 
-    def forget(self, connection: ClientConnection) -> None:
+    def forget(self, connection: ServerConnection) -> None:
         """Drop a connection that is gone."""
         if connection in self._connections:
             self._connections.remove(connection)
             self.reactor.counters.connections_open = len(self._connections)
+
+    def receive(self, stream: DownstreamStream, connection: ServerConnection) -> RequestReceiver:
+        """Begin an exchange."""
+        return Exchange(self.core, stream, connection.peer)
 
     def note_refused(self, error: ProxyError) -> None:
         """Count a request that was malformed or late before it had an exchange."""

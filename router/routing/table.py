@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from router.counters import EndpointCounters
 from router.routing.balancer import Picker
 from router.routing.load import OUTCOME_BACKPRESSURE, Replica
 from router.routing.outlier import eject_until, eligible_replicas, next_change_s, warmed_weight
-from router.counters import EndpointCounters
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

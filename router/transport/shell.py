@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     import asyncio
 
     from router.clock import Clock
+    from router.counters import WorkerCounters
     from router.deadlines import DeadlineWheel
     from router.stream import Codec
-    from router.counters import WorkerCounters
     from router.transport.outbox import Outbox
 
 _log = logging.getLogger(__name__)
