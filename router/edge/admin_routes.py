@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import re
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 WORKER_PREFIX = "/workers/"
+_FIELD = re.compile(r"(?:^|[\s.])(url|address|endpoint|weight|id): ")
+_FIRST_WORD = re.compile(r"(url|address|endpoint|weight|id)\b")
 
 
 class AddReplica(msgspec.Struct):
@@ -289,12 +292,13 @@ def _no_replica(wanted: str) -> Reply:
 
 
 def _bad_input(failure: ValueError) -> Reply:
-    """Reply 400. What `FIELD: what is wrong` names, the error names as its parameter."""
+    """Reply 400, naming the field that the text names: `address: …` at the end of a path, or as its first word."""
     text = str(failure)
-    word = text.replace(":", " ").split(" ", 1)[0]
-    # The table calls the url an address.
-    param = "url" if word == "address" else word if word in {"url", "endpoint", "weight", "id"} else None
-    return error_reply(400, "bad_request", text, param)
+    found = _FIELD.search(text) or _FIRST_WORD.match(text)
+    if found is None:
+        return error_reply(400, "bad_request", text)
+    param = "url" if found[1] == "address" else found[1]  # the table calls it an address
+    return error_reply(400, "bad_request", f"{param}: {text[found.end() :] if found.re is _FIELD else text}", param)
 
 
 def _quoted_field(text: str) -> str | None:

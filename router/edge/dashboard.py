@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 MAX_ENDPOINTS = 100
 MAX_REPLICAS = 500
 
-# The page's own script and style stand in it; nothing else may be loaded, and nobody may frame it.
-CONTENT_SECURITY_POLICY = b"default-src 'self' 'unsafe-inline'; frame-ancestors 'none'"
+# The page's own script and style stand in it, its icon is empty; nothing else may be loaded, nobody may frame it.
+CONTENT_SECURITY_POLICY = b"default-src 'self' 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 
 
 @cache

@@ -6,19 +6,16 @@ import asyncio
 import contextlib
 import socket
 import time
+from bisect import bisect_left
 
 import httpx
 
 from router.clock import Clock
+from router.counters import BOUNDS_S, WorkerCounters
 from router.deadlines import TICK_S, DeadlineWheel
 from router.edge.admin import AdminListener
 from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
-from router.telemetry import (
-    EndpointCounters,
-    ReplicaSnapshot,
-    WorkerCounters,
-    WorkerSnapshot,
-)
+from router.telemetry import EndpointSnapshot, HistogramSnapshot, ReplicaSnapshot, WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
@@ -43,35 +40,29 @@ def replica(endpoint="llama", name="a:1", **values):
     return ReplicaSnapshot(**(defaults | values))
 
 
-def endpoint(requests=0, *, in_flight=0, statuses=None, codes=None, duration_s=(), **values):
-    counters = EndpointCounters()
-    counters.requests = requests
-    counters.in_flight = in_flight
-    counters.statuses = statuses or ({200: requests} if requests else {})
-    counters.codes = codes or {}
-    for seconds in duration_s:
-        counters.duration.observe(seconds)
-    for name, value in values.items():
-        setattr(counters, name, value)
-    return counters.snapshot()
+def histogram(durations_s):
+    found = HistogramSnapshot()
+    for seconds in durations_s:
+        found.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        found.sum_s += seconds
+    return found
 
 
-def snapshot(worker=0, pid=100, *, endpoints=None, replicas=(), table_version=7, lag_s=(0.001,), **counted):
-    counters = WorkerCounters()
-    for name, value in counted.items():
-        setattr(counters, name, value)
-    for seconds in lag_s:
-        counters.loop_lag.observe(seconds)
+def endpoint(requests=0, *, statuses=None, duration_s=(), **values):
+    statuses = statuses or ({200: requests} if requests else {})
+    return EndpointSnapshot(requests=requests, statuses=statuses, duration=histogram(duration_s), **values)
+
+
+def snapshot(worker=0, pid=100, *, endpoints=None, replicas=(), table_version=7, lag_s=(0.001,), **counters):
     endpoints = endpoints if endpoints is not None else {"llama": endpoint(), "": endpoint()}
-    numbers = {name: v for name in counters.__slots__ if isinstance(v := getattr(counters, name), int)}
     return WorkerSnapshot(
         worker=worker,
         pid=pid,
         table_version=table_version,
         draining=False,
         in_flight=sum(found.in_flight for found in endpoints.values()),
-        counters=numbers,
-        histograms={"loop_lag": counters.loop_lag.snapshot(), "gc_pause": counters.gc_pause.snapshot()},
+        counters={"connections_accepted": 0, "connections_open": 0, "upstream_open": 0} | counters,
+        histograms={"loop_lag": histogram(lag_s), "gc_pause": histogram(())},
         endpoints=endpoints,
         replicas=list(replicas),
     )
@@ -162,6 +153,8 @@ class FakeSource:
     async def add_replica(self, url, endpoint, weight):
         if not url.startswith("http://"):
             raise ValueError(f"address {url!r} needs a scheme, as in http://127.0.0.1:30000")
+        if weight == 7:
+            raise ValueError("--replica: endpoint[0].replica[3].weight: Expected `float` <= 5.0")
         if endpoint == "none":
             raise ValueError("endpoint: there is none named 'none'")
         self.told.append(("add", url, endpoint, weight))

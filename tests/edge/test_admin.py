@@ -149,6 +149,7 @@ async def test_a_worker_is_added():
         (b'{"url":"d:1"}', "url"),
         (b'{"url":"http://d:1","endpoint":"none"}', "endpoint"),
         (b'{"url":"http://d:1","weight":0}', "weight"),
+        (b'{"url":"http://d:1","weight":7}', "weight"),
         (b'{"url":"http://d:1","weight":"heavy"}', "weight"),
         (b'{"url":7}', "url"),
         (b'{"endpoint":"llama"}', "url"),
@@ -163,6 +164,7 @@ async def test_bad_input_names_the_field(body, param):
         assert response.status_code == 400
         error = error_of(response)
         assert error["param"] == param
+        assert error["message"].startswith(f"{param or 'body'}: ")
         assert error["type"] == "invalid_request_error"
         assert not admin.source.told
 
