@@ -259,3 +259,41 @@ async def test_many_slow_readers_do_not_fill_the_router(connect, replica, router
     assert len(replica.seen) == 10
     assert router.memory_bytes() - base < 10 * (4 << 20), "4 MiB for each at most"
     assert (await (await connect()).get(b"/barrier")).body == b"/barrier", "others are served meanwhile"
+
+
+async def test_a_flood_of_pipelined_requests_does_not_fill_the_router(connect, replica, router):
+    go = asyncio.Event()
+
+    async def script(connection, request):
+        await go.wait()
+        await echo(connection, request)
+
+    replica.script = script
+    client = await connect()
+    base, sent = router.memory_bytes(), 0
+    batch = b"GET /%07d HTTP/1.1\r\nHost: h\r\nX-A: b\r\n\r\n"
+
+    async def flood():
+        nonlocal sent
+        while await client.send(b"".join(batch % i for i in range(sent, sent + 1000))):
+            sent += 1000
+
+    flooding = asyncio.ensure_future(flood())
+    await stalled(lambda: sent)
+    assert router.memory_bytes() - base < GROWTH_BYTES
+    go.set()
+    for i in range(200):
+        assert (await client.response()).body == b"/%07d" % i
+    flooding.cancel()
+
+
+async def test_a_request_that_was_given_up_does_not_eat_the_next(connect, replica):
+    # A replica that waits for the rest of a body would take another client's request for it.
+    for _ in range(20):
+        client = await connect()
+        await client.send(b"POST /cut HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\npart")
+        await until(lambda: any(r.target == b"/cut" and r.body == b"part" for r in replica.requests), "the part arrives")
+        client.close()
+        assert (await (await connect()).get(b"/next")).body == b"/next"
+        assert all(bytes(r.body) in {b"", b"part"} for r in replica.requests)
+        replica.seen.clear()

@@ -213,6 +213,49 @@ async def test_bytes_behind_the_handshake_wait_for_the_101(mode, connect, replic
     await arrives(replica.seen[0][0], early + frame(b"late", masked=True))
 
 
+@pytest.mark.parametrize("mode", ["whole", "bytes", "split"])
+async def test_a_handshake_pipelined_behind_a_request(mode, connect, replica):
+    # RFC 9110 §7.8, RFC 9112 §9.3.2: the switch comes behind the first answer.
+    async def script(connection, request):
+        if request.target == b"/ws":
+            await connection.send(switching(request))
+            await connection.ending(None)
+        else:
+            await echo(connection, request)
+
+    replica.script = script
+    client = await connect()
+    data = frame(b"early", masked=True)
+    await client.send(b"GET /first HTTP/1.1\r\nHost: h\r\n\r\n" + handshake() + data, mode)
+    assert (await client.response()).body == b"/first"
+    assert (await client.response()).status == 101
+    await arrives(replica.seen[1][0], data)
+
+
+async def test_bytes_in_front_of_the_101_do_not_fill_the_router(connect, replica, router):
+    go = asyncio.Event()
+
+    async def script(connection, request):
+        await go.wait()
+        await connection.send(switching(request))
+        await connection.ending(None)
+
+    replica.script = script
+    client = await connect()
+    base, data = router.memory_bytes(), frame(b"y" * (48 << 20), masked=True)
+    await client.send(handshake())
+    sending = asyncio.ensure_future(client.send(data))
+    await until(lambda: bool(replica.seen), "the handshake arrives")
+    for _ in range(20):
+        await barrier(connect, replica)  # time in which the router could have taken more
+    assert router.memory_bytes() - base < 24 << 20
+    assert not sending.done(), "the client feels that nobody reads"
+    go.set()
+    assert (await client.response()).status == 101
+    await arrives(replica.seen[0][0], data)
+    assert await sending
+
+
 async def test_bytes_right_behind_the_101_reach_the_client(connect, replica):
     tunnel = await Tunnel.open(connect, replica, behind=frame(b"welcome"))
     await arrives(tunnel.client, frame(b"welcome"))
