@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.machinery
+import importlib.util
 import json
 import os
 import sys
@@ -64,21 +65,37 @@ def choose() -> bool:
     """Return whether compiled modules are used; where they are not, hide them from the import system."""
     if not RECORD.exists():
         return False
-    if not os.environ.get("ROUTER_PURE"):
-        try:
-            if json.loads(RECORD.read_text(encoding="utf-8")).get("digest") == digest():
-                return True
-        except (OSError, ValueError):
-            pass  # a torn record is no record
+    if not os.environ.get("ROUTER_PURE") and is_current():
+        _load_shared()
+        return True
     sys.path_hooks.insert(0, _source_finder)
     sys.path_importer_cache.pop(str(ROOT), None)  # made when this module was looked for
     return False
 
 
+def is_current() -> bool:
+    """Whether the last build is whole and was of the sources as they are."""
+    try:
+        return len(built_files()) == len(HOT) + 1 and bool(json.loads(RECORD.read_text(encoding="utf-8"))["digest"] == digest())
+    except (OSError, ValueError, KeyError, TypeError):
+        return False  # a torn record is no record
+
+
 def built_files() -> list[Path]:
-    """Return every file a build leaves in the package and beside it."""
-    suffix = importlib.machinery.EXTENSION_SUFFIXES[0]
-    return [path for path in (*ROOT.rglob(f"*{suffix}"), *ROOT.parent.glob(f"*__mypyc{suffix}")) if path.is_file()]
+    """Return every file a build leaves in the package."""
+    return [path for path in ROOT.rglob(f"*{importlib.machinery.EXTENSION_SUFFIXES[0]}") if path.is_file()]
+
+
+def _load_shared() -> None:
+    """Load the library that the compiled modules are parts of; it is a top-level module to them."""
+    for path in ROOT.glob(f"*__mypyc{importlib.machinery.EXTENSION_SUFFIXES[0]}"):
+        name = path.name.partition(".")[0]
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[name] = module
+        spec.loader.exec_module(module)
 
 
 def _source_finder(path: str) -> importlib.machinery.FileFinder:

@@ -9,7 +9,10 @@ from bisect import bisect_left
 
 # Upper bounds in seconds: 1-2-5 steps from 10 us, where our own overhead lies, to 1,000 s, where a long
 # generation ends. bisect over 25 floats costs 0.1 us.
-BOUNDS_S: tuple[float, ...] = (*tuple(step * 10.0 ** power for power in range(-5, 3) for step in (1.0, 2.0, 5.0)), 1000.0)
+BOUNDS_S: tuple[float, ...] = (
+    *(step * 10.0**power for power in range(-5, 3) for step in (1.0, 2.0, 5.0)),
+    1000.0,
+)
 
 
 class Histogram:
@@ -62,22 +65,24 @@ class EndpointCounters:
         self.event_gap = Histogram()
 
 
+WORKER_NUMBERS = (
+    "access_log_dropped",
+    "connections_accepted",
+    "connections_open",
+    "connections_refused",
+    "internal_errors",
+    "malformed_requests",
+    "upstream_connects",
+    "upstream_open",
+    "upstream_reused",
+)
+"""The plain numbers of `WorkerCounters`, by name."""
+
+
 class WorkerCounters:
     """What is not of one endpoint: connections, pools, the loop and the collector."""
 
-    __slots__ = (
-        "access_log_dropped",
-        "connections_accepted",
-        "connections_open",
-        "connections_refused",
-        "gc_pause",
-        "internal_errors",
-        "loop_lag",
-        "malformed_requests",
-        "upstream_connects",
-        "upstream_open",
-        "upstream_reused",
-    )
+    __slots__ = (*WORKER_NUMBERS, "gc_pause", "loop_lag")
 
     def __init__(self) -> None:
         self.connections_accepted = 0

@@ -12,6 +12,7 @@ from typing import Protocol
 TICK_S = 0.025
 NEVER = 1e12  # a deadline that never comes, for an item that stays in the wheel
 SLOTS = 1024  # one turn is 25.6 s; later deadlines are looked at once a turn
+TURN_S = SLOTS * TICK_S
 
 
 class Watched(Protocol):

@@ -42,7 +42,7 @@ from router.control import (
     pack,
     to_worker,
 )
-from router.counters import WorkerCounters
+from router.counters import WORKER_NUMBERS, WorkerCounters
 from router.deadlines import TICK_S, DeadlineWheel
 from router.edge.access_log import AccessLog
 from router.edge.admission import AdmissionGate
@@ -201,9 +201,7 @@ class Worker:
     def snapshot(self) -> WorkerSnapshot:
         """Copy every counter."""
         counters = self.counters
-        numbers = {
-            name: value for name in WorkerCounters.__slots__ if isinstance(value := getattr(counters, name), int)
-        }
+        numbers = {name: int(getattr(counters, name)) for name in WORKER_NUMBERS}
         table = self.core.table
         endpoints = {name: snapshot_endpoint(endpoint.counters) for name, endpoint in table.endpoints.items()}
         endpoints[""] = snapshot_endpoint(self.core.unrouted)

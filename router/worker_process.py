@@ -134,8 +134,12 @@ class WorkerProcess:
         self.send(question)
         try:
             return await asyncio.wait_for(future, limit_s)
-        except (TimeoutError, asyncio.CancelledError):
+        except TimeoutError:
             return None
+        except asyncio.CancelledError:
+            if future.cancelled():  # the process ended; else it is the asker who was cancelled
+                return None
+            raise
         finally:
             self._questions.pop(question.question, None)
 

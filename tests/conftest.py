@@ -1,1 +1,14 @@
-"""Fixtures that several folders share."""
+"""Fixtures that several folders share.
+
+Tests that import the router run its Python source, so that fakes may stand in for its types; tests that start
+it as a process run what a user runs, compiled if `router compile` was called.
+"""
+
+import os
+import sys
+
+assert "router" not in sys.modules, "the choice between source and compiled modules is made at import"
+os.environ["ROUTER_PURE"] = "1"
+import router  # noqa: E402, F401
+
+del os.environ["ROUTER_PURE"]

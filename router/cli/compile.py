@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-from router.compiled import HOT, RECORD, ROOT, built_files, digest
+from router.compiled import HOT, RECORD, ROOT, built_files, digest, is_current
 
 
 @click.command("compile")
@@ -22,7 +23,7 @@ def compile_(clean: bool, if_needed: bool) -> None:
     Needs mypy (pip install 'replica-router[compile]') and a C compiler. Modules that are older than their
     source are never used, so this may be forgotten without harm.
     """
-    if if_needed and RECORD.exists() and json.loads(RECORD.read_text(encoding="utf-8")).get("digest") == digest():
+    if if_needed and is_current():
         return
     remove()
     if clean:
@@ -60,5 +61,7 @@ def build() -> None:
             command.inplace = True
             command.build_temp = folder
             distribution.run_command("build_ext")
+        for shared in ROOT.parent.glob(f"*__mypyc{EXTENSION_SUFFIXES[0]}"):
+            shared.rename(ROOT / shared.name)  # where it is found whatever the current folder
     finally:
         os.chdir(before)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from router.deadlines import TURN_S
 from router.errors import WIRE, Kind, ProxyError, Source
 from router.local_reply import local_reply
 from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_LINGER, CLOSE_NO
@@ -413,6 +414,8 @@ class H1Server(H1Connection):
         self.idle_s = self._limits.idle_s
         if self._bits & KEEP_ALIVE and not self._eof:
             self._reading = _HEAD
+            if self._limits.keep_alive_s < TURN_S:
+                self._watch()  # else the wheel looks soon enough by itself
             if self._draining:
                 self._end_with(CLOSE_FLUSH)
             elif self._stash:
