@@ -28,7 +28,7 @@ from router.routing.load import (
     OUTCOME_OK,
     Lease,
 )
-from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream
+from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream, RequestReceiver, ResponseReceiver
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from router.http import Field, Headers, RequestHead
     from router.routing.load import Replica
     from router.routing.table import Endpoint, Table
-    from router.stream import DownstreamStream, ResponseReceiver, UpstreamStream
+    from router.stream import DownstreamStream, UpstreamStream
 
 MAX_REPLAY_BYTES = 65_536  # of a request's body, kept while it might have to be sent again
 MAX_DISCARD_BYTES = 65_536  # of a refused request's body, read so that the connection can be kept
@@ -152,7 +152,7 @@ class Core:
         return self.retrying < RETRY_FLOOR + self.in_flight * RETRY_SHARE
 
 
-class Exchange:
+class Exchange(RequestReceiver, ResponseReceiver):
     """One request and its response. Implements `RequestReceiver` and `ResponseReceiver`."""
 
     __slots__ = (
@@ -263,7 +263,7 @@ class Exchange:
                 self._refuse(ProxyError(Kind.BODY_TOO_LARGE, Source.DOWNSTREAM, detail=detail))
                 return
         timeouts = endpoint.timeouts
-        self._downstream.idle_s = timeouts.idle_s
+        self._downstream.limit_idle(timeouts.idle_s)
         if timeouts.total_s:
             self._deadline_s = self._started_s + timeouts.total_s
         forwarded_for = self._peer.forwarded_for
@@ -487,7 +487,7 @@ class Exchange:
         self._sent_bytes += len(data)
         if self._is_event_stream:
             now = self._core.clock.now
-            self._counters.event_gap.observe(now - self._last_event_s)
+            self._counters.event_gap.observe_gap(now - self._last_event_s)
             self._last_event_s = now
             self._last_event = data
         self._downstream.send_data(data, end)

@@ -26,7 +26,6 @@ class FakeStream:
     def __init__(self, reused=False, untouched=True):
         self.reused = reused
         self.untouched = untouched
-        self.idle_s = 0.0
         self.head = None
         self.data = b""
         self.informational = []
@@ -38,6 +37,9 @@ class FakeStream:
     def _check(self):
         assert not self.ended, "sent after the end"
         assert self.error is None, "sent after a reset"
+
+    def limit_idle(self, idle_s):
+        self.idle_s = idle_s
 
     def send_informational(self, head):
         self._check()

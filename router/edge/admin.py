@@ -13,7 +13,7 @@ import ipaddress
 import socket
 from typing import TYPE_CHECKING, Any, Protocol
 
-from router.edge.admin_http import AdminRequest
+from router.edge.admin_request import AdminRequest
 from router.edge.admin_routes import AdminRoutes
 from router.edge.connection import ServerConnection
 from router.errors import Kind, ProxyError, Source

@@ -7,17 +7,11 @@ of held input run inside the flush and may touch further connections; it ends wh
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from router.clock import Clock
-
-
-class Touched(Protocol):
-    """A shell that can be flushed."""
-
-    def flush(self, now: float) -> None:
-        """Write, read on or stop, close."""
+    from router.stream import Shell
 
 
 class Outbox:
@@ -27,7 +21,7 @@ class Outbox:
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self.touched: list[Touched] = []
+        self.touched: list[Shell] = []
 
     def flush(self) -> None:
         """Flush until nothing is touched."""

@@ -13,7 +13,7 @@ import struct
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_NO
+from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_NO, Shell
 
 if TYPE_CHECKING:
     import asyncio
@@ -43,7 +43,7 @@ class Reactor:
         self.counters = counters
 
 
-class TcpShell:
+class TcpShell(Shell):
     """One TCP connection: an asyncio protocol that owns a codec. Watched by the deadline wheel."""
 
     __slots__ = (
@@ -147,7 +147,10 @@ class TcpShell:
         codec = self.codec
         out = codec.take_output(now)
         if out and not self._closing:
-            if len(out) == 2 and 0 < len(out[1]) < JOIN_BYTES:  # a head and its small body: the common case
+            if len(out) == 1 and out[0]:
+                self.written_bytes += len(out[0])
+                transport.write(out[0])
+            elif len(out) == 2 and 0 < len(out[1]) < JOIN_BYTES:  # a head and its small body
                 data = out[0] + out[1]
                 self.written_bytes += len(data)
                 transport.write(data)

@@ -314,7 +314,7 @@ async def test_a_slow_head_is_closed(data):
 
 
 async def test_an_idle_connection_is_closed(monkeypatch):
-    monkeypatch.setattr("router.edge.admin_http.IDLE_S", 0.1)
+    monkeypatch.setattr("router.edge.admin_request.IDLE_S", 0.1)
     async with serve(limits=ServerLimits(keep_alive_s=0.1)) as admin:
         assert await admin.raw(b"") == b""
         answer = await admin.raw(b"GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
@@ -322,7 +322,7 @@ async def test_an_idle_connection_is_closed(monkeypatch):
 
 
 async def test_a_handler_that_hangs_is_ended(monkeypatch):
-    monkeypatch.setattr("router.edge.admin_http.IDLE_S", 0.1)
+    monkeypatch.setattr("router.edge.admin_request.IDLE_S", 0.1)
     source = FakeSource()
     source.hang = asyncio.Event()
     async with serve(source) as admin, admin.client() as client:

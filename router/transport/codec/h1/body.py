@@ -81,7 +81,7 @@ class ChunkedReader:
                 end = pos + size
                 if end + 2 <= size_of_data:  # the whole chunk is here: the common case
                     pieces.append(data[pos:end])
-                    if data[end : end + 2] != b"\r\n":
+                    if data[end] != 13 or data[end + 1] != 10:
                         self.error = "a chunk does not end in CRLF"
                         break
                     pos = end + 2

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from router.deadlines import NEVER
 from router.errors import Kind, ProxyError, Retry, Source
 from router.http import ResponseHead, ResponseShape
-from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_NO
+from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_NO, UpstreamStream
 from router.transport.codec.h1.body import LAST_CHUNK, ChunkedReader, write_chunk, write_trailers
 from router.transport.codec.h1.connection import (
     BODILESS,
@@ -54,7 +54,7 @@ _IDLE, _HEAD, _UPGRADE, _DISCARD = range(10, 14)
 MAX_INFORMATIONAL = 16  # 1xx responses before the final one
 
 
-class H1Client(H1Connection):
+class H1Client(H1Connection, UpstreamStream):
     """One connection to a replica. It is its own `UpstreamStream`, for one exchange after another."""
 
     __slots__ = (
@@ -135,7 +135,7 @@ class H1Client(H1Connection):
         """Queue body bytes, or tunnel bytes once the replica switched."""
         out = self._out
         if not out:
-            self._touch()
+            self._shell.touch()
         if self._writing == CHUNKS:
             if data:
                 out += write_chunk(data)

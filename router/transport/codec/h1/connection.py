@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from router.stream import CLOSE_NO, HOLD_PEER_FULL
+from router.stream import HOLD_PEER_FULL, Codec
 from router.transport.codec.h1.head import MAX_HEAD_BYTES
 
 if TYPE_CHECKING:
@@ -18,31 +18,24 @@ HEAD_TOO_LONG = -2
 HEAD_BARE_LF = -3
 
 
-class H1Connection:
+class H1Connection(Codec):
     """Common state of `H1Server` and `H1Client`."""
 
     __slots__ = (
         "_holds",
         "_out",
+        "_shell",
         "_stash",
-        "_touch",
-        "_watch",
-        "close",
-        "has_held_input",
         "last_moved_s",
-        "wants_read",
     )
 
     def __init__(self, shell: Shell, now: float) -> None:
-        self._touch = shell.touch
-        self._watch = shell.watch
+        super().__init__()
+        self._shell = shell
         self._out: list[bytes] = []
         self._stash = b""  # read, but not yet understood or not yet wanted
         self._holds = 0
         self.last_moved_s = now  # when bytes last moved, either way
-        self.close = CLOSE_NO
-        self.has_held_input = False
-        self.wants_read = True
 
     def take_output(self, now: float) -> list[bytes]:
         """Hand over the queued output."""
@@ -57,7 +50,7 @@ class H1Connection:
         self._holds |= why
         if why & HOLD_PEER_FULL and self.wants_read:
             self.wants_read = False
-            self._touch()
+            self._shell.touch()
 
     def release(self, why: int) -> None:
         """Take a reason back; what was held is delivered at the flush."""
@@ -67,18 +60,18 @@ class H1Connection:
         self.wants_read = True
         if self._stash:
             self.has_held_input = True
-        self._touch()
+        self._shell.touch()
 
     def _end_with(self, close: int) -> None:
         """Close the transport after the output, in the firmest of the ways asked for so far."""
         if close > self.close:
             self.close = close
-            self._watch()
-        self._touch()
+            self._shell.watch()
+        self._shell.touch()
 
     def _queue(self, piece: bytes) -> None:
         if not self._out:
-            self._touch()
+            self._shell.touch()
         self._out.append(piece)
 
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from router.deadlines import TURN_S
 from router.errors import WIRE, Kind, ProxyError, Source
 from router.local_reply import local_reply
-from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_LINGER, CLOSE_NO
+from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_LINGER, CLOSE_NO, DownstreamStream
 from router.transport.codec.h1.body import LAST_CHUNK, SIZE_LINES, ChunkedReader, write_trailers
 from router.transport.codec.h1.connection import (
     BODILESS,
@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from router.http import Headers, ResponseHead
-    from router.stream import DownstreamStream, RequestReceiver, Shell
+    from router.stream import RequestReceiver, Shell
     from router.transport.codec.h1.limits import ServerLimits
 
 # What is being read; NOTHING..TUNNEL of `connection` say how a body is delimited and serve here as well.
@@ -58,7 +58,7 @@ MAX_BLANK_LINES = 4  # before one request line
 _BODY_STATES = (LENGTH, CHUNKS)
 
 
-class H1Server(H1Connection):
+class H1Server(H1Connection, DownstreamStream):
     """One client connection. It is its own `DownstreamStream`, for one exchange after another."""
 
     __slots__ = (
@@ -70,6 +70,7 @@ class H1Server(H1Connection):
         "_frames",
         "_full_since_s",
         "_head_since_s",
+        "_idle_s",
         "_is_head_request",
         "_limits",
         "_linger_until_s",
@@ -81,7 +82,6 @@ class H1Server(H1Connection):
         "_searched",
         "_websocket_key",
         "_writing",
-        "idle_s",
     )
 
     def __init__(
@@ -96,7 +96,7 @@ class H1Server(H1Connection):
         self._on_request = on_request
         self._on_refused = on_refused
         self._limits = limits
-        self.idle_s = limits.idle_s
+        self._idle_s = limits.idle_s
         self._receiver: RequestReceiver | None = None
         self._reading = _HEAD
         self._writing = NOTHING
@@ -164,13 +164,13 @@ class H1Server(H1Connection):
             # RFC 9112 §2.2: an empty line before the request line is ignored; more than a few are an attack.
             if data != b"\r":
                 self._blank_lines += 1
-                self._watch()
+                self._shell.watch()
                 if data.startswith(b"\r\n") and self._blank_lines <= MAX_BLANK_LINES:
                     return data[2:]
                 self._refuse(bad_request("something else than a request line stands first"))
                 return b""
             self._stash = data
-            self._watch()
+            self._shell.watch()
             return b""
         end = data.find(b"\r\n\r\n") if not self._searched else -1
         if end < 0 or end > MAX_HEAD_BYTES:
@@ -179,7 +179,7 @@ class H1Server(H1Connection):
             if end == HEAD_INCOMPLETE:
                 self._searched = len(data)
                 self._stash = data
-                self._watch()  # a head has less time than an idle connection
+                self._shell.watch()  # a head has less time than an idle connection
             elif end == HEAD_TOO_LONG:
                 self._refuse(bad_request("the head is too long", Kind.HEAD_TOO_LARGE))
             else:
@@ -210,8 +210,6 @@ class H1Server(H1Connection):
             ended = True
         receiver = self._receiver = self._on_request(self)
         receiver.request_head(head, ended)
-        if self.idle_s != self._limits.idle_s:
-            self._watch()
         return data[end + 4 :]
 
     def _read_chunks(self, data: bytes, receiver: RequestReceiver) -> bytes:
@@ -240,7 +238,7 @@ class H1Server(H1Connection):
         self._stash = data
         if len(data) > self._limits.max_held_bytes and self.wants_read:
             self.wants_read = False
-            self._touch()
+            self._shell.touch()
 
     def receive_eof(self, now: float) -> bool:
         """Take the client's end of input.
@@ -300,6 +298,12 @@ class H1Server(H1Connection):
 
     # -- the stream -----------------------------------------------------------------------------------
 
+    def limit_idle(self, idle_s: float) -> None:
+        """Replace the general limit for this request."""
+        if idle_s != self._idle_s:
+            self._idle_s = idle_s
+            self._shell.watch()
+
     def send_informational(self, head: ResponseHead) -> None:
         """Queue a 1xx; HTTP/1.0 has none (RFC 9110 §15.2)."""
         if not self._bits & HTTP_10:
@@ -349,12 +353,14 @@ class H1Server(H1Connection):
         """Queue body bytes in the framing the head declared."""
         out = self._out
         if not out:
-            self._touch()
+            self._shell.touch()
         writing = self._writing
         if writing == CHUNKS:
             size = len(data)
-            if size:
-                out += (SIZE_LINES[size] if size < 4_096 else b"%x\r\n" % size, data, b"\r\n")
+            if 0 < size < 4_096:
+                out.append(SIZE_LINES[size] + data + b"\r\n")  # one piece: an event is mostly all of a write
+            elif size:
+                out += (b"%x\r\n" % size, data, b"\r\n")
             if end:
                 out.append(LAST_CHUNK)
         elif data and writing != BODILESS:
@@ -411,17 +417,17 @@ class H1Server(H1Connection):
             return
         self._receiver = None
         self._holds = 0
-        self.idle_s = self._limits.idle_s
+        self._idle_s = self._limits.idle_s
         if self._bits & KEEP_ALIVE and not self._eof:
             self._reading = _HEAD
             if self._limits.keep_alive_s < TURN_S:
-                self._watch()  # else the wheel looks soon enough by itself
+                self._shell.watch()  # else the wheel looks soon enough by itself
             if self._draining:
                 self._end_with(CLOSE_FLUSH)
             elif self._stash:
                 self.has_held_input = True
                 self.wants_read = True
-                self._touch()
+                self._shell.touch()
         elif self._reading == _COMPLETE and not self._stash:
             self._end_with(CLOSE_FLUSH)
         else:
@@ -443,14 +449,14 @@ class H1Server(H1Connection):
             self._full_since_s = now
             if receiver is not None:
                 receiver.pause_response()
-            self._watch()
+            self._shell.watch()
         else:
             self._full_since_s = 0.0
             if receiver is not None:
                 receiver.resume_response()
             elif self._stash:
                 self.has_held_input = True
-                self._touch()
+                self._shell.touch()
 
     def next_deadline(self) -> float | None:
         """The first of: end of lingering, stalled reader, slow head, idle connection, idle exchange."""
@@ -464,7 +470,7 @@ class H1Server(H1Connection):
             return self._head_since_s + self._limits.head_s
         if self._receiver is None:
             return self.last_moved_s + self._limits.keep_alive_s
-        return self.last_moved_s + self.idle_s
+        return self.last_moved_s + self._idle_s
 
     def handle_deadline(self, now: float) -> None:
         """Act on whichever deadline passed."""
