@@ -28,7 +28,7 @@ from router.config.settings import Settings, bind, parse_listen
 from router.config.static import ConfigError, EndpointEntry, ReplicaEntry, SlotBook, build_table
 from router.control import Health, ReopenLogs, SetLogLevel, Start, SwapTable, pack
 from router.counters import WorkerCounters
-from router.deadlines import TICK_S, DeadlineWheel
+from router.deadlines import DeadlineWheel
 from router.edge.admin import AdminListener
 from router.routing.load import BOARD_SLOTS, LoadBoard
 from router.transport.outbox import Outbox
@@ -46,6 +46,7 @@ _log = logging.getLogger("router.supervisor")
 EXIT_CLEAN, EXIT_FATAL, EXIT_USAGE, EXIT_BIND, EXIT_CUT = 0, 1, 2, 3, 4
 START_LIMIT_S = 30.0
 ASK_LIMIT_S = 0.25
+ADMIN_TICK_S = 0.25  # slow heads and idle connections of operators can wait that long
 DRAIN_GRACE_S = 3.0
 
 
@@ -217,7 +218,7 @@ class Supervisor:
         def tick() -> None:
             wheel.turn(clock.read())
             outbox.flush()
-            loop.call_later(TICK_S, tick)
+            loop.call_later(ADMIN_TICK_S, tick)
 
         tick()
 

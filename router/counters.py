@@ -6,10 +6,11 @@ An endpoint's counters hang on the endpoint itself. `telemetry` copies them when
 from __future__ import annotations
 
 from bisect import bisect_left
+from typing import Final
 
 # Upper bounds in seconds: 1-2-5 steps from 10 us, where our own overhead lies, to 1,000 s, where a long
 # generation ends. bisect over 25 floats costs 0.1 us.
-BOUNDS_S: tuple[float, ...] = (
+BOUNDS_S: Final[tuple[float, ...]] = (
     *(step * 10.0**power for power in range(-5, 3) for step in (1.0, 2.0, 5.0)),
     1000.0,
 )
@@ -17,7 +18,7 @@ BOUNDS_S: tuple[float, ...] = (
 
 # The bucket of a gap of so many whole milliseconds: a token's time is nearly always in this table, and a
 # bisection by name would be a tenth of what relaying the event costs.
-_GAP_BUCKETS = tuple(bisect_left(BOUNDS_S, (ms + 0.5) / 1e3) for ms in range(256))
+_GAP_BUCKETS: Final = tuple(bisect_left(BOUNDS_S, (ms + 0.5) / 1e3) for ms in range(256))
 
 
 class Histogram:

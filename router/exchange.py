@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from router.counters import BOUNDS_S, EndpointCounters
 from router.errors import WIRE, Kind, ProxyError, Retry, Source
@@ -40,24 +40,26 @@ if TYPE_CHECKING:
     from router.routing.table import Endpoint, Table
     from router.stream import DownstreamStream, UpstreamStream
 
-MAX_REPLAY_BYTES = 65_536  # of a request's body, kept while it might have to be sent again
-MAX_DISCARD_BYTES = 65_536  # of a refused request's body, read so that the connection can be kept
-RETRY_FLOOR = 10  # retries under way that are always allowed …
-RETRY_SHARE = 0.2  # … beside this share of the requests in flight
+MAX_REPLAY_BYTES: Final = 65_536  # of a request's body, kept while it might have to be sent again
+MAX_DISCARD_BYTES: Final = 65_536  # of a refused request's body, read so that the connection can be kept
+RETRY_FLOOR: Final = 10  # retries under way that are always allowed …
+RETRY_SHARE: Final = 0.2  # … beside this share of the requests in flight
 MAX_TIMEOUT_DIGITS = 9
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
-_REACHED_NO, _REACHED_MAYBE, _REACHED_YES = b"no", b"maybe", b"yes"
-_FORWARDED_PROTO = {b"http": (b"x-forwarded-proto", b"http"), b"https": (b"x-forwarded-proto", b"https")}
-_UNBUFFERED: Field = (b"x-accel-buffering", b"no")
+_REACHED_NO: Final = b"no"
+_REACHED_MAYBE: Final = b"maybe"
+_REACHED_YES: Final = b"yes"
+_FORWARDED_PROTO: Final = {b"http": (b"x-forwarded-proto", b"http"), b"https": (b"x-forwarded-proto", b"https")}
+_UNBUFFERED: Final[Field] = (b"x-accel-buffering", b"no")
 # Outcome for the replica's standing, by the status it answered with.
-_OUTCOMES = {
+_OUTCOMES: Final = {
     429: OUTCOME_BACKPRESSURE,
     502: OUTCOME_FAILED,
     503: OUTCOME_BACKPRESSURE,
     504: OUTCOME_FAILED,
 }
-_BLAMES_REPLICA = frozenset(
+_BLAMES_REPLICA: Final = frozenset(
     (
         Kind.CONNECT_FAILED,
         Kind.CONNECT_TIMEOUT,
@@ -67,7 +69,7 @@ _BLAMES_REPLICA = frozenset(
         Kind.FIRST_BYTE_TIMEOUT,
     )
 )
-_SILENT = (Kind.CLIENT_GONE, Kind.CLIENT_STALLED)  # nobody is there to be answered
+_SILENT: Final = (Kind.CLIENT_GONE, Kind.CLIENT_STALLED)  # nobody is there to be answered
 
 AccessRecord = tuple[
     float, bytes, bytes, bytes, bytes, bytes, int, bytes, bytes, bytes, bytes,

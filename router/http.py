@@ -8,15 +8,17 @@ router `added`. Names are lower-case bytes, values bytes without surrounding whi
 
 from __future__ import annotations
 
+from typing import Final
+
 Field = tuple[bytes, bytes]
 Headers = list[Field]
 
 # Fields about one connection, not about the message (RFC 9110 §7.6.1): never forwarded.
-HOP_BY_HOP = frozenset(
+HOP_BY_HOP: Final = frozenset(
     (b"connection", b"keep-alive", b"proxy-connection", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
 # Request fields that the router consumes or rewrites: they are taken out of the forwarded ones.
-KNOWN_REQUEST = frozenset(
+KNOWN_REQUEST: Final = frozenset(
     (
         b"x-forwarded-for",
         b"x-forwarded-host",
@@ -27,21 +29,21 @@ KNOWN_REQUEST = frozenset(
     )
 )
 # Response fields that the router sets itself; one the replica sent is replaced or merged.
-KNOWN_RESPONSE = frozenset(
+KNOWN_RESPONSE: Final = frozenset(
     (b"server-timing", b"x-request-id", b"x-router-error", b"x-router-replica", b"x-router-upstream-reached")
 )
 # Fields that a trailer section must not carry (RFC 9110 §6.5.1: framing, routing,
 # authentication; and what the router itself says in a head).
-FORBIDDEN_TRAILERS = HOP_BY_HOP | KNOWN_REQUEST | KNOWN_RESPONSE | frozenset(
+FORBIDDEN_TRAILERS: Final = HOP_BY_HOP | KNOWN_REQUEST | KNOWN_RESPONSE | frozenset(
     (b"content-length", b"host", b"authorization", b"proxy-authorization", b"content-encoding", b"content-type",
      b"content-range", b"cache-control", b"expect", b"max-forwards", b"range", b"set-cookie", b"cookie")
 )  # fmt: skip
 
-NO_FIELDS: dict[bytes, bytes] = {}
+NO_FIELDS: Final[dict[bytes, bytes]] = {}
 """Shared by every shape without known fields. Never written to."""
 
 # Methods for which a body has no meaning, so that a missing one needs no `content-length: 0`.
-BODILESS_METHODS = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT"))
+BODILESS_METHODS: Final = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT"))
 
 
 class RequestShape:

@@ -115,7 +115,7 @@ def format_line(record: AccessRecord, epoch: float) -> bytes:
     """Return one JSON line. Only a path can hold what JSON escapes; the rest is of narrower alphabets."""
     (ended_s, request_id, method, authority, path, version, status, flag, code, endpoint, replica,
      received, sent, duration_s, overhead_s, first_byte_s, client, retries, reached) = record  # fmt: skip
-    if b'"' in path or b"\\" in path:
+    if path.find(b'"') >= 0 or path.find(b"\\") >= 0:
         path = path.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
     return _LINE % (
         ended_s + epoch, request_id, method, authority, path, version, status, flag, code, endpoint, replica,

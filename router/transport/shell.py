@@ -10,8 +10,7 @@ import contextlib
 import logging
 import socket
 import struct
-from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_NO, Shell
 
@@ -27,7 +26,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 # Above this size the pieces go to writev as they are; below, one joined buffer is cheaper.
-JOIN_BYTES = 16_384
+JOIN_BYTES: Final = 16_384
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER 0: closing sends RST
 
 
@@ -84,9 +83,10 @@ class TcpShell(Shell):
     def data_received(self, data: bytes) -> None:
         """Hand input to the codec."""
         try:
-            self._clock.now = now = monotonic()
+            now = self._clock.read()
             self.codec.receive(data, now)
         except Exception:
+            now = self._clock.now
             self._crash()
         touched = self._touched  # the outbox's flush, written out: this is the path of every byte
         while touched:

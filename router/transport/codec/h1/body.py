@@ -10,7 +10,7 @@ Sizes are hexadecimal digits only, extensions are checked, counted and dropped, 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from router.http import FORBIDDEN_TRAILERS
 from router.transport.codec.h1.fields import LINES, REQUEST_FIELDS, write_line
@@ -24,15 +24,19 @@ MAX_TRAILER_BYTES = 16_384
 MAX_TRAILERS = 64
 
 LAST_CHUNK = b"0\r\n\r\n"
-SIZE_LINES = tuple(b"%x\r\n" % size for size in range(4_096))
+SIZE_LINES: Final = tuple(b"%x\r\n" % size for size in range(4_096))
 """Size lines of small chunks, ready made: events of a stream are mostly below 4 KiB."""
 
-_SIZES = {b"%x" % size: size for size in range(4_096)}
+_SIZES: Final = {b"%x" % size: size for size in range(4_096)}
 # 15 digits stay below 2**60. An extension is `;name` or `;name=value` with token or quoted value
 # (RFC 9112 §7.1.1); what it may not hold is a line break or another control character.
 _SIZE_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*((?:;[\t\x20-\x7e\x80-\xff]*)?)")
 
-_SIZE, _DATA, _CRLF, _TRAILERS, _DONE = range(5)
+_SIZE: Final = 0
+_DATA: Final = 1
+_CRLF: Final = 2
+_TRAILERS: Final = 3
+_DONE: Final = 4
 
 
 class ChunkedReader:
@@ -64,6 +68,8 @@ class ChunkedReader:
         size_of_data = len(data)
         while True:
             if self._state == _SIZE:
+                if pos == size_of_data:
+                    break
                 eol = data.find(b"\r\n", pos)
                 if eol < 0:
                     self._keep(data, pos, MAX_SIZE_LINE_BYTES, "a chunk size line is too long")
@@ -107,8 +113,6 @@ class ChunkedReader:
                     break
                 pos += 2
                 self._state = _SIZE
-                if pos == size_of_data:
-                    break
                 continue
             if self._state == _TRAILERS:
                 self._read_trailers(data, pos)
@@ -117,7 +121,7 @@ class ChunkedReader:
 
     def _keep(self, data: bytes, pos: int, limit: int, complaint: str) -> None:
         stash = data[pos:]
-        if b"\n" in stash.replace(b"\r\n", b""):
+        if stash.count(b"\n") != stash.count(b"\r\n"):
             self.error = "a line ends in a bare LF"
         elif len(stash) > limit:
             self.error = complaint

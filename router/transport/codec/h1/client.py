@@ -13,7 +13,7 @@ behind the response; so one client's bytes can never answer another's request.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from router.deadlines import NEVER
 from router.errors import Kind, ProxyError, Retry, Source
@@ -49,7 +49,10 @@ if TYPE_CHECKING:
     from router.http import Headers, RequestHead
     from router.stream import ResponseReceiver, Shell
 
-_IDLE, _HEAD, _UPGRADE, _DISCARD = range(10, 14)
+_IDLE: Final = 10
+_HEAD: Final = 11
+_UPGRADE: Final = 12
+_DISCARD: Final = 13
 
 MAX_INFORMATIONAL = 16  # 1xx responses before the final one
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from router.stream import HOLD_PEER_FULL, Codec
 from router.transport.codec.h1.head import MAX_HEAD_BYTES
@@ -11,11 +11,16 @@ if TYPE_CHECKING:
     from router.stream import Shell
 
 # How a body is delimited, in either direction.
-NOTHING, LENGTH, CHUNKS, UNTIL_CLOSE, BODILESS, TUNNEL = range(6)
+NOTHING: Final = 0
+LENGTH: Final = 1
+CHUNKS: Final = 2
+UNTIL_CLOSE: Final = 3
+BODILESS: Final = 4
+TUNNEL: Final = 5
 
-HEAD_INCOMPLETE = -1
-HEAD_TOO_LONG = -2
-HEAD_BARE_LF = -3
+HEAD_INCOMPLETE: Final = -1
+HEAD_TOO_LONG: Final = -2
+HEAD_BARE_LF: Final = -3
 
 
 class H1Connection(Codec):

@@ -68,7 +68,7 @@ RESPONSE_MARKS: dict[bytes, int] = (
 )
 
 # Secret or never the same twice: remembering them would hold secrets or wash the memo out.
-_NOT_REMEMBERED = frozenset(
+_NOT_REMEMBERED: Final = frozenset(
     (
         b"authorization",
         b"cookie",
@@ -132,10 +132,10 @@ class FieldReader:
         return entry
 
 
-REQUEST_FIELDS = FieldReader(REQUEST_MARKS)
-RESPONSE_FIELDS = FieldReader(RESPONSE_MARKS)
+REQUEST_FIELDS: Final = FieldReader(REQUEST_MARKS)
+RESPONSE_FIELDS: Final = FieldReader(RESPONSE_MARKS)
 
-LINES: dict[Field, bytes] = {}
+LINES: Final[dict[Field, bytes]] = {}
 """Fields already written, for `write_line`'s callers to look into first."""
 
 

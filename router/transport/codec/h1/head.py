@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from http import HTTPStatus
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from router.errors import Kind, ProxyError, Source
 from router.http import BODILESS_METHODS, NO_FIELDS, RequestHead, RequestShape, ResponseHead, ResponseShape
@@ -37,15 +37,15 @@ from router.transport.codec.h1.memo import MAX_LENGTH_DIGITS, ShapeMemo
 if TYPE_CHECKING:
     from router.http import Field, Headers
 
-MAX_HEAD_BYTES = 65_536
-MAX_FIELDS = 128
+MAX_HEAD_BYTES: Final = 65_536
+MAX_FIELDS: Final = 128
 
 # Facts of the message that only HTTP/1.1 itself needs, as bits.
-CHUNKED = 1
-KEEP_ALIVE = 2
-HTTP_10 = 4
-UPGRADE_FIELD = 8  # `Upgrade: websocket`
-UPGRADE_OPTION = 16  # `Connection: upgrade`
+CHUNKED: Final = 1
+KEEP_ALIVE: Final = 2
+HTTP_10: Final = 4
+UPGRADE_FIELD: Final = 8  # `Upgrade: websocket`
+UPGRADE_OPTION: Final = 16  # `Connection: upgrade`
 
 _REQUEST_LINE = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]{1,64}) ([\x21-\x22\x24-\x7e]+) HTTP/([0-9])\.([0-9])")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([1-9][0-9]{2})(?: [\t\x20-\x7e\x80-\xff]*)?")
@@ -55,8 +55,8 @@ _WEBSOCKET_KEY = re.compile(rb"[A-Za-z0-9+/]{21}[AQgw]==")  # 16 bytes in base64
 ParsedRequest = tuple[RequestHead, int, bytes]
 ParsedResponse = tuple[ResponseHead, int, bytes]
 
-_requests: ShapeMemo[tuple[RequestShape, int]] = ShapeMemo()
-_responses: ShapeMemo[tuple[ResponseShape, int]] = ShapeMemo()
+_requests: Final[ShapeMemo[tuple[RequestShape, int]]] = ShapeMemo()
+_responses: Final[ShapeMemo[tuple[ResponseShape, int]]] = ShapeMemo()
 
 
 def bad_request(detail: str, kind: Kind = Kind.BAD_REQUEST) -> ProxyError:
@@ -250,7 +250,7 @@ def _write_response_shape(shape: ResponseShape, status: int) -> bytes:
 
 
 _CONNECTION_OPTIONS = frozenset((b"close", b"keep-alive", b"upgrade", b"te"))
-_STATUS_LINES = {
+_STATUS_LINES: Final = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode()) for status in HTTPStatus
 }
 

@@ -9,14 +9,14 @@ length, or one in another spelling, is part of the key and was judged with it.
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-MAX_SHAPES = 1_024
-MAX_SHAPE_BYTES = 2_048  # with MAX_SHAPES: at most 2 MiB a role and worker, whatever is sent
-MAX_LENGTH_DIGITS = 18  # below 2**63
+MAX_SHAPES: Final = 1_024
+MAX_SHAPE_BYTES: Final = 2_048  # with MAX_SHAPES: at most 2 MiB a role and worker, whatever is sent
+MAX_LENGTH_DIGITS: Final = 18  # below 2**63
 
-_SPELLINGS = (b"\r\ncontent-length: ", b"\r\nContent-Length: ")
-_VALUE_AT = len(_SPELLINGS[0])
+_SPELLINGS: Final = (b"\r\ncontent-length: ", b"\r\nContent-Length: ")
+_VALUE_AT: Final = len(_SPELLINGS[0])
 
 S = TypeVar("S")
 

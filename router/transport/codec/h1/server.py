@@ -14,7 +14,7 @@ The connection is kept only if both sides are complete, the client wants it and 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from router.deadlines import TURN_S
 from router.errors import WIRE, Kind, ProxyError, Source
@@ -52,10 +52,13 @@ if TYPE_CHECKING:
     from router.transport.codec.h1.limits import ServerLimits
 
 # What is being read; NOTHING..TUNNEL of `connection` say how a body is delimited and serve here as well.
-_HEAD, _COMPLETE, _UPGRADE, _DISCARD = range(10, 14)
-_CR = 13
+_HEAD: Final = 10
+_COMPLETE: Final = 11
+_UPGRADE: Final = 12
+_DISCARD: Final = 13
+_CR: Final = 13
 MAX_BLANK_LINES = 4  # before one request line
-_BODY_STATES = (LENGTH, CHUNKS)
+_BODY_STATES: Final = (LENGTH, CHUNKS)
 
 
 class H1Server(H1Connection, DownstreamStream):
