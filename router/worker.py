@@ -146,7 +146,7 @@ class Worker:
         """Put a newer table in place: one attribute store; then retire what left."""
         table = Table.build(message.table, self.core.table, self.clock.read(), self._board)
         for endpoint in self.core.table.endpoints.values():
-            endpoint.watch_again = None
+            endpoint.replace()
         self.core.table = table
         self.gate.set_tokens(message.tokens)
         self._adopt(table)

@@ -29,6 +29,7 @@ class Endpoint:
 
     __slots__ = (
         "counters",
+        "is_replaced",
         "key",
         "limits",
         "max_retries",
@@ -56,6 +57,7 @@ class Endpoint:
         self.replicas = replicas
         self.counters = counters
         self.refreshed_s = 0.0
+        self.is_replaced = False
         self.watch_slot = -1
         self.watch_again: Callable[[Endpoint], None] | None = None
         self.picker = Picker(self, ())
@@ -68,6 +70,11 @@ class Endpoint:
         self.picker = Picker(self, eligible_replicas(self.replicas, self.outlier, now))
         if self.watch_again is not None:
             self.watch_again(self)
+
+    def replace(self) -> None:
+        """Give way to the endpoint of a newer table: the replicas are its to watch now."""
+        self.is_replaced = True
+        self.watch_again = None
 
     def set_health(self, replica: Replica, *, is_healthy: bool, now: float) -> None:
         """Take the verdict of an active check; a replica that comes back starts slowly."""
@@ -96,7 +103,9 @@ class Endpoint:
             self.refresh(now)
 
     def next_deadline(self) -> float | None:
-        """When an ejection ends or a slow start takes its next step."""
+        """When an ejection ends or a slow start takes its next step; None once replaced."""
+        if self.is_replaced:
+            return None
         return next_change_s(self.replicas, self.slow_start_s, self.refreshed_s)
 
     def handle_deadline(self, now: float) -> None:

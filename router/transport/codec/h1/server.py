@@ -303,9 +303,9 @@ class H1Server(H1Connection, DownstreamStream):
 
     def limit_idle(self, idle_s: float) -> None:
         """Replace the general limit for this request."""
-        if idle_s != self._idle_s:
-            self._idle_s = idle_s
-            self._shell.watch()
+        self._idle_s = idle_s
+        if idle_s < TURN_S:
+            self._shell.watch()  # else the wheel looks soon enough by itself
 
     def send_informational(self, head: ResponseHead) -> None:
         """Queue a 1xx; HTTP/1.0 has none (RFC 9110 §15.2)."""
