@@ -38,14 +38,14 @@ def curl(router, tmp_path):
 
     async def run(*arguments, path, base=router.url, stdin=b""):
         heads = tmp_path / "heads"
-        what = '%{stderr}{"status":%{http_code},"version":"%{http_version}","seconds":%{time_total},"connects":%{num_connects}}'
+        what = '%{stderr}{"status":%{http_code},"version":"%{http_version}","seconds":%{time_total},"connects":%{num_connects}}\\n'
         done = await asyncio.to_thread(
             subprocess.run,
             [program, "-q", "-sS", "--noproxy", "*", "-D", heads, "-w", what, *arguments, base + path],
             input=stdin, capture_output=True, timeout=30,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stderr), heads.read_text(), done.stdout
+        return json.loads(done.stderr.splitlines()[-1]), heads.read_text(), done.stdout
 
     return run
 
