@@ -64,11 +64,11 @@ class CheckError(Exception):
 def check_all(target: Target) -> list[Row]:
     """Check every protocol; blocking, some seconds."""
     return [
-        _check("HTTP/1.1", "chat completion, unary", _unary, target.engine, target.router),
-        _check("HTTP/1.1 SSE", "time to first event", _stream, target.engine, target.router),
+        _check("HTTP/1.1", "chat, unary", _unary, target.engine, target.router),
+        _check("HTTP/1.1 SSE", "first event", _stream, target.engine, target.router),
         _check(
             "WebSocket",
-            "openpi observation to actions",
+            "openpi actions",
             lambda url: _policy(url, target.policy_host),
             target.policy,
             target.router,
@@ -79,8 +79,10 @@ def check_all(target: Target) -> list[Row]:
 def print_table(console: Console, rows: list[Row]) -> None:
     """Show the results."""
     table = Table(title="self-check", title_justify="left")
-    for heading in ("protocol", "what", "status", "direct p50", "through the router", "added p50"):
-        table.add_column(heading, justify="right" if "p50" in heading or "through" in heading else "left")
+    for heading in ("protocol", "what", "status"):
+        table.add_column(heading)
+    for heading in ("direct p50", "routed p50", "added"):
+        table.add_column(heading, justify="right")
     for row in rows:
         if row.passed:
             added = f"{max(0.0, row.routed_s - row.direct_s) * 1e3:.2f} ms"
