@@ -64,6 +64,8 @@ class H1Client(H1Connection, UpstreamStream):
         "_authority",
         "_bits",
         "_chunks",
+        "_draining",
+        "_eof",
         "_informational",
         "_is_head_request",
         "_is_untouched",
@@ -101,6 +103,8 @@ class H1Client(H1Connection, UpstreamStream):
         self._informational = 0
         self._chunks: ChunkedReader | None = None
         self._is_head_request = False
+        self._draining = False
+        self._eof = False
         self._websocket_key = b""
         self.reused = False
 
@@ -207,15 +211,18 @@ class H1Client(H1Connection, UpstreamStream):
                 self._remaining = remaining
                 if remaining > 0:
                     receiver.response_data(data, False)
-                    return
+                    break
                 body = data if not remaining else data[:remaining]
-                data = data[remaining:] if remaining else b""
-                self._finish(data)
+                self._finish(data[remaining:] if remaining else b"")
                 receiver.response_data(body, True)
-                return
+                break
             else:
                 receiver.response_data(data, False)
-                return
+                break
+        if self._eof and not self._stash:
+            self._eof = False
+            if not self.receive_eof(now):
+                self._end_with(CLOSE_FLUSH)
 
     def _read_head(self, data: bytes) -> bytes:
         end = data.find(b"\r\n\r\n") if not self._searched else -1
@@ -311,7 +318,8 @@ class H1Client(H1Connection, UpstreamStream):
         self._receiver = None
         self._chunks = None
         self._holds = 0
-        if self._bits & KEEP_ALIVE and self._writing == BODILESS and not rest and self.close == CLOSE_NO:
+        is_whole = self._writing == BODILESS and not rest
+        if is_whole and self._bits & KEEP_ALIVE and not self._draining and self.close == CLOSE_NO:
             self._reading = _IDLE
             self.wants_read = True
             self._on_idle()
@@ -332,20 +340,21 @@ class H1Client(H1Connection, UpstreamStream):
         """The replica ended its side: the end of a body until close, a half-closed tunnel, or a failure."""
         receiver = self._receiver
         reading = self._reading
+        if self._stash and self._holds:
+            self._eof = True  # comes behind what is held
+            return True
         if reading == TUNNEL and receiver is not None:
             self._reading = _DISCARD
             if self._writing != TUNNEL:
                 self._receiver = None
                 self._end_with(CLOSE_FLUSH)
-            held, self._stash = self._stash, b""
-            receiver.response_data(held, True)
+            receiver.response_data(b"", True)
             return True
         if reading == UNTIL_CLOSE and receiver is not None:
             self._receiver = None
             self._reading = _DISCARD
             self._end_with(CLOSE_FLUSH)
-            held, self._stash = self._stash, b""
-            receiver.response_data(held, True)
+            receiver.response_data(b"", True)
             return False
         self._lose(Kind.UPSTREAM_CLOSED)
         return False
@@ -386,6 +395,7 @@ class H1Client(H1Connection, UpstreamStream):
             self._end_with(CLOSE_FLUSH)
 
     def drain(self) -> None:
-        """Close when idle."""
+        """Close when idle, or after the response under way."""
+        self._draining = True
         if self._reading == _IDLE:
             self.handle_deadline(self.last_moved_s)

@@ -16,10 +16,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from router.deadlines import TURN_S
+from router.deadlines import NEVER, TURN_S
 from router.errors import WIRE, Kind, ProxyError, Source
 from router.local_reply import local_reply
-from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_LINGER, CLOSE_NO, DownstreamStream
+from router.stream import (
+    CLOSE_ABORT,
+    CLOSE_FLUSH,
+    CLOSE_LINGER,
+    CLOSE_NO,
+    HOLD_PEER_FULL,
+    DownstreamStream,
+)
 from router.transport.codec.h1.body import LAST_CHUNK, SIZE_LINES, ChunkedReader, write_trailers
 from router.transport.codec.h1.connection import (
     BODILESS,
@@ -127,6 +134,7 @@ class H1Server(H1Connection, DownstreamStream):
         if self._stash:
             data = self._stash + data
             self._stash = b""
+            self.wants_read = not self._holds & HOLD_PEER_FULL
         while data:
             reading = self._reading
             if reading == _HEAD:
@@ -144,21 +152,24 @@ class H1Server(H1Connection, DownstreamStream):
             assert receiver is not None
             if reading == TUNNEL:
                 receiver.request_data(data, False)
-                return
+                break
             if reading == LENGTH:
                 remaining = self._remaining - len(data)
                 self._remaining = remaining
                 if remaining > 0:
                     receiver.request_data(data, False)
-                    return
+                    break
                 self._reading = _COMPLETE
                 body = data if not remaining else data[:remaining]
                 data = data[remaining:] if remaining else b""
                 receiver.request_data(body, True)
             else:
                 data = self._read_chunks(data, receiver)
-        if self._eof and self._reading in _BODY_STATES:
-            self._lose_client()
+        if self._eof and not self._stash:
+            if self._reading == TUNNEL:
+                self._end_tunnel_input()
+            elif self._reading in _BODY_STATES:
+                self._lose_client()
 
     def _read_head(self, data: bytes, now: float) -> bytes:
         if not self._head_since_s:
@@ -254,19 +265,27 @@ class H1Server(H1Connection, DownstreamStream):
         if receiver is None or self.close:
             return False
         if self._reading == TUNNEL:
-            self._reading = _DISCARD
-            held, self._stash = self._stash, b""
-            if self._writing == NOTHING:
-                self._receiver = None  # both halves ended: the exchange is over
-            receiver.request_data(held, True)
-            if self._writing == NOTHING:
-                self._end_with(CLOSE_FLUSH)
+            if self._stash:
+                self._eof = True  # comes behind what is held
+            else:
+                self._end_tunnel_input()
             return True
         if not self._bits & KEEP_ALIVE and (self._reading == _COMPLETE or self._stash):
             self._eof = True
             return True
         self._lose_client()
         return False
+
+    def _end_tunnel_input(self) -> None:
+        receiver = self._receiver
+        assert receiver is not None
+        self._reading = _DISCARD
+        is_over = self._writing == NOTHING
+        if is_over:
+            self._receiver = None  # both halves ended
+        receiver.request_data(b"", True)
+        if is_over:
+            self._end_with(CLOSE_FLUSH)
 
     def receive_lost(self, now: float) -> None:
         """The transport is gone."""
@@ -295,6 +314,7 @@ class H1Server(H1Connection, DownstreamStream):
         self._reading = _DISCARD
         self._stash = b""
         self._bits = 0
+        self._is_head_request = False  # of the request before
         head, body = local_reply(error, b"no", b"")
         self.send_head(head, False)
         self.send_data(body, True)
@@ -439,11 +459,18 @@ class H1Server(H1Connection, DownstreamStream):
             self._reading = _DISCARD
             self._stash = b""
             self._out.append(b"")
-            self._linger_until_s = self.last_moved_s + self._limits.linger_s
+            self._linger_until_s = NEVER  # counted from when the answer is written
             self.wants_read = True
             self._end_with(CLOSE_LINGER)
 
     # -- flow and time --------------------------------------------------------------------------------
+
+    def take_output(self, now: float) -> list[bytes]:
+        """Hand over the queued output; lingering begins with the last of it."""
+        if self.close == CLOSE_LINGER and self._linger_until_s == NEVER:
+            self._linger_until_s = now + self._limits.linger_s
+            self._shell.watch()
+        return super().take_output(now)
 
     def transport_full(self, full: bool, now: float) -> None:
         """Pass the transport's watermark on to the exchange."""
