@@ -15,6 +15,7 @@ import asyncio
 import logging
 import mmap
 import os
+import resource
 import signal
 import socket
 import time
@@ -82,6 +83,7 @@ class Supervisor:
 
     async def start(self) -> None:
         """Bind, start workers and admin, and return once all workers accept."""
+        _raise_file_limit()
         self._bind()
         for index in range(self._settings.workers):
             self._workers.append(
@@ -375,6 +377,13 @@ class Supervisor:
         logging.getLogger().setLevel(level)
         for worker in self._workers:
             worker.send(SetLogLevel(level))
+
+
+def _raise_file_limit() -> None:
+    """Allow as many sockets as the system lets this user have; workers inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _bind_unix(path: str) -> socket.socket:

@@ -56,6 +56,7 @@ class RequestShape:
     """
 
     __slots__ = (
+        "_stripped",
         "authority",
         "authorization",
         "expects_continue",
@@ -83,17 +84,21 @@ class RequestShape:
         self.trailers_wanted = False
         self.expects_continue = False
         self.h1_lines = b""
+        self._stripped: RequestShape | None = None
 
-    def without(self, name: bytes) -> RequestShape:
-        """Return a copy in which no forwarded field has this name."""
+    def without_authorization(self) -> RequestShape:
+        """Return this shape with the credential taken out; made once, as often as the shape is seen."""
+        if self._stripped is not None:
+            return self._stripped
         copy = RequestShape(self.method, self.path, self.authority)
-        copy.fields = [field for field in self.fields if field[0] != name]
+        copy.fields = [field for field in self.fields if field[0] != b"authorization"]
         copy.known = self.known
         copy.upgrade = self.upgrade
         copy.scheme = self.scheme
         copy.version = self.version
         copy.trailers_wanted = self.trailers_wanted
         copy.expects_continue = self.expects_continue
+        self._stripped = copy
         return copy
 
 

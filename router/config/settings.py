@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -84,10 +85,20 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
             host, _ = parse_listen(self.admin, "--admin")
             if not (self.admin_token or is_loopback(host)):
                 raise ConfigError(f"--admin {self.admin}: needs --admin-token to listen beyond loopback")
+        self._check_access_log()
         if self.replica and self.config and read_file(self.config).endpoint:
             raise ConfigError(f"--replica: {self.config} has endpoints already; name replicas in one place")
         if not self.replica and not (self.config and read_file(self.config).endpoint):
             raise ConfigError("--replica: no replica is named; give --replica URL, or --config FILE with endpoints")
+
+    def _check_access_log(self) -> None:
+        if self.access_log in ("", "-"):
+            return
+        try:
+            with Path(self.access_log).open("ab"):
+                pass
+        except OSError as failure:
+            raise ConfigError(f"--access-log {self.access_log}: {failure.strerror}") from None
 
     def entries(self) -> list[EndpointEntry]:
         """Return the endpoints of the file, or the one that --replica makes."""

@@ -53,7 +53,7 @@ class AdmissionGate:
         scheme, _, token = shape.authorization.partition(b" ")
         if scheme.lower() != b"bearer" or not self._is_ours(token.strip(b" ")):
             return _MISSING
-        head.shape = shape.without(b"authorization")
+        head.shape = shape.without_authorization()
         return None
 
     def _is_ours(self, token: bytes) -> bool:
