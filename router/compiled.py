@@ -23,6 +23,7 @@ RECORD = ROOT / "compiled.json"
 
 HOT = (
     "clock",
+    "core",
     "counters",
     "deadlines",
     "edge/admin_request",  # its class is handed to the compiled codec

@@ -15,9 +15,9 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_left
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from router.counters import BOUNDS_S, EndpointCounters
+from router.counters import BOUNDS_S
 from router.errors import WIRE, Kind, ProxyError, Retry, Source
 from router.http import NO_FIELDS, ResponseHead
 from router.local_reply import error_event, local_reply
@@ -31,19 +31,14 @@ from router.routing.load import (
 from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream, RequestReceiver, ResponseReceiver
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from router.clock import Clock
-    from router.deadlines import DeadlineWheel
+    from router.core import Core, Peer
     from router.http import Field, Headers, RequestHead
     from router.routing.load import Replica
-    from router.routing.table import Endpoint, Table
+    from router.routing.table import Endpoint
     from router.stream import DownstreamStream, UpstreamStream
 
 MAX_REPLAY_BYTES: Final = 65_536  # of a request's body, kept while it might have to be sent again
 MAX_DISCARD_BYTES: Final = 65_536  # of a refused request's body, read so that the connection can be kept
-RETRY_FLOOR: Final = 10  # retries under way that are always allowed …
-RETRY_SHARE: Final = 0.2  # … beside this share of the requests in flight
 MAX_TIMEOUT_DIGITS = 9
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
@@ -70,89 +65,6 @@ _BLAMES_REPLICA: Final = frozenset(
     )
 )
 _SILENT: Final = (Kind.CLIENT_GONE, Kind.CLIENT_STALLED)  # nobody is there to be answered
-
-AccessRecord = tuple[
-    float, bytes, bytes, bytes, bytes, bytes, int, bytes, bytes, bytes, bytes,
-    int, int, float, float, float, bytes, int, bytes,
-]  # fmt: skip
-"""End (monotonic s), id, method, authority, path, version, status, flag, code, endpoint, replica, bytes received
-and sent, duration, overhead and time to first byte in seconds, client, retries, reached."""
-
-
-class Pool(Protocol):
-    """Streams to replicas."""
-
-    def open(
-        self, replica: Replica, receiver: ResponseReceiver, connect_s: float, *, fresh: bool
-    ) -> UpstreamStream | PendingStream:
-        """Return a stream on a pooled connection at once, or a pending one; `fresh` forbids pooled ones."""
-
-
-class Gate(Protocol):
-    """Authentication and admission."""
-
-    def check(self, head: RequestHead, peer: Peer) -> ProxyError | None:
-        """Return why the request is refused. Takes the router's own credentials out of the head."""
-
-
-class Peer:
-    """The client's address, and the field that tells it to the replica."""
-
-    __slots__ = ("address", "forwarded_for")
-
-    def __init__(self, address: bytes) -> None:
-        self.address = address
-        self.forwarded_for: Field = (b"x-forwarded-for", address)
-
-
-class Core:
-    """What all exchanges of a worker share. `table` is swapped by one attribute store."""
-
-    __slots__ = (
-        "_id_prefix",
-        "_ids",
-        "access_log",
-        "clock",
-        "gate",
-        "in_flight",
-        "pool",
-        "retrying",
-        "table",
-        "unrouted",
-        "wheel",
-    )
-
-    def __init__(
-        self,
-        table: Table,
-        gate: Gate,
-        pool: Pool,
-        clock: Clock,
-        wheel: DeadlineWheel,
-        id_prefix: bytes,
-        access_log: Callable[[AccessRecord], None] | None = None,
-    ) -> None:
-        self.table = table
-        self.gate = gate
-        self.pool = pool
-        self.clock = clock
-        self.wheel = wheel
-        self.access_log = access_log
-        self.unrouted = EndpointCounters()
-        self.in_flight = 0
-        self.retrying = 0
-        self._id_prefix = id_prefix
-        self._ids = 0
-
-    def make_id(self) -> bytes:
-        """Return a request id: the worker's random prefix and a count."""
-        self._ids = count = self._ids + 1
-        return b"%b-%08x" % (self._id_prefix, count)
-
-    def may_retry(self) -> bool:
-        """Whether the budget has room, so that retries cannot multiply an outage."""
-        return self.retrying < RETRY_FLOOR + self.in_flight * RETRY_SHARE
-
 
 class Exchange(RequestReceiver, ResponseReceiver):
     """One request and its response. Implements `RequestReceiver` and `ResponseReceiver`."""
@@ -183,7 +95,6 @@ class Exchange(RequestReceiver, ResponseReceiver):
         "_replay",
         "_replay_ended",
         "_request_id",
-        "_request_paused",
         "_response_paused",
         "_retries",
         "_sent_bytes",
@@ -229,7 +140,6 @@ class Exchange(RequestReceiver, ResponseReceiver):
         self._last_event = b""
         self._last_event_s = 0.0
         self._refusal: ProxyError | None = None
-        self._request_paused = False
         self._response_paused = False
         self._finished = False
         self._tunnel_ends = 0
@@ -518,12 +428,10 @@ class Exchange(RequestReceiver, ResponseReceiver):
 
     def pause_request(self) -> None:
         """Stop the client: the replica takes no more."""
-        self._request_paused = True
         self._downstream.hold(HOLD_PEER_FULL)
 
     def resume_request(self) -> None:
         """Let the client go on."""
-        self._request_paused = False
         self._downstream.release(HOLD_PEER_FULL)
 
     # -- deadlines ------------------------------------------------------------------------------------

@@ -42,13 +42,13 @@ from router.control import (
     pack,
     to_worker,
 )
+from router.core import Core
 from router.counters import WORKER_NUMBERS, WorkerCounters
 from router.deadlines import TICK_S, DeadlineWheel
 from router.edge.access_log import AccessLog
 from router.edge.admission import AdmissionGate
 from router.edge.listener import Listener
 from router.errors import Kind, ProxyError, Source
-from router.exchange import Core
 from router.routing.explain import explain
 from router.routing.load import BOARD_SLOTS, LoadBoard
 from router.routing.outlier import is_ready

@@ -8,7 +8,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from router.clock import Clock
 from router.deadlines import DeadlineWheel
 from router.errors import Kind, ProxyError, Retry, Source
-from router.exchange import MAX_REPLAY_BYTES, Core, Exchange, Peer
+from router.core import Core, Peer
+from router.exchange import MAX_REPLAY_BYTES, Exchange
 from router.http import RequestHead, RequestShape, ResponseHead, ResponseShape
 from router.routing.spec import EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TableSpec, TimeoutSpec
 from router.routing.table import Table

@@ -17,8 +17,8 @@ from random import random
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from router.core import AccessRecord
     from router.counters import WorkerCounters
-    from router.exchange import AccessRecord
 
 SLICE = 64  # records formatted in one go: about 0.1 ms
 INTERVAL_S = 0.05

@@ -16,7 +16,7 @@ from router.errors import Kind, ProxyError, Source
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from router.exchange import Peer
+    from router.core import Peer
     from router.http import RequestHead
 
 _DRAINING = ProxyError(Kind.DRAINING, Source.ROUTER)
@@ -38,7 +38,7 @@ class AdmissionGate:
         self._digests = tuple(hashlib.sha256(token.encode()).digest() for token in tokens)
 
     def check(self, head: RequestHead, peer: Peer) -> ProxyError | None:
-        """Return why the request is refused, or None; see `exchange.Gate`."""
+        """Return why the request is refused, or None; see `core.Gate`."""
         if self.is_draining:
             return _DRAINING
         if self._digests:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from router.exchange import Peer
+from router.core import Peer
 from router.transport.codec.h1.server import H1Server
 from router.transport.shell import TcpShell
 

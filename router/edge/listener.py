@@ -12,7 +12,7 @@ from router.exchange import Exchange
 if TYPE_CHECKING:
     import socket
 
-    from router.exchange import Core
+    from router.core import Core
     from router.stream import DownstreamStream, RequestReceiver
     from router.transport.codec.h1.limits import ServerLimits
     from router.transport.shell import Reactor

@@ -11,6 +11,7 @@ LAYERS = [
     ("router.routing", 1, "routing"),
     ("router.transport", 2, "transport"),
     ("router.config", 2, "config"),
+    ("router.core", 3, "exchange"),
     ("router.exchange", 3, "exchange"),
     ("router.edge", 4, "edge"),
     ("router.control", 4, "control"),

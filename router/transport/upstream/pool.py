@@ -45,7 +45,7 @@ class ConnectionPool:
     def open(
         self, replica: Replica, receiver: ResponseReceiver, connect_s: float, *, fresh: bool
     ) -> UpstreamStream | PendingStream:
-        """Return an idle connection's stream at once, or connect. See `exchange.Pool`."""
+        """Return an idle connection's stream at once, or connect. See `core.Pool`."""
         kept = self._kept.get(replica)
         if kept is not None and not fresh:
             idle = kept.idle

@@ -165,12 +165,6 @@ class ChunkedReader:
         self.rest = data[pos:]
 
 
-def write_chunk(data: bytes) -> tuple[bytes, bytes, bytes]:
-    """Return the parts of one chunk, to be joined with the rest of the tick's output."""
-    size = len(data)
-    return (SIZE_LINES[size] if size < 4_096 else b"%x\r\n" % size, data, b"\r\n")
-
-
 def write_trailers(trailers: Headers) -> bytes:
     """Return the last chunk with its trailer section."""
     lines = [LINES.get(field) or write_line(field) for field in trailers]

@@ -19,7 +19,7 @@ from router.deadlines import NEVER
 from router.errors import Kind, ProxyError, Retry, Source
 from router.http import ResponseHead, ResponseShape
 from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_NO, UpstreamStream
-from router.transport.codec.h1.body import LAST_CHUNK, ChunkedReader, write_chunk, write_trailers
+from router.transport.codec.h1.body import LAST_CHUNK, ChunkedReader, write_trailers
 from router.transport.codec.h1.connection import (
     BODILESS,
     CHUNKS,
@@ -145,7 +145,7 @@ class H1Client(H1Connection, UpstreamStream):
             self._shell.touch()
         if self._writing == CHUNKS:
             if data:
-                out += write_chunk(data)
+                self._add_chunk(data)
             if end:
                 out.append(LAST_CHUNK)
         elif data:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from router.stream import HOLD_PEER_FULL, Codec
+from router.transport.codec.h1.body import SIZE_LINES
 from router.transport.codec.h1.head import MAX_HEAD_BYTES
 
 if TYPE_CHECKING:
@@ -73,6 +74,14 @@ class H1Connection(Codec):
             self.close = close
             self._shell.watch()
         self._shell.touch()
+
+    def _add_chunk(self, data: bytes) -> None:
+        """Queue one chunk, a small one as one piece: an event is mostly all of a write."""
+        size = len(data)
+        if size < len(SIZE_LINES):
+            self._out.append(SIZE_LINES[size] + data + b"\r\n")
+        else:
+            self._out += (b"%x\r\n" % size, data, b"\r\n")
 
     def _queue(self, piece: bytes) -> None:
         if not self._out:

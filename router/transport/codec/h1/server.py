@@ -27,7 +27,7 @@ from router.stream import (
     HOLD_PEER_FULL,
     DownstreamStream,
 )
-from router.transport.codec.h1.body import LAST_CHUNK, SIZE_LINES, ChunkedReader, write_trailers
+from router.transport.codec.h1.body import LAST_CHUNK, ChunkedReader, write_trailers
 from router.transport.codec.h1.connection import (
     BODILESS,
     CHUNKS,
@@ -379,11 +379,8 @@ class H1Server(H1Connection, DownstreamStream):
             self._shell.touch()
         writing = self._writing
         if writing == CHUNKS:
-            size = len(data)
-            if 0 < size < 4_096:
-                out.append(SIZE_LINES[size] + data + b"\r\n")  # one piece: an event is mostly all of a write
-            elif size:
-                out += (b"%x\r\n" % size, data, b"\r\n")
+            if data:
+                self._add_chunk(data)
             if end:
                 out.append(LAST_CHUNK)
         elif data and writing != BODILESS:

@@ -1,0 +1,106 @@
+"""What all exchanges of a worker share: the table, the gate, the pool, clock and counters.
+
+Declares what the exchange needs of pool and gate, so that it depends on neither. No asyncio, no protocol names.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final, Protocol
+
+from router.counters import EndpointCounters
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.clock import Clock
+    from router.deadlines import DeadlineWheel
+    from router.errors import ProxyError
+    from router.http import Field, RequestHead
+    from router.routing.load import Replica
+    from router.routing.table import Table
+    from router.stream import PendingStream, ResponseReceiver, UpstreamStream
+
+RETRY_FLOOR: Final = 10  # retries under way that are always allowed …
+RETRY_SHARE: Final = 0.2  # … beside this share of the requests in flight
+
+AccessRecord = tuple[
+    float, bytes, bytes, bytes, bytes, bytes, int, bytes, bytes, bytes, bytes,
+    int, int, float, float, float, bytes, int, bytes,
+]  # fmt: skip
+"""End (monotonic s), id, method, authority, path, version, status, flag, code, endpoint, replica, bytes received
+and sent, duration, overhead and time to first byte in seconds, client, retries, reached."""
+
+
+class Pool(Protocol):
+    """Streams to replicas."""
+
+    def open(
+        self, replica: Replica, receiver: ResponseReceiver, connect_s: float, *, fresh: bool
+    ) -> UpstreamStream | PendingStream:
+        """Return a stream on a pooled connection at once, or a pending one; `fresh` forbids pooled ones."""
+
+
+class Gate(Protocol):
+    """Authentication and admission."""
+
+    def check(self, head: RequestHead, peer: Peer) -> ProxyError | None:
+        """Return why the request is refused. Takes the router's own credentials out of the head."""
+
+
+class Peer:
+    """The client's address, and the field that tells it to the replica."""
+
+    __slots__ = ("address", "forwarded_for")
+
+    def __init__(self, address: bytes) -> None:
+        self.address = address
+        self.forwarded_for: Field = (b"x-forwarded-for", address)
+
+
+class Core:
+    """What all exchanges of a worker share. `table` is swapped by one attribute store."""
+
+    __slots__ = (
+        "_id_prefix",
+        "_ids",
+        "access_log",
+        "clock",
+        "gate",
+        "in_flight",
+        "pool",
+        "retrying",
+        "table",
+        "unrouted",
+        "wheel",
+    )
+
+    def __init__(
+        self,
+        table: Table,
+        gate: Gate,
+        pool: Pool,
+        clock: Clock,
+        wheel: DeadlineWheel,
+        id_prefix: bytes,
+        access_log: Callable[[AccessRecord], None] | None = None,
+    ) -> None:
+        self.table = table
+        self.gate = gate
+        self.pool = pool
+        self.clock = clock
+        self.wheel = wheel
+        self.access_log = access_log
+        self.unrouted = EndpointCounters()
+        self.in_flight = 0
+        self.retrying = 0
+        self._id_prefix = id_prefix
+        self._ids = 0
+
+    def make_id(self) -> bytes:
+        """Return a request id: the worker's random prefix and a count."""
+        self._ids = count = self._ids + 1
+        return b"%b-%08x" % (self._id_prefix, count)
+
+    def may_retry(self) -> bool:
+        """Whether the budget has room, so that retries cannot multiply an outage."""
+        return self.retrying < RETRY_FLOOR + self.in_flight * RETRY_SHARE
