@@ -85,12 +85,12 @@ class Supervisor:
         """Bind, start workers and admin, and return once all workers accept."""
         _raise_file_limit()
         self._bind()
+        await self._start_admin()
         for index in range(self._settings.workers):
             self._workers.append(
                 WorkerProcess(index, self._make_start, self._board_fd, self._sockets[index], self._on_death)
             )
         self._monitor.follow(self._table)
-        await self._start_admin()
         try:
             async with asyncio.timeout(START_LIMIT_S):
                 for worker in self._workers:
@@ -153,8 +153,8 @@ class Supervisor:
         """Read the file again. A bad one is refused, named in the log and in /config_dump."""
         now = time.time()
         try:
-            entries = self._settings.entries()
-            self._apply(entries)
+            self._settings.check()
+            self._apply(self._settings.entries())
         except ConfigError as refusal:
             _log.error("reload refused, the old table stays: %s", refusal)
             self._last_reload = {"ok": False, "error": str(refusal), "at_epoch_s": now}
@@ -169,14 +169,15 @@ class Supervisor:
         self._sockets = [[] for _ in range(self._settings.workers)]
         for address in self._settings.listen:
             host, port = parse_listen(address, "--listen")
-            for sockets in self._sockets:
-                try:
+            try:
+                bind(host, port, reuse_port=False).close()  # else a second router would share the port unasked
+                for sockets in self._sockets:
                     sock = bind(host, port, reuse_port=True)
-                except OSError as failure:
-                    raise BindError(f"--listen {address}: {failure.strerror or failure}") from None
-                sock.listen(4_096)
-                port = sock.getsockname()[1]  # port 0 is chosen once and shared
-                sockets.append(sock)
+                    sockets.append(sock)
+                    sock.listen(4_096)
+                    port = sock.getsockname()[1]  # port 0 is chosen once and shared
+            except OSError as failure:
+                raise BindError(f"--listen {address}: {failure.strerror or failure}") from None
             shown = f"[{host}]" if ":" in host else host
             self.listen.append(f"http://{shown}:{port}")
 

@@ -110,14 +110,14 @@ class WorkerProcess:
     async def kill(self) -> None:
         """End it at once."""
         self._is_stopping = True
-        if self._process is not None and self._process.returncode is None:
+        if self._process is None:
+            self._task.cancel()  # not even started
+        elif self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
-        if not self._task.done():
-            try:
-                await asyncio.wait_for(self._task, 5.0)
-            except TimeoutError:
-                _log.error("worker %d did not end", self.index)
+        _, running = await asyncio.wait([self._task], timeout=5.0)
+        if running:
+            _log.error("worker %d did not end", self.index)
 
     def _was_stopped(self) -> bool:
         return self._is_stopping

@@ -72,7 +72,7 @@ class ChunkedReader:
                     break
                 eol = data.find(b"\r\n", pos)
                 if eol < 0:
-                    self._keep(data, pos, MAX_SIZE_LINE_BYTES, "a chunk size line is too long")
+                    self._keep(data, pos, MAX_SIZE_LINE_BYTES + 1, "a chunk size line is too long")
                     break
                 line = data[pos:eol]
                 size = _SIZES.get(line, -1)
@@ -120,6 +120,7 @@ class ChunkedReader:
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     def _keep(self, data: bytes, pos: int, limit: int, complaint: str) -> None:
+        """Keep an incomplete line; `limit` allows for the part of its ending that may be here already."""
         stash = data[pos:]
         if stash.count(b"\n") != stash.count(b"\r\n"):
             self.error = "a line ends in a bare LF"
@@ -145,7 +146,7 @@ class ChunkedReader:
             return
         end = data.find(b"\r\n\r\n", pos)
         if end < 0:
-            self._keep(data, pos, MAX_TRAILER_BYTES, "the trailers are too long")
+            self._keep(data, pos, MAX_TRAILER_BYTES + 3, "the trailers are too long")
             return
         lines = data[pos:end].split(b"\r\n")
         if end - pos > MAX_TRAILER_BYTES or len(lines) > MAX_TRAILERS:

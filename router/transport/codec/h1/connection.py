@@ -98,7 +98,7 @@ def find_head_end(data: bytes, searched: int) -> int:
     end = data.find(b"\r\n\r\n", max(0, searched - 3))
     if end >= 0:
         return end if end <= MAX_HEAD_BYTES else HEAD_TOO_LONG
-    if len(data) > MAX_HEAD_BYTES:
+    if len(data) > MAX_HEAD_BYTES + 3:  # CRLFCR of the blank line may be here already
         return HEAD_TOO_LONG
     if data.count(b"\n") != data.count(b"\r\n"):
         return HEAD_BARE_LF
