@@ -158,6 +158,13 @@ class Replica:
             self.latency_s = self.latency_s * keep + seconds * (1.0 - keep)
         self.latency_at_s = now
 
+    def expected_latency(self, now: float) -> float:
+        """Return the latency estimate in seconds, fading while nothing is observed.
+
+        Else a replica that was slow once would not be tried again as long as others are idle too.
+        """
+        return self.latency_s * LATENCY_DECAY_S / (LATENCY_DECAY_S + now - self.latency_at_s)
+
     def _decayed_penalty(self, now: float) -> float:
         if not self._penalty:
             return 0.0

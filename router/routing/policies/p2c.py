@@ -38,5 +38,5 @@ class P2C:
         load_a = a.load(now)
         load_b = b.load(now)
         if load_a == load_b:
-            return a if a.latency_s <= b.latency_s else b
+            return a if a.expected_latency(now) <= b.expected_latency(now) else b
         return a if load_a < load_b else b
