@@ -311,6 +311,60 @@ async def test_client_gone(client, router, when, journal_of, engine):
     await router.settled()
 
 
+@pytest.mark.parametrize("how", ["fin", "rst"])
+async def test_a_replica_that_closes_on_accept(start_router, start_server, how):
+    """As one that is out of files does. In bursts, so that the end arrives while the router is still connecting."""
+
+    async def leave(reader, writer):
+        if how == "fin":
+            writer.close()
+        else:
+            writer.transport.abort()
+
+    router = await start_router("--health", "none", "--connect-timeout-s", 20, replicas=[await start_server(leave, backlog=400)])
+
+    async def call(i):
+        reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+        writer.write(b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello" if i % 2 else b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+        try:
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 15)
+        finally:
+            writer.close()
+        return head[9:12], b"x-router-error: " in head
+
+    for _ in range(4):
+        answers = await asyncio.gather(*(call(i) for i in range(200)), return_exceptions=True)
+        hung = sum(isinstance(answer, TimeoutError) for answer in answers)
+        assert not hung, f"{hung} of 200 requests were never answered"
+        assert set(answers) <= {(b"502", True), (b"503", True)}
+    await router.settled()
+
+
+async def test_both_sides_leave_while_a_connection_is_made(start_router, start_server, until):
+    """Upgrades take a connection of their own; client and replica give it up in about the same moment."""
+    accepted = []
+
+    async def leave(reader, writer):
+        accepted.append(writer)
+        writer.transport.abort()
+
+    router = await start_router("--health", "none", replicas=[await start_server(leave)])
+    for _ in range(10):
+        writers = []
+        for _ in range(40):
+            _, writer = await asyncio.open_connection("127.0.0.1", router.port)
+            writers.append(writer)
+            writer.write(
+                b"GET / HTTP/1.1\r\nhost: h\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+                b"sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+        for writer in writers:
+            writer.transport.abort()
+        await router.settled()
+    assert accepted
+    assert "crashed" not in router.stderr()
+
+
 async def test_the_same_limits_by_flag(start_router, engine, client):
     router = await start_router(
         "--first-byte-timeout-s", 0.5, "--idle-timeout-s", 1.0, "--request-timeout-s", 4,
