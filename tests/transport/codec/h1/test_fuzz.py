@@ -1,7 +1,7 @@
 """Anything at all on the wire: nothing is raised, one message is never two, every exchange ends once."""
 
 import hypothesis.strategies as st
-from h1kit import HANDSHAKE, ClientBench, ServerBench, request, response
+from h1kit import CUT, FAILED, HANDSHAKE, ClientBench, ServerBench, request, response
 from hypothesis import given, settings
 
 from router.errors import Kind
@@ -195,18 +195,25 @@ ACTIONS = st.lists(
 )
 
 
+def is_finished(receiver):
+    """As the exchange sees it: failed, or answered; a tunnel only once both halves ended."""
+    if receiver.error is not None or getattr(receiver, "was_reset", False):
+        return True
+    said_all = getattr(receiver, "said_all", False)
+    return said_all and (receiver.ended or receiver.head.shape.upgrade is None)
+
+
 @settings(max_examples=400, deadline=None)
 @given(actions=ACTIONS)
 def test_any_order_of_events_on_the_server(actions):
     """What the shell, the client and an exchange that keeps the seam's rules may do, in any order."""
-    from h1kit import CUT, FAILED
-
     bench = ServerBench(give_up)
     is_lost = False
     for action, value in actions:
         receiver = bench.request if bench.requests else None
-        is_live = receiver is not None and receiver.error is None and not getattr(receiver, "answered", False)
-        has_head = is_live and getattr(receiver, "has_head", False)
+        is_live = receiver is not None and not is_finished(receiver)
+        can_send = is_live and not getattr(receiver, "said_all", False)
+        has_head = can_send and getattr(receiver, "has_head", False)
         if action == "feed":
             bench.feed(value)
         elif action == "eof" and not is_lost and not bench.inbox:
@@ -224,25 +231,22 @@ def test_any_order_of_events_on_the_server(actions):
         elif action in ("hold", "release") and is_live:
             getattr(receiver, action)(value)
             bench.pump()
-        elif action in ("answer", "head") and is_live and not has_head:
+        elif action in ("answer", "head") and can_send and not has_head:
             is_tunnel = receiver.head.shape.upgrade is not None
-            bench.codec.send_head(
-                response(200, 2 if action == "answer" and not is_tunnel else None, tunnel=is_tunnel), False
-            )
+            length = 2 if action == "answer" and not is_tunnel else None
+            bench.codec.send_head(response(200, length, tunnel=is_tunnel), False)
             receiver.has_head = True
             if action == "answer":
                 bench.codec.send_data(b"ok", True)
-                receiver.answered = not is_tunnel or receiver.ended
-                receiver.has_head = not is_tunnel
+                receiver.said_all = True
             bench.pump()
         elif action in ("data", "finish") and has_head:
             bench.codec.send_data(b"x", action == "finish")
-            receiver.answered = action == "finish"
+            receiver.said_all = action == "finish"
             bench.pump()
         elif action == "reset" and is_live:
             bench.codec.reset(FAILED)
-            receiver.answered = True
+            receiver.was_reset = True
             bench.pump()
     bench.lost()
-    for receiver in bench.requests:
-        assert receiver.ended or receiver.error is not None or getattr(receiver, "answered", False)
+    assert all(map(is_finished, bench.requests))
