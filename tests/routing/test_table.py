@@ -9,7 +9,9 @@ from router.routing.table import Table
 def make(*routes):
     """A table of `host path-prefix` texts; each is its own endpoint, named by that text."""
     endpoints = tuple(EndpointSpec(route) for route in routes)
-    return Table.build(TableSpec(1, endpoints, tuple(RouteSpec(*route.split(" "), route) for route in routes)), None, 100.0)
+    return Table.build(
+        TableSpec(1, endpoints, tuple(RouteSpec(*route.split(" "), route) for route in routes)), None, 100.0
+    )
 
 
 def route(table, authority, path=b"/"):
@@ -62,7 +64,9 @@ def test_a_trailing_dot_names_the_same_host(authority):
     assert route(HOSTS, authority) == "api.example.com /"
 
 
-@pytest.mark.xfail(strict=True, reason="wildcards are looked up without the port; the static file accepts one with it")
+@pytest.mark.xfail(
+    strict=True, reason="wildcards are looked up without the port; the static file accepts one with it"
+)
 def test_a_wildcard_with_a_port():
     assert route(make("*.example.com:8080 /"), b"a.example.com:8080") == "*.example.com:8080 /"
 
@@ -115,7 +119,9 @@ def test_one_endpoint_for_everything():
         assert route(table, authority, path) == "* /"
 
 
-@pytest.mark.xfail(strict=True, reason="`*` lies under no prefix, but the short cut for a single route does not look")
+@pytest.mark.xfail(
+    strict=True, reason="`*` lies under no prefix, but the short cut for a single route does not look"
+)
 def test_options_star_does_not_depend_on_the_other_routes():
     assert route(make("* /"), b"a", b"*") == route(make("* /", "b /"), b"a", b"*")
 
@@ -133,7 +139,9 @@ def test_hosts_of_a_spec_may_be_in_any_case():
 def test_every_replica_with_its_endpoint():
     from router.routing.spec import ReplicaSpec
 
-    spec = TableSpec(1, (EndpointSpec("e", (ReplicaSpec("r", "http://h:1"), ReplicaSpec("s", "http://h:2"))), EndpointSpec("f")))
+    spec = TableSpec(
+        1, (EndpointSpec("e", (ReplicaSpec("r", "http://h:1"), ReplicaSpec("s", "http://h:2"))), EndpointSpec("f"))
+    )
     table = Table.build(spec, None, 100.0)
     assert [(endpoint.name, replica.id) for endpoint, replica in table.replicas()] == [("e", "r"), ("e", "s")]
     assert all(replica.owner is table.endpoints["e"] for _, replica in table.replicas())
