@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 import httpx
 import pytest
 import pytest_asyncio
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidStatus
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -271,6 +273,37 @@ async def test_at_capacity(client, router):
     assert (await client.post(url, json=CHAT, headers=host)).status_code == 200
 
 
+HANDSHAKES = [
+    ("nowhere.test", {}, 404, "no_route", "no"),
+    ("draining.test", {}, 503, "no_replica", "no"),
+    ("refused.test", {}, 503, "connect_failed", "no"),
+    ("full.test", {}, 503, "connect_timeout", "no"),
+    ("plain.test", {"x-sim-fault": "reset-before-head"}, 502, "upstream_reset", "maybe"),
+    ("plain.test", {"x-sim-fault": "close-before-head"}, 502, "upstream_closed", "maybe"),
+    ("hasty.test", {"x-sim-fault": "stall-before-head"}, 504, "first_byte_timeout", "maybe"),
+    ("plain.test", {"x-sim-fault": "status=503;retry-after=7"}, 503, "", ""),
+    ("plain.test", {}, 200, "", ""),
+]
+
+
+@pytest.mark.parametrize(
+    ("host", "fields", "status", "code", "reached"), HANDSHAKES, ids=[f"{row[0]}-{row[2]}-{row[3]}" for row in HANDSHAKES]
+)
+async def test_a_websocket_handshake_that_fails(router, host, fields, status, code, reached):
+    with pytest.raises(InvalidStatus) as refused:
+        await connect(
+            f"ws://{host}/_sim/echo", host="127.0.0.1", port=router.port, proxy=None, compression=None,
+            additional_headers=fields,
+        )  # fmt: skip
+    response = refused.value.response
+    assert response.status_code == status
+    assert response.headers.get("x-router-error", "") == code
+    assert response.headers.get("x-router-upstream-reached", "") == reached
+    if status == 503:
+        assert response.headers["retry-after"] == ("1" if code else "7")
+    await router.settled()
+
+
 async def test_a_chunked_body_grows_too_large(client, router):
     async def pieces():
         for _ in range(20):
@@ -327,7 +360,7 @@ async def test_a_replica_that_closes_on_accept(start_router, start_server, how):
         reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
         writer.write(b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello" if i % 2 else b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
         try:
-            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 15)
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 8)
         finally:
             writer.close()
         return head[9:12], b"x-router-error: " in head
