@@ -16,9 +16,9 @@ TURN_S = SLOTS * TICK_S
 
 
 class Watched(Protocol):
-    """Something with a deadline. `watch_slot` belongs to the wheel: -1 when not in it."""
+    """Something with a deadline. `watch_tick` belongs to the wheel: -1 when not in it."""
 
-    watch_slot: int
+    watch_tick: int
 
     def next_deadline(self) -> float | None:
         """Monotonic seconds, or None to leave the wheel."""
@@ -37,19 +37,19 @@ class DeadlineWheel:
         self._tick = int(now / TICK_S)
 
     def watch(self, item: Watched) -> None:
-        """Put `item` where its deadline falls. Again, when its deadline moved to an earlier time."""
+        """Put `item` where its deadline falls, if it is not asked before that anyway."""
         deadline = item.next_deadline()
         if deadline is None:
-            item.watch_slot = -1
+            item.watch_tick = -1
             return
-        ticks = int(deadline / TICK_S) + 1 - self._tick
-        slot = (self._tick + min(max(ticks, 1), SLOTS - 1)) % SLOTS
-        if slot != item.watch_slot:
-            item.watch_slot = slot  # an older entry elsewhere is stale: `turn` drops it by this stamp
-            self._slots[slot].append(item)
+        ahead = min(max(int(deadline / TICK_S) + 1 - self._tick, 1), SLOTS - 1)
+        tick = self._tick + ahead
+        if item.watch_tick < 0 or tick < item.watch_tick:
+            item.watch_tick = tick  # an older, later entry is stale: `turn` drops it by this stamp
+            self._slots[tick % SLOTS].append(item)
 
     def turn(self, now: float) -> None:
-        """Ask every item whose slot has come up."""
+        """Ask every item whose tick has come up."""
         last = int(now / TICK_S)
         # After a stall longer than a turn every slot is due once, not many times.
         first = max(self._tick + 1, last - SLOTS + 1)
@@ -60,13 +60,13 @@ class DeadlineWheel:
             if due:
                 self._slots[slot] = []
                 for item in due:
-                    if item.watch_slot == slot:
-                        item.watch_slot = -1
+                    if 0 <= item.watch_tick <= tick and item.watch_tick % SLOTS == slot:
+                        item.watch_tick = -1
                         self._ask(item, now)
 
     def _ask(self, item: Watched, now: float) -> None:
         deadline = item.next_deadline()
         if deadline is not None and deadline <= now:
             item.handle_deadline(now)
-        if item.watch_slot == -1:
+        if item.watch_tick == -1:
             self.watch(item)

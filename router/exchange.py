@@ -105,7 +105,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         "_tunnel_ends",
         "_upstream",
         "tried",
-        "watch_slot",
+        "watch_tick",
     )
 
     def __init__(self, core: Core, downstream: DownstreamStream, peer: Peer) -> None:
@@ -144,7 +144,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         self._finished = False
         self._tunnel_ends = 0
         self.tried: tuple[Replica, ...] = ()
-        self.watch_slot = -1
+        self.watch_tick = -1
 
     # -- from the client ------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ checked together and turns them into a table. Durations are seconds, sizes bytes
 from __future__ import annotations
 
 import ipaddress
+import math
 import socket
 from pathlib import Path
 from typing import Any, Literal
@@ -72,6 +73,9 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
 
     def check(self) -> None:
         """Refuse what cannot be served; `ConfigError` names the flag."""
+        for name, value in self.public().items():
+            if isinstance(value, float) and math.isnan(value):
+                raise ConfigError(f"--{name.replace('_', '-')}: nan is not a number to use")
         if not self.listen:
             raise ConfigError("--listen: at least one address is needed")
         for address in self.listen:

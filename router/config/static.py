@@ -17,6 +17,7 @@ refused whole with the place named; the caller keeps what it had.
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 from pathlib import Path
@@ -26,6 +27,7 @@ import msgspec
 
 from router.routing.load import BOARD_SLOTS, split_address
 from router.routing.spec import (
+    Count,
     EndpointSpec,
     HealthSpec,
     LimitSpec,
@@ -41,7 +43,7 @@ from router.routing.spec import (
 )
 
 _NAME = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
-_HOST = re.compile(r"\*|(\*\.)?[a-z0-9._-]+(:[0-9]{1,5})?|\[[0-9a-f:.]+\](:[0-9]{1,5})?")
+_HOST = re.compile(r"\*|\*\.[a-z0-9._-]+|[a-z0-9._-]+(:[0-9]{1,5})?|\[[0-9a-f:.]+\](:[0-9]{1,5})?")
 
 
 class ConfigError(ValueError):
@@ -65,7 +67,7 @@ class EndpointEntry(msgspec.Struct, forbid_unknown_fields=True):
     path_prefixes: tuple[str, ...] = ("/",)
     policy: Policy = "p2c"
     slow_start_s: Seconds = 0.0
-    retries: int = 2
+    retries: Count = 2
     health: HealthSpec = HealthSpec()
     outlier: OutlierSpec = OutlierSpec()
     timeouts: TimeoutSpec = TimeoutSpec()
@@ -90,11 +92,24 @@ def read_file(path: str) -> File:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as failure:
         raise ConfigError(f"{path}: not TOML: {failure}") from None
+    _refuse_nan(raw, path)
     try:
         return msgspec.convert(raw, File)
     except msgspec.ValidationError as failure:
         complaint, _, place = str(failure).partition(" - at `$")
         raise ConfigError(f"{path}: {place.strip('.`') or 'file'}: {complaint}") from None
+
+
+def _refuse_nan(value: object, place: str) -> None:
+    """Refuse what TOML allows and no bound catches: nan is neither below nor above any limit."""
+    if isinstance(value, float) and math.isnan(value):
+        raise ConfigError(f"{place}: nan is not a number to use")
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _refuse_nan(inner, f"{place}: {key}" if ":" not in place else f"{place}.{key}")
+    elif isinstance(value, list):
+        for i, inner in enumerate(value):
+            _refuse_nan(inner, f"{place}[{i}]")
 
 
 class SlotBook:
@@ -194,7 +209,7 @@ def _routes(entry: EndpointEntry, place: str) -> list[RouteSpec]:
     routes: list[RouteSpec] = []
     for host in entry.hosts:
         if not _HOST.fullmatch(host.lower()):
-            raise ConfigError(f"{place}.hosts: {host!r} is not a host, `*` or `*.domain`")
+            raise ConfigError(f"{place}.hosts: {host!r} is not host[:port], `*` or `*.domain`")
         for prefix in entry.path_prefixes:
             if not prefix.startswith("/") or not prefix.isascii() or not prefix.isprintable() or " " in prefix:
                 raise ConfigError(f"{place}.path_prefixes: {prefix!r} is not a path beginning with /")

@@ -128,6 +128,12 @@ class Replica:
             self.slot = spec.slot
             self.board.publish(self.slot, self.in_flight)
 
+    def leave_board(self) -> None:
+        """Give the cell up: the replica left the table, and another may be given it."""
+        if self.board is not None:
+            self.board.publish(self.slot, 0)
+            self.board = None
+
     def total_in_flight(self) -> int:
         """Return requests in flight on it from all workers of this host."""
         board = self.board
@@ -220,7 +226,7 @@ def split_address(address: str) -> tuple[str, str, int]:
     rest = rest.removesuffix("/")
     if rest.startswith("["):
         host, bracket, port_text = rest[1:].partition("]")
-        port_text = port_text.removeprefix(":") if bracket else ""
+        port_text = port_text[1:] if bracket and port_text.startswith(":") else ""
     else:
         host, _, port_text = rest.rpartition(":")
     if not host or any(c in "/@?# \t\r\n\0" for c in host) or (":" in host and not rest.startswith("[")):

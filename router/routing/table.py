@@ -42,7 +42,7 @@ class Endpoint:
         "slow_start_s",
         "timeouts",
         "watch_again",
-        "watch_slot",
+        "watch_tick",
     )
 
     def __init__(self, spec: EndpointSpec, replicas: tuple[Replica, ...], counters: EndpointCounters) -> None:
@@ -58,7 +58,7 @@ class Endpoint:
         self.counters = counters
         self.refreshed_s = 0.0
         self.is_replaced = False
-        self.watch_slot = -1
+        self.watch_tick = -1
         self.watch_again: Callable[[Endpoint], None] | None = None
         self.picker = Picker(self, ())
 
@@ -130,6 +130,8 @@ class Route:
     def matches(self, path: bytes) -> bool:
         """Whether `path` lies under the prefix, at a segment boundary: /v1 takes /v1 and /v1/x, not /v10."""
         prefix = self.path_prefix
+        if path == b"*":  # OPTIONS * is about the server as a whole (RFC 9110 §9.3.7)
+            return prefix == b"/"
         if not path.startswith(prefix):
             return False
         size = len(prefix)
@@ -179,6 +181,11 @@ class Table:
             Route(route.host.lower().encode(), route.path_prefix.encode(), endpoints[route.endpoint])
             for route in spec.routes
         ]
+        if before is not None:
+            kept = {replica for endpoint in endpoints.values() for replica in endpoint.replicas}
+            for _, replica in before.replicas():
+                if replica not in kept:
+                    replica.leave_board()
         return cls(spec.version, endpoints, routes)
 
     def route(self, authority: bytes, path: bytes) -> Route | None:
@@ -217,7 +224,11 @@ class Table:
                 group = self._exact.get(host)
                 if group is not None:
                     yield group
-        host = host.removesuffix(b".")
+        if host.endswith(b"."):  # the same name, fully qualified (RFC 3986 §3.2.2)
+            host = host[:-1]
+            group = self._exact.get(host)
+            if group is not None:
+                yield group
         if not self._suffixes:
             return
         dot = host.find(b".")

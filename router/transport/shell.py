@@ -55,7 +55,7 @@ class TcpShell(Shell):
         "codec",
         "reactor",
         "transport",
-        "watch_slot",
+        "watch_tick",
         "written_bytes",
     )
 
@@ -71,7 +71,7 @@ class TcpShell(Shell):
         self._is_touched = False
         self._closing = CLOSE_NO
         self.written_bytes = 0
-        self.watch_slot = -1
+        self.watch_tick = -1
 
     # -- asyncio.Protocol -----------------------------------------------------------------------------
 
@@ -192,7 +192,8 @@ class TcpShell(Shell):
         self._closing = CLOSE_ABORT
         sock: socket.socket | None = transport.get_extra_info("socket")
         if sock is not None:
-            with contextlib.suppress(OSError):  # closed by the kernel already: abort() is all there is to do
+            # Closed already, by the kernel or by uvloop (a negative descriptor): abort() is all there is to do.
+            with contextlib.suppress(OSError, ValueError):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         transport.abort()
 

@@ -62,7 +62,9 @@ class PendingConnect(PendingStream):
             connection.abort()
         elif error is not None:
             receiver.upstream_failed(error)
-        elif connection.transport is None:
+        elif connection.transport is None or not connection.h1.is_idle:
+            # Its FIN, or bytes nobody asked for, came between the accept and this line.
+            connection.abort()
             gone = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE, "closed on accept")
             receiver.upstream_failed(gone)
         else:
