@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -35,3 +36,9 @@ def in_pieces(seed):
 )
 def cut(request):
     return request.param
+
+
+@pytest.fixture(scope="session")
+def event_loop_policy():
+    """Real sockets are driven by the loop that the router runs on."""
+    return uvloop.EventLoopPolicy()
