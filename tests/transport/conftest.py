@@ -38,7 +38,6 @@ def cut(request):
     return request.param
 
 
-@pytest.fixture(scope="session")
-def event_loop_policy():
+def pytest_asyncio_loop_factories(config, item):
     """Real sockets are driven by the loop that the router runs on."""
-    return uvloop.EventLoopPolicy()
+    return {"uvloop": uvloop.new_event_loop}
