@@ -186,7 +186,6 @@ class TestSlots:
             lease.release(OUTCOME_OK, T0)
         assert theirs.others(5) == 0
 
-    @pytest.mark.xfail(strict=True, reason="a replica that left still publishes to its cell, which has a new owner")
     def test_a_replica_that_left_does_not_write_over_its_successor(self):
         """`SlotBook`: cells of replicas that left are free from the next call on; requests on them last longer."""
         cells = bytearray(2 * 8 * 8)

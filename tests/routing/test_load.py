@@ -206,7 +206,6 @@ class TestAddresses:
         with pytest.raises(ValueError, match=complaint):
             split_address(address)
 
-    @pytest.mark.xfail(strict=True, reason="the colon behind a bracket is optional")
     def test_a_bracket_is_followed_by_its_port(self):
         with pytest.raises(ValueError):
             split_address("http://[::1]80")

@@ -131,7 +131,6 @@ def test_any_bytes(data, steps):
         turn += 1
 
 
-@pytest.mark.xfail(strict=True, reason="a close frame that came as one piece is forgotten at the next piece")
 @pytest.mark.parametrize("more", [b"\x81", b"\x81\x01x", b"\x81\x01x\x81\x01y"])
 def test_nothing_may_stand_behind_a_close_frame(more):
     """RFC 6455 §5.5.1: after a close frame no further frame is sent, also not a second close of ours."""

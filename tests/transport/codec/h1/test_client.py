@@ -221,7 +221,6 @@ class TestReuse:
         bench.codec.drain()
         assert bench.codec.close == CLOSE_FLUSH
 
-    @pytest.mark.xfail(strict=True, reason="drain of a busy connection is forgotten")
     def test_drain_within_a_request(self, cut):
         """`Codec.drain`: finish what is under way, start nothing new."""
         bench, receiver = begun()
@@ -314,7 +313,6 @@ class TestFlow:
         bench.feed(OK)
         assert second.body == b"hello"
 
-    @pytest.mark.xfail(strict=True, reason="receive_eof delivers or drops what is held")
     @pytest.mark.parametrize("head", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n"])
     def test_an_end_behind_held_input(self, head):
         """`Stream.hold`: no data reach the receiver until every reason is released; what came whole stays whole."""

@@ -96,9 +96,6 @@ class TestHold:
         bench.answer()
         assert bench.codec.close == CLOSE_FLUSH
 
-    @pytest.mark.xfail(
-        strict=True, reason="receive returns from a short LENGTH body before it looks at the end of input"
-    )
     def test_a_held_half_of_a_request_does_not(self, cut):
         bench = ServerBench(hold=HOLD_NO_UPSTREAM)
         bench.feed(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 9\r\n\r\nhello", cut)
@@ -136,7 +133,6 @@ class TestFull:
         bench.full(False)
         assert len(bench.requests) == 2
 
-    @pytest.mark.xfail(strict=True, reason="transport_full(False) does not set wants_read again")
     def test_reading_goes_on_after_a_flood_behind_a_full_answer(self):
         """More than is held came while the last answer was not taken: once it is, the connection lives on."""
         bench = ServerBench(max_held_bytes=1_000)

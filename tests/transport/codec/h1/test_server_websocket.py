@@ -160,7 +160,6 @@ def test_hold_and_release(cut):
     assert bench.request.body == b"abc"
 
 
-@pytest.mark.xfail(strict=True, reason="receive_eof delivers what is held")
 def test_an_end_behind_held_input_waits_with_it():
     """`Stream.hold`: no data reach the receiver until every reason is released; an end is data."""
     bench = open_tunnel()
