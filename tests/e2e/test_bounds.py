@@ -189,7 +189,9 @@ async def test_idle_websockets_are_cheap(start_router, raise_file_limit, until, 
         async def open_many(number):
             opened = [loop.create_future() for _ in range(number)]
             for future in opened:
-                _, protocol = await loop.create_connection(lambda future=future: Idle(future), "127.0.0.1", router.port)
+                _, protocol = await loop.create_connection(
+                    lambda future=future: Idle(future), "127.0.0.1", router.port
+                )
                 clients.append(protocol)
             assert set(await asyncio.gather(*opened)) == {b"HTTP/1.1 101"}
 

@@ -287,7 +287,9 @@ HANDSHAKES = [
 
 
 @pytest.mark.parametrize(
-    ("host", "fields", "status", "code", "reached"), HANDSHAKES, ids=[f"{row[0]}-{row[2]}-{row[3]}" for row in HANDSHAKES]
+    ("host", "fields", "status", "code", "reached"),
+    HANDSHAKES,
+    ids=[f"{row[0]}-{row[2]}-{row[3]}" for row in HANDSHAKES],
 )
 async def test_a_websocket_handshake_that_fails(router, host, fields, status, code, reached):
     with pytest.raises(InvalidStatus) as refused:
@@ -354,11 +356,17 @@ async def test_a_replica_that_closes_on_accept(start_router, start_server, how):
         else:
             writer.transport.abort()
 
-    router = await start_router("--health", "none", "--connect-timeout-s", 20, replicas=[await start_server(leave, backlog=400)])
+    router = await start_router(
+        "--health", "none", "--connect-timeout-s", 20, replicas=[await start_server(leave, backlog=400)]
+    )
 
     async def call(i):
         reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
-        writer.write(b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello" if i % 2 else b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+        writer.write(
+            b"POST / HTTP/1.1\r\nhost: h\r\ncontent-length: 5\r\n\r\nhello"
+            if i % 2
+            else b"GET / HTTP/1.1\r\nhost: h\r\n\r\n"
+        )
         try:
             head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 8)
         finally:

@@ -122,9 +122,7 @@ async def test_health_fallback_path(start_router, start_server, client, until):
 
 
 async def test_refused_connects_move_on_and_eject(start_router, engine, closed_port, client):
-    router = await start_router(
-        "--policy", "round_robin", "--health", "none", replicas=[closed_port, engine.url]
-    )
+    router = await start_router("--policy", "round_robin", "--health", "none", replicas=[closed_port, engine.url])
     for i in range(30):
         response = await client.post(
             f"{router.url}/_sim/echo", content=b"hello", headers={"x-request-id": f"retry-{i}"}

@@ -183,7 +183,9 @@ async def test_curl_gets_trailers(curl, start_server, start_router):
 
 
 async def test_curl_streams_events(curl):
-    call = json.dumps({"model": "sim", "stream": True, "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]})
+    call = json.dumps(
+        {"model": "sim", "stream": True, "max_tokens": 5, "messages": [{"role": "user", "content": "x"}]}
+    )
     told, heads, body = await curl(
         "-N", "-H", "Content-Type: application/json", "-d", call, path="/v1/chat/completions"
     )

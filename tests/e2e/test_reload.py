@@ -40,9 +40,7 @@ def reload(until):
 
 
 async def used(client, router, count=6):
-    return {
-        (await client.get(f"{router.url}/_sim/echo")).headers.get("x-router-replica", "") for _ in range(count)
-    }
+    return {(await client.get(f"{router.url}/_sim/echo")).headers.get("x-router-replica", "") for _ in range(count)}
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -126,9 +124,7 @@ async def test_an_empty_file_is_not_taken_for_a_table(start_router, engine, clie
 async def test_states_and_weights_change_in_place(start_router, start_engine, client, reload):
     first, second = await start_engine(), await start_engine()
     router = await start_router(toml=table(first.url, second.url))
-    draining = table(first.url, second.url).replace(
-        f'"{second.url}" }}', f'"{second.url}", state = "DRAINING" }}'
-    )
+    draining = table(first.url, second.url).replace(f'"{second.url}" }}', f'"{second.url}", state = "DRAINING" }}')
     assert (await reload(router, draining))["last_reload"]["ok"]
     assert await used(client, router) == {id_of(first.url)}
     assert (await router.row(second.url))["state"] == "DRAINING"

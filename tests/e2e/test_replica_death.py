@@ -68,7 +68,10 @@ class Generator:
 async def test_a_killed_replica_fails_only_what_was_on_it(start_router, start_engine, until):
     doomed, other = await start_engine(), await start_engine()
     router = await start_router(replicas=[doomed.url, other.url])
-    load = Generator(router.port, b"POST /_sim/echo HTTP/1.1\r\nhost: h\r\nx-sim-fault: slow;ms=50\r\ncontent-length: 5\r\n\r\nhello")
+    load = Generator(
+        router.port,
+        b"POST /_sim/echo HTTP/1.1\r\nhost: h\r\nx-sim-fault: slow;ms=50\r\ncontent-length: 5\r\n\r\nhello",
+    )
     running = asyncio.ensure_future(load.run())
     await until(lambda: sum(call.status == 200 for call in load.calls) > 200)
     killed_s = time.monotonic()

@@ -18,7 +18,12 @@ QUICK_S = 5.0  # "at once", on a machine under load
 
 
 def chat(max_tokens):
-    return {"model": "sim", "stream": True, "max_tokens": max_tokens, "messages": [{"role": "user", "content": "x"}]}
+    return {
+        "model": "sim",
+        "stream": True,
+        "max_tokens": max_tokens,
+        "messages": [{"role": "user", "content": "x"}],
+    }
 
 
 class Stream:
