@@ -104,6 +104,8 @@ class TcpShell(Shell):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the codec; the transport is gone."""
+        if self.transport is None:
+            return
         try:
             self.codec.receive_lost(self._clock.read())
         except Exception:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class PendingConnect(PendingStream):
     """A connection being made for one request. Cancelling it is safe at any moment."""
 
-    __slots__ = ("_connect_s", "_pool", "_receiver", "_replica", "_task")
+    __slots__ = ("_connect_s", "_connection", "_pool", "_receiver", "_replica", "_task")
 
     def __init__(
         self, pool: ConnectionPool, replica: Replica, receiver: ResponseReceiver, connect_s: float
@@ -29,18 +29,23 @@ class PendingConnect(PendingStream):
         self._replica = replica
         self._receiver: ResponseReceiver | None = receiver
         self._connect_s = connect_s
+        self._connection = UpstreamConnection(pool.reactor, replica, pool)
         self._task = spawn(self._connect(), f"connect {replica.address}")
 
     def cancel(self) -> None:
-        """Give it up; a connection made in the same moment is closed."""
+        """Give it up; a connection made in the same moment is closed.
+
+        The task is not cancelled then: uvloop would close the socket without a word to its protocol.
+        """
         self._receiver = None
-        self._task.cancel()
+        if self._connection.transport is None:
+            self._task.cancel()
 
     async def _connect(self) -> None:
         pool, replica = self._pool, self._replica
         reactor = pool.reactor
         loop = asyncio.get_running_loop()
-        connection = UpstreamConnection(reactor, replica, pool)
+        connection = self._connection
         error: ProxyError | None = None
         reactor.counters.upstream_connects += 1
         try:
@@ -48,13 +53,12 @@ class PendingConnect(PendingStream):
                 await loop.create_connection(lambda: connection, replica.host, replica.port)  # type: ignore[type-var]
         except TimeoutError:
             error = ProxyError(Kind.CONNECT_TIMEOUT, Source.UPSTREAM, Retry.SAFE)
+            if connection.transport is not None:
+                connection.connection_lost(None)  # timed out in the moment it was made: see `cancel`
         except OSError as failure:
             number = failure.errno or 0
             reason = os.strerror(number).lower() if number > 0 else "its name has no address"
             error = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE, reason)
-        except asyncio.CancelledError:
-            connection.abort()
-            raise
         reactor.clock.read()
         receiver = self._receiver
         self._receiver = None

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
 class Verdict:
     """What is known of one replica."""
 
-    __slots__ = ("checked_s", "is_healthy", "reason", "same")
+    __slots__ = ("address", "checked_s", "is_healthy", "reason", "same")
 
-    def __init__(self) -> None:
+    def __init__(self, address: str) -> None:
+        self.address = address
         self.is_healthy = True
         self.reason = "not checked yet"
         self.checked_s: float | None = None
@@ -57,7 +58,9 @@ class HealthMonitor:
             del self.verdicts[name]
         for key in wanted - self._probers.keys():
             endpoint, replica, address, spec = key
-            verdict = self.verdicts.setdefault((endpoint, replica), Verdict())
+            verdict = self.verdicts.get((endpoint, replica))
+            if verdict is None or verdict.address != address:  # at another address it is another replica
+                verdict = self.verdicts[endpoint, replica] = Verdict(address)
             if spec.kind == "none":
                 verdict.reason = "no active checks"
                 if not verdict.is_healthy:
@@ -84,7 +87,9 @@ class HealthMonitor:
             await asyncio.sleep(spec.interval_s * (0.95 + random() * 0.1))
 
     def _judge(self, endpoint: str, replica: str, spec: HealthSpec, complaint: str) -> None:
-        verdict = self.verdicts.setdefault((endpoint, replica), Verdict())
+        verdict = self.verdicts.get((endpoint, replica))
+        if verdict is None:
+            return
         is_first = verdict.checked_s is None
         verdict.checked_s = monotonic()
         verdict.reason = complaint or "ok"
