@@ -87,9 +87,7 @@ class HealthMonitor:
             await asyncio.sleep(spec.interval_s * (0.95 + random() * 0.1))
 
     def _judge(self, endpoint: str, replica: str, spec: HealthSpec, complaint: str) -> None:
-        verdict = self.verdicts.get((endpoint, replica))
-        if verdict is None:
-            return
+        verdict = self.verdicts.setdefault((endpoint, replica), Verdict(""))
         is_first = verdict.checked_s is None
         verdict.checked_s = monotonic()
         verdict.reason = complaint or "ok"
