@@ -1,0 +1,134 @@
+"""Control messages: every kind there and back, in whatever pieces; oversize is refused."""
+
+import hypothesis.strategies as st
+import msgspec
+import pytest
+from hypothesis import given
+
+from router.control import (
+    MAX_MESSAGE_BYTES,
+    Ask,
+    Counted,
+    Drain,
+    Drained,
+    Explain,
+    Explained,
+    FromWorker,
+    Health,
+    Ready,
+    ReopenLogs,
+    SetLogLevel,
+    Start,
+    SwapTable,
+    ToWorker,
+    Unpacker,
+    from_worker,
+    pack,
+    to_worker,
+)
+from router.routing.spec import EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TableSpec
+from router.telemetry import EndpointSnapshot, ReplicaSnapshot, WorkerSnapshot
+from router.transport.codec.h1.limits import ServerLimits
+
+TABLE = TableSpec(
+    7,
+    (
+        EndpointSpec(
+            "e", (ReplicaSpec("r", "http://[::1]:1", 2.5, "DOWN", 3),), "random", 1.0, 0, limits=LimitSpec(5, 6)
+        ),
+        EndpointSpec("f"),
+    ),
+    (RouteSpec("*.a", "/v1", "e"),),
+)
+SNAPSHOT = WorkerSnapshot(
+    0, 1, 7, True, 3, {"a": 1}, {}, {"e": EndpointSnapshot(requests=2, statuses={200: 2}, codes={"x": 1})},
+    [ReplicaSnapshot("e", "r", "http://h:1", "READY", True, True, False, 1.0, 1, 2, 3, 4, 5, 0.25, 6)],
+)  # fmt: skip
+TO_WORKER = [
+    Start(1, 2, TABLE, ServerLimits(head_s=1.0), 10, ["t"], "-", 0.5, "DEBUG", [("e", "r")]),
+    SwapTable(TABLE, []),
+    Health("e", "r", False),
+    Drain(5.0),
+    Ask(1),
+    Explain(2, "host", "/path"),
+    SetLogLevel("INFO"),
+    ReopenLogs(),
+]
+FROM_WORKER = [
+    Ready(1),
+    Counted(1, SNAPSHOT),
+    Explained(2, msgspec.Raw(msgspec.msgpack.encode({"a": [1, None]}))),
+    Drained(0),
+]
+
+
+def plain(message):
+    return msgspec.msgpack.encode(message)
+
+
+@pytest.mark.parametrize("message", TO_WORKER, ids=lambda message: type(message).__name__)
+def test_to_the_worker_and_back(message):
+    (body,) = Unpacker().feed(pack(message))
+    assert to_worker.decode(body) == message
+
+
+@pytest.mark.parametrize("message", FROM_WORKER, ids=lambda message: type(message).__name__)
+def test_from_the_worker_and_back(message):
+    (body,) = Unpacker().feed(pack(message))
+    found = from_worker.decode(body)
+    assert type(found) is type(message)
+    assert plain(found) == plain(message)
+
+
+def test_no_kind_is_missing_here():
+    assert {type(message) for message in TO_WORKER} == set(ToWorker.__args__)
+    assert {type(message) for message in FROM_WORKER} == set(FromWorker.__args__)
+
+
+def test_one_directions_messages_are_not_the_others():
+    for message in FROM_WORKER:
+        with pytest.raises(msgspec.ValidationError):
+            to_worker.decode(plain(message))
+
+
+@given(
+    which=st.lists(st.sampled_from(range(len(TO_WORKER))), max_size=8),
+    steps=st.lists(st.integers(1, 200), min_size=1, max_size=5),
+)
+def test_in_any_pieces(which, steps):
+    wire = b"".join(pack(TO_WORKER[i]) for i in which)
+    unpacker = Unpacker()
+    found = []
+    turn = 0
+    while wire:
+        size = steps[turn % len(steps)]
+        found += [to_worker.decode(body) for body in unpacker.feed(wire[:size])]
+        wire = wire[size:]
+        turn += 1
+    assert found == [TO_WORKER[i] for i in which]
+
+
+def test_an_incomplete_one_waits():
+    unpacker = Unpacker()
+    wire = pack(Ask(1))
+    assert list(unpacker.feed(wire[:-1])) == []
+    assert list(unpacker.feed(b"")) == []
+    assert len(list(unpacker.feed(wire[-1:] + wire[:3]))) == 1
+
+
+@pytest.mark.parametrize("size", [MAX_MESSAGE_BYTES - 3, 2**32 - 1])
+def test_oversize_is_refused_before_it_is_read(size):
+    with pytest.raises(ValueError, match=str(size)):
+        list(Unpacker().feed(size.to_bytes(4, "big")))
+
+
+def test_the_largest_is_awaited():
+    assert list(Unpacker().feed((MAX_MESSAGE_BYTES - 4).to_bytes(4, "big"))) == []
+
+
+def test_a_large_table_fits():
+    replicas = tuple(
+        ReplicaSpec(f"replica-{i}", f"http://10.0.{i // 256 % 256}.{i % 256}:30000", slot=i) for i in range(2_000)
+    )
+    size = len(pack(SwapTable(TableSpec(1, (EndpointSpec("e", replicas),)), [])))
+    assert size * 50 < MAX_MESSAGE_BYTES, "100,000 replicas"
