@@ -227,9 +227,6 @@ class TestConnecting:
                 assert await is_closed(sock)
                 sock.close()
 
-    @pytest.mark.xfail(
-        strict=True, reason="uvloop reports no connection_lost then: counter and wheel keep it for ever"
-    )
     async def test_cancelled_between_connection_made_and_its_hand_over(self, bench, monkeypatch):
         made = UpstreamConnection.connection_made
 

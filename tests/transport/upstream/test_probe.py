@@ -207,9 +207,6 @@ class TestMonitor:
             assert await changes.next() == ("e", "r0", True)
             assert changes.monitor.verdicts["e", "r0"].reason == "no active checks"
 
-    @pytest.mark.xfail(
-        strict=True, reason="the verdict is kept by id, so that of the old address decides for the new one"
-    )
     async def test_another_address_is_another_replica(self):
         """Workers make a new, healthy `Replica` of it: a verdict that stays unhealthy must be told again."""
         async with Changes() as changes:
