@@ -6,9 +6,9 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from router.clock import Clock
+from router.core import Core, Peer
 from router.deadlines import DeadlineWheel
 from router.errors import Kind, ProxyError, Retry, Source
-from router.core import Core, Peer
 from router.exchange import MAX_REPLAY_BYTES, Exchange
 from router.http import RequestHead, RequestShape, ResponseHead, ResponseShape
 from router.routing.spec import EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TableSpec, TimeoutSpec
