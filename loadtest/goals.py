@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
+from loadtest.percentiles import Spread
+
 if TYPE_CHECKING:
-    from loadtest.percentiles import Spread
     from loadtest.summary import MeasureSummary, Ratios
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from loadtest.goals import Verdict, verdicts
-from loadtest.rounds import Slot  # noqa: TC001 -- msgspec reads annotations
+from loadtest.rounds import Slot
 from loadtest.summary import Figures, MeasureSummary, summarise
 
 if TYPE_CHECKING:

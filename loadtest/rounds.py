@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from loadtest.clients.window import Result  # noqa: TC001 -- msgspec reads annotations
+from loadtest.clients.window import Result
 from loadtest.cpu import process_tree
 from loadtest.measures import EVENT_INTERVAL_MS, STREAM_EVENTS, Measure
 from loadtest.peers import Nginx, Ours
