@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from router.control import (
     MAX_MESSAGE_BYTES,
@@ -91,6 +91,7 @@ def test_one_directions_messages_are_not_the_others():
             to_worker.decode(plain(message))
 
 
+@settings(deadline=None)
 @given(
     which=st.lists(st.sampled_from(range(len(TO_WORKER))), max_size=8),
     steps=st.lists(st.integers(1, 200), min_size=1, max_size=5),

@@ -87,6 +87,13 @@ class TestCheck:
         assert "cannot be read" in self.refused(config=str(tmp_path / "none"))
 
 
+    @pytest.mark.parametrize("where", ["no/such/folder/log", "."])
+    def test_an_access_log_that_cannot_be_written(self, tmp_path, where):
+        assert self.refused(access_log=str(tmp_path / where)).startswith("--access-log")
+        self.check(access_log=str(tmp_path / "log"))
+        self.check(access_log="-")
+
+
 def test_the_table_of_the_flags():
     settings = Settings(
         replica=["http://a:1", "http://b:2"], policy="round_robin", health="http", health_path="/h", health_interval_s=3.0,

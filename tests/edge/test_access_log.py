@@ -7,7 +7,7 @@ import queue
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from router.counters import WorkerCounters
 from router.edge import access_log
@@ -42,6 +42,7 @@ class TestLines:
     def test_escapes(self, path):
         assert json.loads(format_line(record(path), 0.0))["path"] == path.decode()
 
+    @settings(deadline=None)
     @given(
         path=st.from_regex(rb"/[\x21-\x22\x24-\x7e]{0,30}", fullmatch=True),
         method=st.from_regex(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,20}", fullmatch=True),

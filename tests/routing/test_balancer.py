@@ -2,7 +2,7 @@
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from routekit import T0, build, endpoint, occupy, pick, weighted
 
 from router.errors import Kind
@@ -89,6 +89,7 @@ class TestExplain:
         assert found["ready"] == 2
         assert all(replica.in_flight == replica.requests == 0 for _, replica in table.replicas())
 
+    @settings(deadline=None)
     @given(
         states=st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 3)), min_size=1, max_size=5),
         limit=st.integers(0, 2),

@@ -4,7 +4,7 @@ import base64
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from router.transport.codec.websocket import FrameBoundary, accept_value, close_frame, make_key
 
@@ -98,12 +98,14 @@ def follow_both(data, steps):
         turn += 1
 
 
+@settings(deadline=None)
 @given(frames=FRAMES, steps=STEPS, closes=st.booleans(), missing=st.integers(0, 20))
 def test_boundaries(frames, steps, closes, missing):
     data = b"".join(frames) + (CLOSE if closes else b"")
     follow_both(data[: max(0, len(data) - missing)], steps)
 
 
+@settings(deadline=None)
 @given(
     frames=st.lists(st.builds(frame, st.sampled_from([1, 2, 9]), st.integers(0, 130)), max_size=8),
     closes=st.booleans(),
@@ -117,6 +119,7 @@ def test_a_frame_a_piece(frames, closes):
         assert ours.may_close == reference.may_close
 
 
+@settings(deadline=None)
 @given(data=st.binary(max_size=300), steps=STEPS)
 def test_any_bytes(data, steps):
     ours, reference = FrameBoundary(), Reference()

@@ -243,6 +243,28 @@ class TestConnecting:
         assert bench.reactor.counters.upstream_connects == 1
         assert bench.reactor.counters.upstream_open == 0
 
+    @pytest.mark.parametrize("first", [b"", OK], ids=["closed on accept", "bytes nobody asked for"])
+    async def test_one_that_is_useless_at_once(self, bench, monkeypatch, first):
+        """The end, or bytes, come before the connection is handed over: the request is safe to send elsewhere."""
+        made = UpstreamConnection.connection_made
+
+        def spoil(connection, transport):
+            made(connection, transport)
+            if first:
+                connection.data_received(first)
+            else:
+                connection.eof_received()
+
+        monkeypatch.setattr(UpstreamConnection, "connection_made", spoil)
+        receiver, _ = bench.open()
+        await bench.server.accept()
+        await receiver.ready
+        assert receiver.stream is None
+        assert (receiver.error.kind, receiver.error.retry) == (Kind.CONNECT_FAILED, Retry.SAFE)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert bench.reactor.counters.upstream_open == 0
+
     async def test_cancelled_twice(self, bench):
         _, pending = bench.open()
         pending.cancel()

@@ -2,7 +2,7 @@
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from router.transport.codec.h1.body import (
     MAX_EXTENSION_BYTES,
@@ -114,6 +114,7 @@ class TestBounds:
         assert len(errors) == 1
 
 
+@settings(deadline=None)
 @given(
     bodies=st.lists(st.binary(min_size=1, max_size=60) | st.integers(4_090, 4_100).map(bytes), max_size=5),
     trailers=st.lists(

@@ -2,7 +2,7 @@
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
 from router.http import HOP_BY_HOP, KNOWN_REQUEST
 from router.transport.codec.h1 import fields
@@ -97,6 +97,7 @@ def test_the_memos_are_bounded():
     assert not reader.memo
 
 
+@settings(deadline=None)
 @given(
     name=st.from_regex(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]{1,20}", fullmatch=True),
     value=st.from_regex(rb"([!-~\x80-\xff]([\t -~\x80-\xff]{0,20}[!-~\x80-\xff])?)?", fullmatch=True),
@@ -110,6 +111,7 @@ def test_round_trip(name, value):
     assert found == (fields.PLAIN, field)
 
 
+@settings(deadline=None)
 @given(line=st.binary(max_size=60))
 def test_no_line_is_taken_that_could_be_two(line):
     found = FieldReader({}).read(line)

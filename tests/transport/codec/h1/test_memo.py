@@ -86,7 +86,7 @@ def check(parse, raws):
 A = b"POST / HTTP/1.1\r\nHost: a\r\n"
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(st.lists(REQUESTS, min_size=1, max_size=5))
 @example([A + b"content-length: 5", A + b"content-length: ", A + b"content-length: 6"])
 @example([A + b"content-length: 5\r\nContent-Length: ", A + b"content-length: 5\r\nContent-Length: 5"])
@@ -104,12 +104,13 @@ def test_requests(raws):
     check(head.parse_request, raws)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(RESPONSES, min_size=1, max_size=5))
 def test_responses(raws):
     check(head.parse_response, raws)
 
 
+@settings(deadline=None)
 @given(
     lines=LINES,
     lengths=st.lists(VALUES, min_size=2, max_size=6),

@@ -249,3 +249,26 @@ class TestDeadlines:
         bench.answer()
         assert bench.codec.close == CLOSE_LINGER
         assert bench.codec.next_deadline() == pytest.approx(bench.now + 2.0)
+
+    @pytest.mark.parametrize(("keep_alive_s", "is_watched"), [(5.0, True), (75.0, False)])
+    def test_a_short_keep_alive_is_watched_at_once(self, keep_alive_s, is_watched):
+        """The wheel looks at every connection once a turn; only a shorter deadline must be told."""
+        bench = ServerBench(keep_alive_s=keep_alive_s)
+        bench.feed(GET)
+        before = bench.shell.watches
+        bench.answer()
+        assert (bench.shell.watches > before) is is_watched
+
+
+def test_a_drain_between_head_and_end_of_an_answer():
+    """The head could not say that the connection ends; it ends nevertheless."""
+    bench = ServerBench()
+    bench.feed(GET)
+    bench.codec.send_head(response(), False)
+    bench.flush()
+    bench.codec.drain()
+    assert bench.is_open
+    bench.codec.send_data(b"ok", True)
+    bench.pump()
+    assert bench.out.endswith(b"0\r\n\r\n")
+    assert bench.codec.close == CLOSE_FLUSH
