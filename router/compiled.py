@@ -66,9 +66,10 @@ def digest() -> str:
 
 
 def choose() -> bool:
-    """Return whether compiled modules are used; where they are not, hide them from the import system."""
-    if not RECORD.exists():
-        return False
+    """Return whether compiled modules are used; where they are not, hide them from the import system.
+
+    Also where there is no record: a build that was interrupted leaves modules that do not fit together.
+    """
     if not os.environ.get("ROUTER_PURE") and is_current():
         _load_shared()
         return True

@@ -8,6 +8,8 @@ that no slice stalls it, and written by a thread, so that a slow disk does not e
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import os
 import queue
 import sys
@@ -20,6 +22,9 @@ if TYPE_CHECKING:
     from router.core import AccessRecord
     from router.counters import WorkerCounters
 
+_log = logging.getLogger("router.access_log")
+
+CLOSE_LIMIT_S = 2.0  # at the end, for a slow disk
 SLICE = 64  # records formatted in one go: about 0.1 ms
 INTERVAL_S = 0.05
 MAX_PENDING = 65_536
@@ -56,7 +61,7 @@ class AccessLog:
         self._scheduled = False
         self._lines: list[bytes] = []
         self._work: queue.Queue[bytes | None] = queue.Queue(MAX_BATCHES)
-        self._thread = self._start_thread()
+        self._thread = _start_thread(self._open(), self._work)
 
     def __call__(self, record: AccessRecord) -> None:
         """Keep a record for the next slice. Failures are always kept, others by the sampled share."""
@@ -72,23 +77,31 @@ class AccessLog:
 
     def reopen(self) -> None:
         """Go on in a new file of the same name: the old one was moved away."""
-        self._work.put(None)
+        try:
+            fd = self._open()
+        except OSError as failure:
+            _log.error("the access log stays in its old file: %s", failure)
+            return
+        self._end_thread()
         self._work = queue.Queue(MAX_BATCHES)
-        self._thread = self._start_thread()
+        self._thread = _start_thread(fd, self._work)
 
     def close(self) -> None:
         """Format and write everything, and wait for the thread."""
         while self._pending:
             self._format_slice(again=False)
-        self._work.put(None)
-        self._thread.join(timeout=5.0)
+        self._end_thread()
+        self._thread.join(timeout=CLOSE_LIMIT_S)
 
-    def _start_thread(self) -> threading.Thread:
-        thread = threading.Thread(
-            target=_write_all, args=(self._open(), self._work), name="access-log", daemon=True
-        )
-        thread.start()
-        return thread
+    def _end_thread(self) -> None:
+        """Let the thread end behind what it has. Never waits: a stuck disk that filled the queue costs one batch."""
+        try:
+            self._work.put_nowait(None)
+        except queue.Full:
+            with contextlib.suppress(queue.Empty):
+                self._counters.access_log_dropped += (self._work.get_nowait() or b"").count(b"\n")
+            with contextlib.suppress(queue.Full):
+                self._work.put_nowait(None)
 
     def _open(self) -> int:
         if self._path == "-":
@@ -121,6 +134,12 @@ def format_line(record: AccessRecord, epoch: float) -> bytes:
         ended_s + epoch, request_id, method, authority, path, version, status, flag, code, endpoint, replica,
         received, sent, duration_s * 1e3, overhead_s * 1e6, first_byte_s * 1e3, client, retries, reached,
     )  # fmt: skip
+
+
+def _start_thread(fd: int, work: queue.Queue[bytes | None]) -> threading.Thread:
+    thread = threading.Thread(target=_write_all, args=(fd, work), name="access-log", daemon=True)
+    thread.start()
+    return thread
 
 
 def _write_all(fd: int, work: queue.Queue[bytes | None]) -> None:
