@@ -94,7 +94,7 @@ class AccessLog:
         self._thread.join(timeout=CLOSE_LIMIT_S)
 
     def _end_thread(self) -> None:
-        """Let the thread end behind what it has. Never waits: a stuck disk that filled the queue costs one batch."""
+        """Let the thread end behind what it has. Never waits: a stuck disk and a full queue cost one batch."""
         try:
             self._work.put_nowait(None)
         except queue.Full:
