@@ -32,6 +32,7 @@ from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.edge.admin import AdminListener
 from router.routing.load import BOARD_SLOTS, LoadBoard
+from router.routing.table import Table
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
 from router.transport.tasks import spawn
@@ -74,6 +75,7 @@ class Supervisor:
         self._board = self._map_board()
         self._admin: AdminListener | None = None
         self._done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._is_started = False
         self._is_draining = False
         self._failed_by_operator = False
         self._started_epoch_s = time.time()
@@ -83,6 +85,10 @@ class Supervisor:
 
     async def start(self) -> None:
         """Bind, start workers and admin, and return once all workers accept."""
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._on_term)
+        loop.add_signal_handler(signal.SIGINT, self._end, 128 + signal.SIGINT)
+        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         _raise_file_limit()
         self._bind()
         await self._start_admin()
@@ -97,13 +103,10 @@ class Supervisor:
                     await worker.ready.wait()
         except TimeoutError:
             raise RuntimeError(f"a worker did not start within {START_LIMIT_S:g} s") from None
+        self._is_started = True
 
     async def run(self) -> int:
         """Serve until a signal; return the exit code."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._on_term)
-        loop.add_signal_handler(signal.SIGINT, self._end, 128 + signal.SIGINT)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         try:
             return await self._done
         finally:
@@ -125,7 +128,9 @@ class Supervisor:
             self._done.set_result(code)
 
     def _on_term(self) -> None:
-        if self._is_draining:
+        if not self._is_started:
+            self._end(EXIT_CLEAN)
+        elif self._is_draining:
             self._end(EXIT_CUT)  # asked twice: no longer patient
         else:
             spawn(self.drain(), "drain")
@@ -150,13 +155,20 @@ class Supervisor:
         self.reload()
 
     def reload(self) -> None:
-        """Read the file again. A bad one is refused, named in the log and in /config_dump."""
+        """Read the file's endpoints again; what was added and removed by hand is forgotten.
+
+        A bad file is refused, named in the log and in /config_dump, and everything stays as it was.
+        """
         now = time.time()
+        by_hand = self._added, self._removed
         try:
             self._settings.check()
-            self._apply(self._settings.entries())
+            entries = self._settings.entries()
+            self._added, self._removed = [], set()
+            self._apply(entries)
         except ConfigError as refusal:
             _log.error("reload refused, the old table stays: %s", refusal)
+            self._added, self._removed = by_hand
             self._last_reload = {"ok": False, "error": str(refusal), "at_epoch_s": now}
         else:
             _log.info("reloaded: table version %d", self._table.version)
@@ -219,9 +231,11 @@ class Supervisor:
         loop = asyncio.get_running_loop()
 
         def tick() -> None:
-            wheel.turn(clock.read())
-            outbox.flush()
-            loop.call_later(ADMIN_TICK_S, tick)
+            try:
+                wheel.turn(clock.read())
+                outbox.flush()
+            finally:
+                loop.call_later(ADMIN_TICK_S, tick)
 
         tick()
 
@@ -254,6 +268,7 @@ class Supervisor:
         merged = [msgspec.structs.replace(entry, replica=self._merged(entry)) for entry in entries]
         source = self._settings.config or "--replica"
         table = self._slots.assign(build_table(merged, self._table.version + 1, source))
+        Table.build(table, None, 0.0)  # what a worker could not build must not be sent
         self._entries = entries
         self._table = table
         packed = pack(SwapTable(table, self._settings.auth_token))

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from router.stream import DownstreamStream, UpstreamStream
 
 MAX_REPLAY_BYTES: Final = 65_536  # of a request's body, kept while it might have to be sent again
+REFUSAL_WAIT_S: Final = 2.0  # for that body, before the answer is given without it
 MAX_DISCARD_BYTES: Final = 65_536  # of a refused request's body, read so that the connection can be kept
 MAX_TIMEOUT_DIGITS = 9
 
@@ -333,6 +334,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
             core.retrying += 1
         self._retries += 1
         self._counters.retries += 1
+        self._downstream.release(HOLD_PEER_FULL)  # of the connection that is gone
         if not self._head_ends:
             self._downstream.hold(HOLD_NO_UPSTREAM)
         self._open(fresh=True)
@@ -446,7 +448,9 @@ class Exchange(RequestReceiver, ResponseReceiver):
     def handle_deadline(self, now: float) -> None:
         """End the request whose time is up."""
         first = self._first_byte_deadline_s
-        if first and first <= now:
+        if self._refusal is not None:
+            self._fail(self._refusal)
+        elif first and first <= now:
             self._fail(ProxyError(Kind.FIRST_BYTE_TIMEOUT, Source.UPSTREAM))
         else:
             self._fail(ProxyError(Kind.DEADLINE, Source.ROUTER))
@@ -468,6 +472,8 @@ class Exchange(RequestReceiver, ResponseReceiver):
             self._fail(error)
             return
         self._refusal = error
+        self._deadline_s = self._core.clock.now + REFUSAL_WAIT_S
+        self._core.wheel.watch(self)
         self._downstream.release(HOLD_NO_UPSTREAM)
 
     def _discard(self, size: int, end: bool) -> None:
@@ -575,9 +581,12 @@ class Exchange(RequestReceiver, ResponseReceiver):
                     self._reached,
                 )
             )
+        # The wheel may keep this object for a turn: it must not keep what it was about.
         self._upstream = None
         self._pending = None
         self._replay = None
+        self._head = None
+        self._last_event = b""
 
     # -- rarely needed --------------------------------------------------------------------------------
 

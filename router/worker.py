@@ -170,10 +170,12 @@ class Worker:
         """Turn the wheel. How late this comes is the loop's lag: the time something else held the loop."""
         now = self.clock.read()
         self.counters.loop_lag.observe(max(0.0, now - self._next_tick_s))
-        self.wheel.turn(now)
-        self.outbox.flush()
-        self._next_tick_s = monotonic() + TICK_S
-        self._loop.call_later(TICK_S, self._tick)
+        try:
+            self.wheel.turn(now)
+            self.outbox.flush()
+        finally:  # whatever happened: without this no deadline would ever pass again
+            self._next_tick_s = monotonic() + TICK_S
+            self._loop.call_later(TICK_S, self._tick)
 
     async def _drain(self, deadline_s: float) -> None:
         """Finish what is under way; cut what is left at the deadline, WebSockets with 1012."""
@@ -188,8 +190,8 @@ class Worker:
         cut = self.listener.cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self.core.in_flight else 0
         while self.listener.open_connections and monotonic() < ends_s + 1.0:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL_S)
-        self.close()
         self._control.send(Drained(cut))
+        self.close()
         self._control.end()
 
     def close(self) -> None:
@@ -259,16 +261,20 @@ class ControlProtocol(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Obey each message."""
         for body in self._unpacker.feed(data):
-            message = to_worker.decode(body)
-            if isinstance(message, Start):
-                logging.getLogger().setLevel(message.log_level)
-                self._worker = Worker(message, self._make_board(message), self)
-                spawn(self._run(self._worker), "start")
-            elif self._worker is not None:
-                try:
-                    self._worker.obey(message)
-                except Exception:
-                    _log.exception("a control message was not carried out; the table stays as it was")
+            try:
+                self._obey(to_worker.decode(body))
+            except Exception:
+                _log.exception("a control message was not carried out; the table stays as it was")
+                if self._worker is None:
+                    self.end()  # not even started: let the supervisor try again
+
+    def _obey(self, message: ToWorker) -> None:
+        if isinstance(message, Start):
+            logging.getLogger().setLevel(message.log_level)
+            self._worker = Worker(message, self._make_board(message), self)
+            spawn(self._run(self._worker), "start")
+        elif self._worker is not None:
+            self._worker.obey(message)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the process."""
@@ -318,9 +324,9 @@ async def _serve(control_fd: int, board_fd: int, listen_fds: list[int]) -> None:
 def main() -> None:
     """Run one worker; see the module."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s", stream=sys.stderr)
-    # The terminal sends its signals to every process; what they mean is the supervisor's to say.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    # A terminal or a service manager signals every process; what it means is the supervisor's to say.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     control_fd, board_fd, *listen_fds = map(int, sys.argv[1:])
     uvloop.run(_serve(control_fd, board_fd, listen_fds))
 

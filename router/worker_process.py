@@ -71,6 +71,8 @@ class WorkerProcess:
         self._questions: dict[int, asyncio.Future[Counted | Explained]] = {}
         self._asked = 0
         self._is_stopping = False
+        self._has_drained = False
+        self._stop = asyncio.Event()
         self._task = spawn(self._keep_running(), f"worker {index}")
 
     def send(self, message: ToWorker) -> None:
@@ -100,24 +102,35 @@ class WorkerProcess:
 
     async def drain(self, deadline_s: float, grace_s: float) -> None:
         """Let it finish; kill it when it does not end by itself."""
+        was_serving = self.state == "ready"
         self._is_stopping = True
+        self._stop.set()
         self.state = "draining"
         self.send(Drain(deadline_s))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._task), deadline_s + grace_s)
+        if was_serving and not self._has_drained:
+            self.cut = max(1, self.last.in_flight if self.last is not None else 1)  # it ended without a word
         await self.kill()
 
     async def kill(self) -> None:
         """End it at once."""
         self._is_stopping = True
-        if self._process is None:
+        self._stop.set()
+        if self._process is None and not self._task.done() and self.state == "starting":
             self._task.cancel()  # not even started
-        elif self._process.returncode is None:
+        elif self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()
         _, running = await asyncio.wait([self._task], timeout=5.0)
         if running:
             _log.error("worker %d did not end", self.index)
+
+    async def _reap(self) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
+            await self._process.wait()
 
     def _was_stopped(self) -> bool:
         return self._is_stopping
@@ -148,7 +161,11 @@ class WorkerProcess:
         loop = asyncio.get_running_loop()
         while not self._is_stopping:
             began_s = loop.time()
-            await self._run_once()
+            try:
+                await self._run_once()
+            except Exception:  # a fork that failed, a message that does not decode: the place must be filled again
+                _log.exception("worker %d could not be run", self.index)
+                await self._reap()
             self._forget_process()
             if self._was_stopped():
                 break
@@ -158,10 +175,12 @@ class WorkerProcess:
             _log.error("worker %d ended with %s; the next one starts in %.1f s", self.index, code, wait_s)
             self.state = "restarting"
             self._on_death(self.index)
-            await asyncio.sleep(wait_s)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stop.wait(), wait_s)
         self.state = "stopped"
 
     async def _run_once(self) -> None:
+        self._process = None
         ours, theirs = socket.socketpair()
         fds = (theirs.fileno(), self._board_fd, *(sock.fileno() for sock in self._sockets))
         try:
@@ -169,10 +188,17 @@ class WorkerProcess:
                 sys.executable, "-m", "router.worker", *map(str, fds),
                 stdin=asyncio.subprocess.DEVNULL, pass_fds=fds,
             )  # fmt: skip
+        except BaseException:
+            ours.close()
+            raise
         finally:
             theirs.close()
         self.pid = self._process.pid
         reader, self._channel = await asyncio.open_unix_connection(sock=ours)
+        if self._is_stopping:  # told to drain before there was anybody to tell
+            self._channel.close()
+            await self._reap()
+            return
         self.send(self._make_start(self.index))
         unpacker = Unpacker()
         with contextlib.suppress(ConnectionError):
@@ -189,6 +215,7 @@ class WorkerProcess:
             self.ready.set()
         elif isinstance(message, Drained):
             self.cut = message.cut
+            self._has_drained = True
         else:
             future = self._questions.get(message.question)
             if future is not None and not future.done():

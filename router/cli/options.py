@@ -37,7 +37,7 @@ _FLAGS: list[tuple[str, Any, str]] = [
     ("idle-timeout-s", _POSITIVE, "Nothing moves on a request or tunnel."),
     ("head-timeout-s", _POSITIVE, "For a request head to arrive, from its first byte."),
     ("keep-alive-s", _POSITIVE, "An idle client connection is kept this long."),
-    ("stall-timeout-s", _POSITIVE, "A client takes nothing of its response."),
+    ("stall-timeout-s", _POSITIVE, "A client does not take what waits for it down to the low mark."),
     ("max-body-bytes", _COUNT, "Largest request body; 0: no limit."),
     ("max-concurrency", _COUNT, "Requests in flight on one replica; 0: no limit."),
     ("max-connections", click.IntRange(min=1), "Client connections of one worker."),

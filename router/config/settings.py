@@ -17,6 +17,7 @@ import msgspec
 from router.config.static import ConfigError, EndpointEntry, ReplicaEntry, build_table, read_file
 from router.routing.spec import HealthSpec, LimitSpec, Policy, TableSpec, TimeoutSpec
 from router.transport.codec.h1.limits import ServerLimits
+from router.transport.sockets import keep_alive
 
 DEFAULT_ENDPOINT = "default"
 SECRETS = frozenset(("admin_token", "auth_token"))
@@ -76,6 +77,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
         for name, value in self.public().items():
             if isinstance(value, float) and math.isnan(value):
                 raise ConfigError(f"--{name.replace('_', '-')}: nan is not a number to use")
+        if any(not token.strip() for token in self.auth_token):
+            raise ConfigError("--auth-token: a token is empty; is the variable set?")
         if not self.listen:
             raise ConfigError("--listen: at least one address is needed")
         for address in self.listen:
@@ -163,6 +166,7 @@ def bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        keep_alive(sock)  # accepted connections inherit it
         sock.bind(where)
     except OSError:
         sock.close()

@@ -57,6 +57,8 @@ class AdmissionGate:
         return None
 
     def _is_ours(self, token: bytes) -> bool:
+        if not token:
+            return False
         digest = hashlib.sha256(token).digest()
         # No early exit: the time taken must not tell which token came close.
         return any([hmac.compare_digest(digest, ours) for ours in self._digests])  # noqa: C419

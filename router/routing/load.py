@@ -231,6 +231,8 @@ def split_address(address: str) -> tuple[str, str, int]:
         host, _, port_text = rest.rpartition(":")
     if not host or any(c in "/@?# \t\r\n\0" for c in host) or (":" in host and not rest.startswith("[")):
         raise ValueError(f"address {address!r} is not of the form http://host:port")
+    if not host.isascii() or len(host) > 253 or ".." in host or host.startswith("."):
+        raise ValueError(f"address {address!r} has a host that no name server knows")
     if not (port_text.isascii() and port_text.isdigit()) or not 0 < int(port_text) < 65_536:
         raise ValueError(f"address {address!r} needs a port between 1 and 65535")
     return scheme, host, int(port_text)

@@ -17,7 +17,7 @@ PositiveSeconds = Annotated[float, msgspec.Meta(gt=0.0, le=7 * 86_400.0)]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
 PositiveCount = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
-Weight = Annotated[float, msgspec.Meta(gt=0.0, le=1_000.0)]
+Weight = Annotated[float, msgspec.Meta(ge=0.001, le=1_000.0)]
 
 
 class HealthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 from typing import TYPE_CHECKING
 
 from router.transport.codec.h1.client import H1Client
 from router.transport.shell import TcpShell
+from router.transport.sockets import keep_alive
 
 if TYPE_CHECKING:
     import asyncio
@@ -48,6 +50,10 @@ class UpstreamConnection(TcpShell):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Count it."""
         self.reactor.counters.upstream_open += 1
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            with contextlib.suppress(OSError, ValueError):  # gone in the moment it was made
+                keep_alive(sock)
         super().connection_made(transport)
 
     def start(self, receiver: ResponseReceiver, *, reused: bool) -> None:

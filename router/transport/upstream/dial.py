@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
+import socket
 from typing import TYPE_CHECKING
 
 from router.errors import Kind, ProxyError, Retry, Source
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from router.routing.load import Replica
     from router.stream import ResponseReceiver
     from router.transport.upstream.pool import ConnectionPool
+_log = logging.getLogger(__name__)
 
 
 class PendingConnect(PendingStream):
@@ -57,8 +60,12 @@ class PendingConnect(PendingStream):
                 connection.connection_lost(None)  # timed out in the moment it was made: see `cancel`
         except OSError as failure:
             number = failure.errno or 0
-            reason = os.strerror(number).lower() if number > 0 else "its name has no address"
+            reason = "its name has no address" if isinstance(failure, socket.gaierror) else "no address accepts"
+            reason = os.strerror(number).lower() if number > 0 else reason
             error = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE, reason)
+        except Exception as failure:  # whatever else a resolver may raise: the exchange must hear of it
+            _log.warning("connecting to %s: %r", replica.address, failure)
+            error = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE, "its address is unusable")
         reactor.clock.read()
         receiver = self._receiver
         self._receiver = None
@@ -73,5 +80,10 @@ class PendingConnect(PendingStream):
             receiver.upstream_failed(gone)
         else:
             connection.start(receiver, reused=False)
-            receiver.upstream_ready(connection.h1)
+            try:
+                receiver.upstream_ready(connection.h1)
+            except Exception:
+                reactor.counters.internal_errors += 1
+                _log.exception("an exchange could not begin")
+                connection.abort()  # the codec then tells the exchange that its replica is gone
         reactor.outbox.flush()

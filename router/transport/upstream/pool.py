@@ -19,17 +19,22 @@ if TYPE_CHECKING:
 DEFAULT_KEEP_S = 4.0  # below uvicorn's cut of 5.0 s
 LEARNED_SHARE = 0.8  # of a cut that was seen
 MIN_KEEP_S = 0.1
+AGREEMENT_S = 0.1  # two cuts agree within this …
+AGREEMENT_SHARE = 0.2  # … or within this share
+FORGET_S = 300.0
 MAX_IDLE = 1_024  # idle connections kept to one replica
 
 
 class Kept:
     """What is kept of one replica: idle connections, and how long they may stay so."""
 
-    __slots__ = ("idle", "keep_s")
+    __slots__ = ("cut_s", "idle", "keep_s", "learned_s")
 
     def __init__(self) -> None:
         self.idle: list[UpstreamConnection] = []
         self.keep_s = DEFAULT_KEEP_S
+        self.cut_s = 0.0  # after how long the last idle connection was closed by the replica
+        self.learned_s = 0.0  # when `keep_s` was lowered
 
 
 class ConnectionPool:
@@ -49,7 +54,11 @@ class ConnectionPool:
         kept = self._kept.get(replica)
         if kept is not None and not fresh:
             idle = kept.idle
-            oldest_s = self.reactor.clock.now - kept.keep_s
+            now = self.reactor.clock.now
+            if kept.learned_s and now - kept.learned_s > FORGET_S:
+                kept.learned_s = 0.0
+                kept.keep_s = DEFAULT_KEEP_S
+            oldest_s = now - kept.keep_s
             while idle:
                 connection = idle.pop()
                 codec = connection.h1
@@ -96,8 +105,13 @@ class ConnectionPool:
     def learn_idle_cut(self, replica: Replica, after_s: float) -> None:
         """Note that the replica closed a connection that was idle for `after_s`."""
         kept = self._kept.get(replica)
-        if kept is not None:
+        if kept is None:
+            return
+        # Two that agree are a rule; one may be a restart. And a rule is forgotten: the next engine has another.
+        if abs(after_s - kept.cut_s) <= max(AGREEMENT_S, after_s * AGREEMENT_SHARE):
             kept.keep_s = max(MIN_KEEP_S, min(kept.keep_s, after_s * LEARNED_SHARE))
+            kept.learned_s = self.reactor.clock.now
+        kept.cut_s = after_s
 
     def keep_only(self, live: frozenset[Replica]) -> None:
         """Retire the idle connections of replicas that left the table."""

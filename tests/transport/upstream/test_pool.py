@@ -11,7 +11,7 @@ from router.routing.load import Replica
 from router.routing.spec import ReplicaSpec
 from router.transport.upstream import pool as pool_module
 from router.transport.upstream.connection import UpstreamConnection
-from router.transport.upstream.pool import DEFAULT_KEEP_S, LEARNED_SHARE, MIN_KEEP_S
+from router.transport.upstream.pool import DEFAULT_KEEP_S, FORGET_S, LEARNED_SHARE, MIN_KEEP_S
 
 
 async def is_closed(sock):
@@ -111,19 +111,34 @@ class TestStaleness:
 
 class TestLearning:
     async def test_a_cut_is_learned(self, bench):
-        (sock,) = await bench.idle()
-        (connection,) = bench.pool._kept[bench.replica].idle
-        connection.h1.last_moved_s -= 2.0
-        sock.close()
-        while bench.pool.idle_count(bench.replica):
-            await asyncio.sleep(0)
-        assert bench.pool.keep_s(bench.replica) == pytest.approx(2.0 * LEARNED_SHARE, abs=0.2)
+        """From two that agree: one may be a restart."""
+        for learned_s in (DEFAULT_KEEP_S, 2.0 * LEARNED_SHARE):
+            (sock,) = await bench.idle()
+            (connection,) = bench.pool._kept[bench.replica].idle
+            connection.h1.last_moved_s -= 2.0
+            sock.close()
+            while bench.pool.idle_count(bench.replica):
+                await asyncio.sleep(0)
+            assert bench.pool.keep_s(bench.replica) == pytest.approx(learned_s, abs=0.2)
+
+    async def test_one_early_close_teaches_nothing_and_a_lesson_is_forgotten(self, bench):
+        await bench.idle()
+        bench.pool.learn_idle_cut(bench.replica, 1.0)
+        bench.pool.learn_idle_cut(bench.replica, 0.3)
+        assert bench.pool.keep_s(bench.replica) == DEFAULT_KEEP_S
+        bench.pool.learn_idle_cut(bench.replica, 0.31)
+        assert bench.pool.keep_s(bench.replica) == pytest.approx(0.31 * LEARNED_SHARE)
+        bench.reactor.clock.now += FORGET_S + 1.0
+        bench.open()
+        assert bench.pool.keep_s(bench.replica) == DEFAULT_KEEP_S
 
     async def test_within_bounds(self, bench):
         await bench.idle()
         assert bench.pool.keep_s(bench.replica) == DEFAULT_KEEP_S
         bench.pool.learn_idle_cut(bench.replica, 100.0)
+        bench.pool.learn_idle_cut(bench.replica, 100.0)
         assert bench.pool.keep_s(bench.replica) == DEFAULT_KEEP_S
+        bench.pool.learn_idle_cut(bench.replica, 0.0)
         bench.pool.learn_idle_cut(bench.replica, 0.0)
         assert bench.pool.keep_s(bench.replica) == MIN_KEEP_S
         other = bench.server.spec("other")

@@ -54,6 +54,7 @@ _HEAD: Final = 11
 _UPGRADE: Final = 12
 _DISCARD: Final = 13
 
+CLOSE_LIMIT_S = 5.0  # for a replica to take what was written before a close
 MAX_INFORMATIONAL = 16  # 1xx responses before the final one
 
 
@@ -67,6 +68,7 @@ class H1Client(H1Connection, UpstreamStream):
         "_draining",
         "_eof",
         "_informational",
+        "_is_full",
         "_is_head_request",
         "_is_untouched",
         "_keep_s",
@@ -105,6 +107,7 @@ class H1Client(H1Connection, UpstreamStream):
         self._is_head_request = False
         self._draining = False
         self._eof = False
+        self._is_full = False
         self._websocket_key = b""
         self.reused = False
 
@@ -319,13 +322,15 @@ class H1Client(H1Connection, UpstreamStream):
         self._chunks = None
         self._holds = 0
         is_whole = self._writing == BODILESS and not rest
-        if is_whole and self._bits & KEEP_ALIVE and not self._draining and self.close == CLOSE_NO:
+        may_stay = not self._draining and not self._is_full and self.close == CLOSE_NO
+        if is_whole and may_stay and self._bits & KEEP_ALIVE:
             self._reading = _IDLE
             self.wants_read = True
             self._on_idle()
         else:
             self._reading = _DISCARD
-            self._end_with(CLOSE_FLUSH)
+            # What is left of an upload nobody wants is not worth waiting for.
+            self._end_with(CLOSE_FLUSH if is_whole and not self._is_full else CLOSE_ABORT)
 
     def _fail(self, error: ProxyError) -> None:
         receiver = self._receiver
@@ -372,6 +377,7 @@ class H1Client(H1Connection, UpstreamStream):
 
     def transport_full(self, full: bool, now: float) -> None:
         """Pass the transport's watermark on to the exchange."""
+        self._is_full = full
         receiver = self._receiver
         if receiver is None:
             return
@@ -386,11 +392,15 @@ class H1Client(H1Connection, UpstreamStream):
         A connection that became idle since is therefore retired late, by up to that turn: the pool looks
         at its age before it gives it out, so that costs a socket for a while, never a request.
         """
+        if self.close:
+            return self.last_moved_s + CLOSE_LIMIT_S
         return self.last_moved_s + self._keep_s() if self._reading == _IDLE else NEVER
 
     def handle_deadline(self, now: float) -> None:
-        """Retire an idle connection."""
-        if self._reading == _IDLE:
+        """Retire an idle connection; end one whose last bytes are not taken."""
+        if self.close:
+            self._end_with(CLOSE_ABORT)
+        elif self._reading == _IDLE:
             self._reading = _DISCARD
             self._end_with(CLOSE_FLUSH)
 

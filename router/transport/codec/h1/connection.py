@@ -100,6 +100,6 @@ def find_head_end(data: bytes, searched: int) -> int:
         return end if end <= MAX_HEAD_BYTES else HEAD_TOO_LONG
     if len(data) > MAX_HEAD_BYTES + 3:  # CRLFCR of the blank line may be here already
         return HEAD_TOO_LONG
-    if data.count(b"\n") != data.count(b"\r\n"):
+    if data.count(b"\n", searched) != data.count(b"\r\n", max(0, searched - 1)):
         return HEAD_BARE_LF
     return HEAD_INCOMPLETE

@@ -2,7 +2,8 @@
 
 Clients repeat the same lines on every request, so a line already judged costs one dictionary look-up
 instead of a regular expression, and a field already written one instead of a concatenation. The memos
-are bounded and hold no line whose name says it is secret or unique. Grammar: RFC 9110 §5, RFC 9112 §5.
+are bounded and hold no line whose name says it is secret or unique; `memo` holds whole heads, secrets too.
+Grammar: RFC 9110 §5, RFC 9112 §5.
 """
 
 from __future__ import annotations

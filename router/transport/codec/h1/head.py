@@ -185,6 +185,8 @@ def _parse_response_lines(lines: list[bytes]) -> ParsedResponse | ProxyError:
             accept = field[1]
         elif mark == UPGRADE and field[1].lower() == b"websocket":
             bits |= UPGRADE_FIELD
+    if shape.is_event_stream and any(name == b"content-encoding" for name, _ in shape.fields):
+        shape.is_event_stream = False  # nothing of ours can be put into a compressed stream
     if bits & CHUNKED and head.length is not None:
         return bad_response("content-length beside transfer-encoding")
     if options:

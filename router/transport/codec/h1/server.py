@@ -72,6 +72,7 @@ class H1Server(H1Connection, DownstreamStream):
     """One client connection. It is its own `DownstreamStream`, for one exchange after another."""
 
     __slots__ = (
+        "_announced_close",
         "_bits",
         "_blank_lines",
         "_chunks",
@@ -111,6 +112,7 @@ class H1Server(H1Connection, DownstreamStream):
         self._reading = _HEAD
         self._writing = NOTHING
         self._bits = 0
+        self._announced_close = False
         self._remaining = 0
         self._searched = 0
         self._blank_lines = 0
@@ -180,7 +182,10 @@ class H1Server(H1Connection, DownstreamStream):
                 self._blank_lines += 1
                 self._shell.watch()
                 if data.startswith(b"\r\n") and self._blank_lines <= MAX_BLANK_LINES:
-                    return data[2:]
+                    data = data[2:]
+                    if not data:
+                        self._head_since_s = 0.0  # nothing of a head yet: the connection is idle
+                    return data
                 self._refuse(bad_request("something else than a request line stands first"))
                 return b""
             self._stash = data
@@ -208,6 +213,7 @@ class H1Server(H1Connection, DownstreamStream):
             return b""
         head, bits, key = parsed
         self._bits = bits
+        self._announced_close = not bits & KEEP_ALIVE
         self._is_head_request = head.shape.method == b"HEAD"
         ended = False
         if bits & CHUNKED:
@@ -270,7 +276,7 @@ class H1Server(H1Connection, DownstreamStream):
             else:
                 self._end_tunnel_input()
             return True
-        if not self._bits & KEEP_ALIVE and (self._reading == _COMPLETE or self._stash):
+        if self._announced_close and (self._reading == _COMPLETE or self._stash):
             self._eof = True
             return True
         self._lose_client()
@@ -442,11 +448,13 @@ class H1Server(H1Connection, DownstreamStream):
             self._reading = _HEAD
             if self._limits.keep_alive_s < TURN_S:
                 self._shell.watch()  # else the wheel looks soon enough by itself
+            if not self.wants_read:  # stopped for a replica that is gone, or for what was pipelined
+                self.wants_read = True
+                self._shell.touch()
             if self._draining:
                 self._end_with(CLOSE_FLUSH)
             elif self._stash:
                 self.has_held_input = True
-                self.wants_read = True
                 self._shell.touch()
         elif self._reading == _COMPLETE and not self._stash:
             self._end_with(CLOSE_FLUSH)

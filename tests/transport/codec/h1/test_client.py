@@ -205,7 +205,7 @@ class TestReuse:
         bench.feed(b"HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno", cut)
         assert receiver.ended
         assert bench.idle_calls == 0
-        assert bench.codec.close == CLOSE_FLUSH
+        assert bench.codec.close == CLOSE_ABORT
 
     def test_idle_before_the_end_is_told(self):
         """The pool has it back when the exchange hears the end, so that a new request may take it there."""

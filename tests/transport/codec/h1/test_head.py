@@ -305,7 +305,8 @@ class TestEnd:
     )
     def test_it_is_found_however_much_was_searched(self, data, found):
         for searched in {0, 1, len(data) - 4, len(data) - 3, len(data) - 2, len(data) - 1}:
-            if 0 <= searched and b"\r\n\r\n" not in data[:searched]:
+            before = data[:searched]
+            if 0 <= searched and b"\r\n\r\n" not in before and before.count(b"\n") == before.count(b"\r\n"):
                 assert find_head_end(data, searched) == found
 
     def test_a_head_of_exactly_the_bound(self):

@@ -187,7 +187,7 @@ class TestDeadlines:
         assert bench.codec.close == CLOSE_FLUSH
 
     @pytest.mark.parametrize(
-        "start", [b"G", b"GET / HTTP/1.1\r\n", b"\r", b"\r\n", b"GET / HTTP/1.1\r\nHost: a\r\n\r"]
+        "start", [b"G", b"GET / HTTP/1.1\r\n", b"\r", b"GET / HTTP/1.1\r\nHost: a\r\n\r"]
     )
     def test_a_slow_head_is_answered_and_closed(self, start, cut):
         bench = ServerBench(head_s=10.0)
