@@ -255,3 +255,27 @@ class WheelModel(RuleBasedStateMachine):
 
 TestWheelModel = WheelModel.TestCase
 TestWheelModel.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
+
+
+def test_one_that_raises_costs_only_itself(caplog):
+    class Item:
+        def __init__(self, raises):
+            self.watch_tick = -1
+            self.raises = raises
+            self.handled = 0
+
+        def next_deadline(self):
+            return 1_001.0 if not self.handled else None
+
+        def handle_deadline(self, now):
+            self.handled += 1
+            if self.raises:
+                raise RuntimeError("a bug")
+
+    wheel = DeadlineWheel(1_000.0)
+    items = [Item(False), Item(True), Item(False)]
+    for item in items:
+        wheel.watch(item)
+    wheel.turn(1_002.0)
+    assert [item.handled for item in items] == [1, 1, 1]
+    assert "not handled" in caplog.text

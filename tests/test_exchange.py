@@ -341,6 +341,38 @@ def test_a_short_refused_body_is_read_before_the_answer():
     assert bench.down.head.shape.status == 503
 
 
+def test_a_refused_body_that_does_not_come_is_not_waited_for():
+    bench = Bench(replicas=0)
+    bench.head(length=5)
+    assert bench.down.head is None
+    bench.now = bench.clock.now = 102.0
+    assert bench.exchange.next_deadline() == 102.0
+    bench.exchange.handle_deadline(102.0)
+    assert bench.down.head.shape.status == 503
+    assert bench.finished()
+
+
+def test_a_retry_forgets_that_the_dead_connection_was_full():
+    bench = Bench()
+    bench.warm()
+    bench.head(length=10)
+    bench.exchange.request_data(b"hello", False)
+    bench.exchange.pause_request()
+    assert bench.down.holds & HOLD_PEER_FULL
+    bench.exchange.response_reset(STALE)
+    bench.connected()
+    assert bench.down.holds == 0
+
+
+def test_a_finished_exchange_keeps_nothing_of_its_request():
+    bench = Bench(timeouts=TimeoutSpec(total_s=60.0))
+    bench.warm()
+    bench.head(end=True)
+    bench.exchange.response_head(response(204), True)
+    assert bench.exchange._head is None
+    assert bench.exchange.next_deadline() is None
+
+
 def test_body_limits():
     bench = Bench(limits=LimitSpec(max_body_bytes=4))
     up = bench.warm()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import time
 
@@ -74,6 +75,32 @@ async def test_drain_finishes_what_is_under_way(start_router, engine, client, un
     assert sum(record["status"] == 200 for record in router.records()) == 6
     with pytest.raises(httpx.ConnectError):
         await client.get(router.url)
+
+
+async def test_sigterm_to_every_process_drains_all_the_same(start_router, engine):
+    """As `systemctl stop` does it: the workers leave it to the supervisor."""
+    router = await start_router("--drain-settle-s", 0, "--drain-deadline-s", 30, replicas=[engine.url], workers=2)
+    stream = Stream(router.url, 200)
+    await stream.began.wait()
+    for worker in await router.workers():
+        os.kill(worker["pid"], signal.SIGTERM)
+    router.send_signal(signal.SIGTERM)
+    await stream.task
+    assert not stream.was_cut and stream.text.endswith(b"data: [DONE]\n\n")
+    assert await router.wait() == 0
+
+
+async def test_a_worker_that_dies_in_the_drain_counts_as_cut(start_router, engine):
+    router = await start_router("--drain-settle-s", 0, "--drain-deadline-s", 20, replicas=[engine.url])
+    stream = Stream(router.url, 600)
+    await stream.began.wait()
+    pid = await router.worker_pid()
+    router.send_signal(signal.SIGTERM)
+    await asyncio.sleep(0.3)
+    os.kill(pid, signal.SIGKILL)
+    assert await router.wait() == 4
+    await stream.task
+    assert stream.was_cut
 
 
 async def test_new_connections_are_refused_after_the_settling(start_router, engine, until):

@@ -128,7 +128,7 @@ class TestLearning:
         assert bench.pool.keep_s(bench.replica) == DEFAULT_KEEP_S
         bench.pool.learn_idle_cut(bench.replica, 0.31)
         assert bench.pool.keep_s(bench.replica) == pytest.approx(0.31 * LEARNED_SHARE)
-        bench.reactor.clock.now += FORGET_S + 1.0
+        bench.pool._kept[bench.replica].learned_s -= FORGET_S + 1.0
         bench.open()
         assert bench.pool.keep_s(bench.replica) == DEFAULT_KEEP_S
 
