@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 compile: install        ## the data path as machine code; without a C compiler it stays Python
-	@$(BIN)/router compile --if-needed || echo 'not compiled: the router runs as Python, at twice the CPU'
+	@$(BIN)/router compile --if-needed || echo 'not compiled: the router runs as Python, at up to twice the CPU'
 
 lint: install           ## ruff and mypy --strict
 	$(BIN)/ruff check .
