@@ -116,7 +116,10 @@ class TcpShell(Shell):
 
     def pause_writing(self) -> None:
         """Pass the high mark on. uvloop calls this from within a write, so from within a flush."""
-        self.codec.transport_full(True, self._clock.now)
+        try:
+            self.codec.transport_full(True, self._clock.now)
+        except Exception:
+            self._crash()
 
     def resume_writing(self) -> None:
         """Pass the low mark on."""

@@ -194,7 +194,7 @@ class TestClosing:
 class TestFaultsOfOurs:
     """An exception is our bug: it is logged and costs this one connection."""
 
-    @pytest.mark.parametrize("callback", ["receive", "receive_eof", "transport_full", "handle_deadline", "held"])
+    @pytest.mark.parametrize("callback", ["receive", "receive_eof", "full", "not_full", "handle_deadline", "held"])
     def test_drops_the_connection(self, shell, callback, caplog):
         def bug(*args):
             raise RuntimeError("a bug")
@@ -207,11 +207,12 @@ class TestFaultsOfOurs:
             shell.touch()
             shell.reactor.outbox.flush()
         else:
-            setattr(shell.codec, callback, bug)
+            shell.codec.receive = shell.codec.receive_eof = shell.codec.transport_full = bug
             {
                 "receive": lambda: shell.data_received(b"x"),
                 "receive_eof": shell.eof_received,
-                "transport_full": shell.resume_writing,
+                "full": shell.pause_writing,
+                "not_full": shell.resume_writing,
             }[callback]()
         assert ("abort",) in shell.transport.calls
         assert shell.reactor.counters.internal_errors == 1

@@ -172,6 +172,7 @@ class H1Server(H1Connection, DownstreamStream):
                 self._end_tunnel_input()
             elif self._reading in _BODY_STATES:
                 self._lose_client()
+                self._shell.touch()  # its end was seen long ago: nothing else closes the transport
 
     def _read_head(self, data: bytes, now: float) -> bytes:
         if not self._head_since_s:

@@ -4,7 +4,7 @@ import pytest
 from h1kit import GET, T0, ClientBench, ServerBench, request, response, split_response
 
 from router.errors import Kind
-from router.stream import CLOSE_ABORT, HOLD_PEER_FULL
+from router.stream import CLOSE_ABORT, HOLD_NO_UPSTREAM, HOLD_PEER_FULL
 
 POST = b"POST / HTTP/1.1\r\nHost: a.example\r\nContent-Length: 5\r\n\r\nhello"
 
@@ -30,6 +30,18 @@ def test_a_client_that_leaves_during_a_drain_is_gone():
     assert b"connection: close" in bench.out
     bench.eof()
     assert bench.request.error.kind is Kind.CLIENT_GONE
+
+
+def test_a_client_gone_behind_held_input_is_closed_at_once():
+    """Its end was seen while the request was held, so nothing else will touch the connection again."""
+    bench = ServerBench(hold=HOLD_NO_UPSTREAM)
+    bench.feed(b"POST / HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 9\r\n\r\nhello")
+    bench.eof()
+    bench.request.release(HOLD_NO_UPSTREAM)
+    bench.shell.is_touched = False
+    bench.codec.receive(b"", bench.now)
+    assert bench.codec.close == CLOSE_ABORT
+    assert bench.shell.is_touched
 
 
 def test_a_blank_line_on_an_idle_connection_leads_to_no_answer():
