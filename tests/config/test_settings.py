@@ -62,6 +62,12 @@ class TestCheck:
         self.check(listen=[address], auth_token=["t"])
         self.check(listen=[address], unauthenticated=True)
 
+    @pytest.mark.parametrize("tokens", [[""], ["good", " "], ["\t"]])
+    def test_an_empty_token_is_no_token(self, tokens):
+        """`--auth-token "$UNSET"` must not open the router to everybody."""
+        with pytest.raises(ConfigError, match="^--auth-token: a token is empty"):
+            Settings(listen=["0.0.0.0:80"], replica=REPLICA, auth_token=tokens).check()
+
     def test_admin_beyond_loopback_needs_its_own_token(self):
         assert self.refused(admin="0.0.0.0:9901", auth_token=["t"]).startswith("--admin")
         self.check(admin="0.0.0.0:9901", admin_token="t")

@@ -144,6 +144,7 @@ ONE = '[[endpoint]]\nname = "e"\n'
         (ONE + "[endpoint.limits]\nmax_body_bytes = 1.5\n", "endpoint[0].limits.max_body_bytes"),
         (ONE + '[[endpoint.replica]]\nid = "x"\n', "endpoint[0].replica[0]"),
         (ONE + '[[endpoint.replica]]\naddress = "http://h:1"\nweight = 0\n', "endpoint[0].replica[0].weight"),
+        (ONE + '[[endpoint.replica]]\naddress = "http://h:1"\nweight = 1e-306\n', "endpoint[0].replica[0].weight"),
         (ONE + '[[endpoint.replica]]\naddress = "http://h:1"\nstate = "UP"\n', "endpoint[0].replica[0].state"),
     ],
 )  # fmt: skip
@@ -173,6 +174,7 @@ def test_a_bad_value_names_its_field(tmp_path, text, place):
         (ONE + 'path_prefixes = ["/\u00e4"]\n', "endpoint[0].path_prefixes"),
         (ONE + '[[endpoint]]\nname = "f"\n', "endpoint[1]"),
         (ONE + '[[endpoint.replica]]\naddress = "h:1"\n', "endpoint[0].replica[0].address"),
+        (ONE + '[[endpoint.replica]]\naddress = "http://a..b:1"\n', "endpoint[0].replica[0].address"),
         (ONE + '[[endpoint.replica]]\naddress = "http://h:1"\nid = "a b"\n', "endpoint[0].replica[0].id"),
         (ONE + 2 * '[[endpoint.replica]]\naddress = "http://h:1"\n', "endpoint[0].replica[1].id"),
     ],

@@ -199,6 +199,7 @@ class TestAddresses:
             ("http://", "form"), ("http://h", "form"), ("http://:80", "form"), ("http://::1:80", "form"), ("http://u@h:1", "form"),
             ("http://h/x:1", "form"), ("http://h:1/x", "port"), ("http://h:1?x", "port"), ("http://a b:1", "form"), ("http://a\n:1", "form"),
             ("http://h:0", "port"), ("http://h:65536", "port"), ("http://h:", "port"), ("http://h:-1", "port"), ("http://h:+1", "port"),
+            ("http://a..b:1", "name server"), ("http://.a:1", "name server"), (f"http://{'a' * 254}:1", "name server"),
             ("http://h:8_0", "port"), ("http://h:\u0661", "port"), ("http://[::1]", "port"), ("http://[::1", "port"), ("http://[]:1", "form"),
         ],
     )  # fmt: skip

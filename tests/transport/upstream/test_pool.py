@@ -219,6 +219,18 @@ class TestConnecting:
         for filler in fillers:
             filler.close()
 
+    @pytest.mark.parametrize("failure", [UnicodeError("label too long"), RuntimeError("odd"), ValueError("odd")])
+    async def test_whatever_a_resolver_raises_the_exchange_hears_of_it(self, bench, monkeypatch, failure):
+        async def create_connection(*arguments, **options):
+            raise failure
+
+        loop = asyncio.get_running_loop()
+        monkeypatch.setattr(loop, "create_connection", create_connection, raising=False)
+        receiver, _ = bench.open()
+        async with asyncio.timeout(5):
+            await receiver.ready
+        assert (receiver.error.kind, receiver.error.retry) == (Kind.CONNECT_FAILED, Retry.SAFE)
+
     @pytest.mark.parametrize("turns", [0, 1, 2, 3, 5, 8])
     async def test_a_cancel_is_safe_at_any_moment(self, bench, turns):
         receiver, pending = bench.open()

@@ -1,0 +1,69 @@
+"""One place among the workers is filled again, whatever became of its last process."""
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+
+from router import worker_process
+from router.control import Start
+from router.routing.spec import TableSpec
+from router.transport.codec.h1.limits import ServerLimits
+from router.worker_process import WorkerProcess
+
+
+def start(index):
+    return Start(worker=index, workers=1, table=TableSpec(1), limits=ServerLimits(), max_connections=10)
+
+
+@pytest.fixture
+async def place(tmp_path, monkeypatch):
+    """Make places; end them with the test."""
+    made = []
+    deaths = []
+    with contextlib.ExitStack() as stack, (tmp_path / "board").open("wb") as board:
+        sock = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
+
+        def make():
+            made.append(WorkerProcess(0, start, board.fileno(), [sock], deaths.append))
+            made[-1].deaths = deaths
+            return made[-1]
+
+        yield make
+        for worker in made:
+            await worker.kill()
+
+
+async def test_after_a_fork_that_failed(place, monkeypatch, caplog):
+    real = asyncio.create_subprocess_exec
+    failures = [BlockingIOError(11, "Resource temporarily unavailable")]
+
+    async def fork(*arguments, **options):
+        if failures:
+            raise failures.pop()
+        return await real(*arguments, **options)
+
+    monkeypatch.setattr(worker_process.asyncio, "create_subprocess_exec", fork)
+    worker = place()
+    async with asyncio.timeout(20):
+        await worker.ready.wait()
+    assert worker.restarts == 1
+    assert worker.deaths == [0]
+    assert "could not be run" in caplog.text
+
+
+async def test_a_stop_in_the_wait_before_a_replacement_is_quick(place, monkeypatch):
+    async def fork(*arguments, **options):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(worker_process.asyncio, "create_subprocess_exec", fork)
+    monkeypatch.setattr(worker_process, "RESTART_FLOOR_S", 30.0)
+    monkeypatch.setattr(worker_process, "RESTART_CEILING_S", 30.0)
+    worker = place()
+    async with asyncio.timeout(5):
+        while worker.state != "restarting":
+            await asyncio.sleep(0.01)
+        await worker.drain(30.0, 3.0)
+    assert worker.state == "stopped"
+    assert worker.cut == 0
