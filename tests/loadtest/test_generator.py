@@ -1,6 +1,7 @@
 """Generator and replica, direct: what each way of asking counts, and that failures are seen."""
 
 import asyncio
+import gc
 import os
 
 import pytest
@@ -10,6 +11,15 @@ from loadtest.clients.http1 import ResponseReader
 from loadtest.clients.ticker import Ticker
 from loadtest.clients.window import Command
 from loadtest.generator import answer, measure
+
+
+@pytest.fixture(autouse=True)
+def small_heap():
+    """As in the generator's own process: else the collection before the window takes as long as the suite's heap."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def command(mode, port, **changes):
@@ -54,9 +64,13 @@ async def test_open_loop_keeps_its_rate(replica_port):
 
 
 class Stalling(asyncio.Protocol):
-    """Answers at once, except that it falls silent once for `stall_s`, as a blocked event loop does."""
+    """Answers at once, except that it falls silent once for `stall_s`, as a blocked event loop does.
+
+    Well behind the first request, so that all of it lies within the window.
+    """
 
     stall_s = 0.15
+    begins_after_s = 0.35
 
     def __init__(self, state):
         self.state = state
@@ -67,7 +81,7 @@ class Stalling(asyncio.Protocol):
     def data_received(self, data):
         loop = asyncio.get_running_loop()
         now = loop.time()
-        self.state.setdefault("until", now + 0.1 + self.stall_s)
+        self.state.setdefault("until", now + self.begins_after_s + self.stall_s)
         begins = self.state["until"] - self.stall_s
         wait = self.state["until"] - now if begins <= now < self.state["until"] else 0
         loop.call_later(wait, self.transport.write, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
@@ -81,14 +95,14 @@ async def test_open_loop_measures_from_the_intended_time():
         state = {}
         server = await loop.create_server(lambda: Stalling(state), "127.0.0.1", 0)
         port = server.sockets[0].getsockname()[1]
-        found[mode] = await measure(command(mode, port, connections=1, duration_s=0.5, rate_per_s=400.0))
+        found[mode] = await measure(command(mode, port, connections=1, duration_s=0.6, rate_per_s=333.0))
         server.close()
     assert found["closed"].errors == found["open"].errors == 0
     assert found["closed"].latency.p90_us < 50_000
     # 60 of 200 requests should have left within the stall and waited 75 ms on average.
     assert found["open"].units == pytest.approx(200, abs=10)
-    assert found["open"].latency.p90_us > 40_000  # less when the stall began before the window
-    assert found["open"].latency.max_us > 80_000
+    assert found["open"].latency.p90_us > 60_000
+    assert found["open"].latency.max_us > 120_000
 
 
 async def test_open_loop_charges_what_never_came_back(monkeypatch):
