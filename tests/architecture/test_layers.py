@@ -15,6 +15,8 @@ LAYERS = [
     ("router.exchange", 3, "exchange"),
     ("router.edge", 4, "edge"),
     ("router.control", 4, "control"),
+    ("router.sidecar.manners", 1, "manners"),  # pure: the exchange asks it about the first event of a stream
+    ("router.sidecar", 4, "sidecar"),
     ("router.worker_process", 5, "app"),
     ("router.worker", 5, "app"),
     ("router.app", 5, "app"),
@@ -31,7 +33,7 @@ LAYERS = [
     ("router.telemetry", 0, "base"),
     ("router", 0, "base"),
 ]
-NO_ASYNCIO = {"base", "codec", "routing", "exchange"}
+NO_ASYNCIO = {"base", "codec", "routing", "exchange", "manners"}
 # A layer-2 piece may use these of its own layer; edge speaks to workers in the words of `control`.
 ALLOWED = {("config", "transport"), ("edge", "control")}
 
