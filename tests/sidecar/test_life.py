@@ -258,7 +258,7 @@ async def test_a_store_that_comes_back_gets_the_latest_state_only():
     await asyncio.sleep(1)
     await rig.say(Reading.READY)
     rig.registry.away = False
-    await asyncio.sleep(6)
+    await asyncio.sleep(8)  # the longest wait, with its jitter
     stored = [word for word in rig.diary.words() if word.startswith("store")]
     assert stored == ["store register 2", "store READY"]
     assert await rig.stop() == 0

@@ -43,7 +43,7 @@ async def test_only_the_latest_wish_is_written():
     await asyncio.sleep(1)
     assert publisher.is_behind and publisher.failures > 5
     registry.away = False
-    assert await publisher.settled(6)
+    assert await publisher.settled(8)
     assert registry.diary.words() == ["store register 2", "store READY"]
     await publisher.close()
 
@@ -101,7 +101,7 @@ async def test_an_unknown_fault_of_the_store_is_logged_and_tried_again(caplog):
         assert publisher.failures > 1
         registry.register = good
         publisher._registry = registry
-        assert await publisher.settled(6)
+        assert await publisher.settled(8)
     assert "could not be written" in caplog.text
     await publisher.close()
 
