@@ -21,18 +21,18 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from router import __version__
 from router.clock import Clock
+from router.config.agent import ConfigAgent
 from router.config.settings import Settings, bind, parse_listen
-from router.config.static import ConfigError, EndpointEntry, ReplicaEntry, SlotBook, build_table
-from router.control import Health, ReopenLogs, SetLogLevel, Start, SwapTable, pack
+from router.config.static_table import StaticTable
+from router.control import Health, Patch, ReopenLogs, SetLogLevel, Start, pack
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.edge.admin import AdminListener
+from router.routing.image import TableImage, parts_of
 from router.routing.load import BOARD_SLOTS, LoadBoard
-from router.routing.table import Table
+from router.routing.spec import TablePatch
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
 from router.transport.tasks import spawn
@@ -40,6 +40,9 @@ from router.transport.upstream.probe import HealthMonitor
 from router.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from router.control import ToWorker
     from router.routing.spec import TableSpec
     from router.telemetry import WorkerSnapshot
 
@@ -63,11 +66,9 @@ class Supervisor:
         self._settings = settings
         self.listen: list[str] = []
         self.admin = ""
-        self._entries: list[EndpointEntry] = settings.entries()
-        self._added: list[tuple[str, ReplicaEntry]] = []
-        self._removed: set[str] = set()
-        self._slots = SlotBook()
-        self._table = self._slots.assign(build_table(self._entries, 1, settings.config or "--replica"))
+        self._static = None if settings.store else StaticTable(settings)
+        self._agent = ConfigAgent(settings, self._publish, self._end) if settings.store else None
+        self._image = TableImage()
         self._monitor = HealthMonitor(self._on_health)
         self._sockets: list[list[socket.socket]] = []
         self._workers: list[WorkerProcess] = []
@@ -80,6 +81,7 @@ class Supervisor:
         self._failed_by_operator = False
         self._started_epoch_s = time.time()
         self._last_reload: dict[str, Any] = {"ok": True, "error": "", "at_epoch_s": self._started_epoch_s}
+        self._publish(TablePatch(0) if self._static is None else self._image.diff(self._static.spec()))
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -92,11 +94,12 @@ class Supervisor:
         _raise_file_limit()
         self._bind()
         await self._start_admin()
+        if self._agent is not None:
+            self._agent.start()
         for index in range(self._settings.workers):
             self._workers.append(
-                WorkerProcess(index, self._make_start, self._board_fd, self._sockets[index], self._on_death)
+                WorkerProcess(index, self._greet, self._board_fd, self._sockets[index], self._on_death)
             )
-        self._monitor.follow(self._table)
         try:
             async with asyncio.timeout(START_LIMIT_S):
                 for worker in self._workers:
@@ -115,6 +118,8 @@ class Supervisor:
     async def close(self) -> None:
         """End everything at once; nothing is left behind."""
         self._monitor.close()
+        if self._agent is not None:
+            await self._agent.close()
         if self._admin is not None:
             self._admin.close()
         self._close_sockets()
@@ -157,21 +162,19 @@ class Supervisor:
     def reload(self) -> None:
         """Read the file's endpoints again; what was added and removed by hand is forgotten.
 
-        A bad file is refused, named in the log and in /config_dump, and everything stays as it was.
+        A bad file is refused, named in the log and in /config_dump, and everything stays as it was. A table of the
+        store needs no reading again: it is current.
         """
+        if self._static is None:
+            return
         now = time.time()
-        by_hand = self._added, self._removed
         try:
-            self._settings.check()
-            entries = self._settings.entries()
-            self._added, self._removed = [], set()
-            self._apply(entries)
-        except ConfigError as refusal:
+            self._publish(self._image.diff(self._static.reload()))
+        except ValueError as refusal:
             _log.error("reload refused, the old table stays: %s", refusal)
-            self._added, self._removed = by_hand
             self._last_reload = {"ok": False, "error": str(refusal), "at_epoch_s": now}
         else:
-            _log.info("reloaded: table version %d", self._table.version)
+            _log.info("reloaded: table version %d", self._image.version)
             self._last_reload = {"ok": True, "error": "", "at_epoch_s": now}
 
     # -- parts ----------------------------------------------------------------------------------------
@@ -239,20 +242,23 @@ class Supervisor:
 
         tick()
 
-    def _make_start(self, index: int) -> Start:
+    def _greet(self, index: int) -> Iterator[ToWorker]:
+        """Yield what a worker that starts is to be told: settings, the table, who is unhealthy."""
         settings = self._settings
-        return Start(
+        yield Start(
             worker=index,
             workers=settings.workers,
-            table=self._table,
             limits=settings.server_limits(),
             max_connections=settings.max_connections,
             tokens=settings.auth_token,
             access_log=settings.access_log,
             access_log_sample=settings.access_log_sample,
             log_level=settings.log_level,
-            unhealthy=self._monitor.unhealthy(),
         )
+        for part in self._image.parts():
+            yield Patch(part)
+        for endpoint, replica in self._monitor.unhealthy():
+            yield Health(endpoint, replica, is_healthy=False)
 
     def _on_death(self, index: int) -> None:
         if self._board is not None:
@@ -263,26 +269,14 @@ class Supervisor:
         for worker in self._workers:
             worker.send(Health(endpoint, replica, is_healthy))
 
-    def _apply(self, entries: list[EndpointEntry]) -> None:
-        """Make a table of `entries` and what was added and removed by hand, and send it to every worker."""
-        merged = [msgspec.structs.replace(entry, replica=self._merged(entry)) for entry in entries]
-        source = self._settings.config or "--replica"
-        table = self._slots.assign(build_table(merged, self._table.version + 1, source))
-        Table.build(table, None, 0.0)  # what a worker could not build must not be sent
-        self._entries = entries
-        self._table = table
-        packed = pack(SwapTable(table, self._settings.auth_token))
-        for worker in self._workers:
-            worker.send_packed(packed)
-        self._monitor.follow(table)
-
-    def _merged(self, entry: EndpointEntry) -> list[ReplicaEntry]:
-        added = [replica for endpoint, replica in self._added if endpoint == entry.name]
-        return [
-            replica
-            for replica in (*entry.replica, *added)
-            if (replica.id or replica.address.partition("://")[2].rstrip("/")) not in self._removed
-        ]
+    def _publish(self, patch: TablePatch) -> None:
+        """Bring the next version of the table to every worker. ValueError: it cannot be, and nothing changed."""
+        numbered = self._image.apply(patch)
+        for part in parts_of(numbered):
+            packed = pack(Patch(part))
+            for worker in self._workers:
+                worker.send_packed(packed)
+        self._monitor.follow(numbered, self._image)
 
     # -- edge.admin.AdminSource -----------------------------------------------------------------------
 
@@ -293,19 +287,19 @@ class Supervisor:
 
     def table(self) -> TableSpec:
         """Return the table in force."""
-        return self._table
+        return self._image.spec()
 
     def health(self) -> list[dict[str, Any]]:
         """Return the verdict on each replica."""
         now = time.monotonic()
         found = []
-        for endpoint in self._table.endpoints:
-            for replica in endpoint.replicas:
-                verdict = self._monitor.verdicts.get((endpoint.name, replica.id))
+        for name, replicas in self._image.replicas.items():
+            for replica in replicas.values():
+                verdict = self._monitor.verdicts.get((name, replica.id))
                 ago = None if verdict is None or verdict.checked_s is None else now - verdict.checked_s
                 found.append(
                     {
-                        "endpoint": endpoint.name,
+                        "endpoint": name,
                         "replica": replica.id,
                         "address": replica.address,
                         "is_healthy": verdict.is_healthy if verdict is not None else True,
@@ -314,6 +308,10 @@ class Supervisor:
                     }
                 )
         return found
+
+    def quarantine(self) -> list[dict[str, str]]:
+        """Return the store's rows that cannot be used."""
+        return [] if self._agent is None else self._agent.quarantine()
 
     def settings(self) -> dict[str, Any]:
         """Return the settings in force, secrets masked."""
@@ -328,6 +326,9 @@ class Supervisor:
             reasons.append("failed by the operator")
         if not any(worker.state == "ready" for worker in self._workers):
             reasons.append("no worker accepts")
+        config = None if self._agent is None else self._agent.status()
+        if config is not None and not config["has_table"]:
+            reasons.append("no table yet: " + (config["error"] or "the store is being read"))
         return {
             "ready": not reasons,
             "reasons": reasons,
@@ -335,7 +336,8 @@ class Supervisor:
             "version": __version__,
             "started_epoch_s": self._started_epoch_s,
             "last_reload": self._last_reload,
-            "config_staleness_s": 0.0,
+            "config_staleness_s": 0.0 if config is None else config["staleness_s"],
+            "config": config,
             "listen": self.listen,
             "workers": [
                 {
@@ -359,30 +361,27 @@ class Supervisor:
 
     async def add_replica(self, url: str, endpoint: str | None, weight: float) -> dict[str, Any]:
         """Add a replica until it is removed or the daemon ends; ValueError names what is wrong."""
-        name = endpoint or (self._entries[0].name if self._entries else "")
-        if name not in {entry.name for entry in self._entries}:
-            raise ValueError(f"endpoint: there is none named {name!r}")
-        entry = ReplicaEntry(address=url, id=url.partition("://")[2].rstrip("/"), weight=weight)
-        self._added.append((name, entry))
-        was_removed = entry.id in self._removed
-        self._removed.discard(entry.id)
-        try:
-            self._apply(self._entries)
-        except ConfigError:
-            self._added.pop()
-            if was_removed:
-                self._removed.add(entry.id)
-            raise
-        return {"id": entry.id, "endpoint": name, "url": url}
+        static = self._by_hand()
+        replica_id, name, table = static.add(url, endpoint, weight)
+        self._publish(self._image.diff(table))
+        return {"id": replica_id, "endpoint": name, "url": url}
 
     async def remove_replica(self, replica_id: str) -> bool:
         """Take a replica out of the table; requests on it finish."""
-        if not any(replica.id == replica_id for e in self._table.endpoints for replica in e.replicas):
+        table = self._by_hand().remove(replica_id)
+        if table is None:
             return False
-        self._added = [(name, entry) for name, entry in self._added if entry.id != replica_id]
-        self._removed.add(replica_id)
-        self._apply(self._entries)
+        self._publish(self._image.diff(table))
         return True
+
+    def _by_hand(self) -> StaticTable:
+        if self._static is None:
+            raise ValueError("the table comes from the store; use `router replica create` or `delete`")
+        return self._static
+
+    def accept_held(self) -> int:
+        """Let the changes through that the shrink guard holds; return how many replicas they take out."""
+        return 0 if self._agent is None else self._agent.accept_held()
 
     def set_ready(self, ready: bool) -> None:
         """Fail or restore readiness by hand."""

@@ -39,6 +39,7 @@ HOT = (
     "routing/policies/p2c",
     "routing/policies/random",
     "routing/policies/round_robin",
+    "routing/stage",
     "routing/table",
     "stream",
     "transport/codec/h1/body",

@@ -1,8 +1,8 @@
 """What supervisor and workers say to each other: length-prefixed msgpack over a socket pair.
 
-A worker is told its settings and table first, and says that it is ready once it accepts. Everything after
-is small: a new table, a verdict on a replica's health, a question with a number that its answer repeats.
-The channel's end means that the other process is gone.
+A worker is told its settings first, then the table in parts, and says that it is ready once it accepts. What
+follows is small: a patch of the table, a verdict on a replica's health, a question with a number that its
+answer repeats. The channel's end means that the other process is gone.
 """
 
 from __future__ import annotations
@@ -11,36 +11,33 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from router.routing.spec import TableSpec
+from router.routing.spec import TablePatch
 from router.telemetry import WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-MAX_MESSAGE_BYTES = 256 * 1024 * 1024  # a snapshot of 10^5 replicas is some 20 MB
+MAX_MESSAGE_BYTES = 256 * 1024 * 1024  # the counters of 10^5 busy replicas are some 20 MB
 
 
 class Start(msgspec.Struct, tag="start"):
-    """Everything a worker must know before it accepts."""
+    """Everything but the table that a worker must know before it accepts."""
 
     worker: int
     workers: int
-    table: TableSpec
     limits: ServerLimits
     max_connections: int
     tokens: list[str] = []
     access_log: str = ""
     access_log_sample: float = 1.0
     log_level: str = "INFO"
-    unhealthy: list[tuple[str, str]] = []
 
 
-class SwapTable(msgspec.Struct, tag="table"):
-    """A newer table, swapped in whole; `tokens` replace the gate's."""
+class Patch(msgspec.Struct, tag="patch"):
+    """The next version of the table, or a part of it."""
 
-    table: TableSpec
-    tokens: list[str]
+    patch: TablePatch
 
 
 class Health(msgspec.Struct, tag="health"):
@@ -107,7 +104,7 @@ class Drained(msgspec.Struct, tag="drained"):
     cut: int
 
 
-ToWorker = Start | SwapTable | Health | Drain | Ask | Explain | SetLogLevel | ReopenLogs
+ToWorker = Start | Patch | Health | Drain | Ask | Explain | SetLogLevel | ReopenLogs
 FromWorker = Ready | Counted | Explained | Drained
 
 _encoder = msgspec.msgpack.Encoder()

@@ -94,7 +94,7 @@ WORKER_NUMBERS = (
 class WorkerCounters:
     """What is not of one endpoint: connections, pools, the loop and the collector."""
 
-    __slots__ = (*WORKER_NUMBERS, "gc_pause", "loop_lag")
+    __slots__ = (*WORKER_NUMBERS, "config_delay", "gc_pause", "loop_lag")
 
     def __init__(self) -> None:
         self.connections_accepted = 0
@@ -106,5 +106,6 @@ class WorkerCounters:
         self.malformed_requests = 0
         self.internal_errors = 0
         self.access_log_dropped = 0
+        self.config_delay = Histogram()
         self.loop_lag = Histogram()
         self.gc_pause = Histogram()

@@ -160,12 +160,12 @@ class Exchange(RequestReceiver, ResponseReceiver):
         self._request_id = request_id = (
             core.make_id() if known is NO_FIELDS else _accepted_id(known) or core.make_id()
         )
-        route = core.table.route(shape.authority, shape.path)
+        endpoint = core.table.route(shape.authority, shape.path)
         refusal = core.gate.check(head, self._peer)
-        if refusal is not None or route is None:
+        if refusal is not None or endpoint is None:
             self._refuse(refusal or ProxyError(Kind.NO_ROUTE, Source.ROUTER))
             return
-        self._endpoint = endpoint = route.endpoint
+        self._endpoint = endpoint
         self._counters = counters = endpoint.counters
         counters.in_flight += 1
         limit = endpoint.limits.max_body_bytes

@@ -3,7 +3,7 @@
     python -m router.worker CONTROL_FD BOARD_FD LISTEN_FD…
 
 It owns the data path's objects and nothing else: no store, no health checks, no admin. Imports neither
-grpc nor protobuf. Table and settings come over the control channel; counters go back over it when asked.
+grpc nor protobuf. Settings and table come over the control channel; counters go back over it when asked.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ import secrets
 import signal
 import socket
 import sys
-from time import monotonic
-from typing import Any, assert_never
+from collections import deque
+from time import monotonic, perf_counter, time
+from typing import TYPE_CHECKING, Any, assert_never
 
 import msgspec
 import uvloop
@@ -32,11 +33,11 @@ from router.control import (
     Explain,
     Explained,
     Health,
+    Patch,
     Ready,
     ReopenLogs,
     SetLogLevel,
     Start,
-    SwapTable,
     ToWorker,
     Unpacker,
     pack,
@@ -52,8 +53,9 @@ from router.errors import Kind, ProxyError, Source
 from router.routing.explain import explain
 from router.routing.load import BOARD_SLOTS, LoadBoard
 from router.routing.outlier import is_ready
-from router.routing.table import Table
+from router.routing.stage import Stage
 from router.telemetry import (
+    EndpointSnapshot,
     GcWatch,
     ReplicaSnapshot,
     WorkerSnapshot,
@@ -65,12 +67,22 @@ from router.transport.shell import Reactor
 from router.transport.tasks import spawn
 from router.transport.upstream.pool import ConnectionPool
 
+if TYPE_CHECKING:
+    from router.routing.load import Replica
+    from router.routing.spec import TablePatch
+    from router.routing.table import Endpoint
+
 _log = logging.getLogger("router.worker")
 
 # Young objects of a request die by reference count; a rare collection is enough for the few cycles that
 # asyncio leaves behind.
 GC_THRESHOLDS = (50_000, 20, 50)
 DRAIN_POLL_S = 0.05
+MAX_PENDING = 4_096  # messages; beyond it the supervisor's writes have to wait
+TURN_S = 0.002  # of messages in one turn of the loop; requests come between
+SLICE = 256  # endpoints or replicas counted in one turn of the loop
+MAX_LISTED = 1_024  # of a larger table only the replicas that something happened to are counted one by one
+BULK = 1_000  # replicas in one step after which the collector is told that they are here to stay
 
 
 class Worker:
@@ -86,13 +98,12 @@ class Worker:
         self.reactor = Reactor(self.clock, self.outbox, self.wheel, self.counters)
         self.pool = ConnectionPool(self.reactor)
         self.gate = AdmissionGate(start.tokens)
-        self._board = board
+        self._stage = Stage(board)
         self.access_log = (
             AccessLog(start.access_log, start.access_log_sample, self.counters) if start.access_log else None
         )
-        table = Table.build(start.table, None, self.clock.now, board)
         self.core = Core(
-            table,
+            self._stage.table,
             self.gate,
             self.pool,
             self.clock,
@@ -100,13 +111,12 @@ class Worker:
             secrets.token_hex(8).encode(),
             self.access_log,
         )
-        self._adopt(table)
-        for endpoint, replica in start.unhealthy:
-            self._set_health(Health(endpoint, replica, is_healthy=False))
         self.listener = Listener(self.core, self.reactor, start.limits, start.max_connections)
         self._loop = asyncio.get_running_loop()
         self._gc = GcWatch(self.counters.gc_pause)
         self._next_tick_s = monotonic() + TICK_S
+        self._is_running = False
+        self._added = 0  # replicas since the collector was last told
         self.draining = False
 
     async def run(self, sockets: list[socket.socket]) -> None:
@@ -116,17 +126,18 @@ class Worker:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
+        self._is_running = True
         self._control.send(Ready(os.getpid()))
 
     def obey(self, message: ToWorker) -> None:
         """Carry out one message of the supervisor."""
         match message:
-            case SwapTable():
-                self.swap(message)
+            case Patch():
+                self.patch(message.patch)
             case Health():
                 self._set_health(message)
             case Ask():
-                self._control.send(Counted(message.question, self.snapshot()))
+                spawn(self._count(message.question), "count")
             case Explain():
                 found = explain(self.core.table, message.host, message.path, self.clock.read())
                 self._control.send(Explained(message.question, msgspec.Raw(msgspec.msgpack.encode(found))))
@@ -142,21 +153,30 @@ class Worker:
             case _:
                 assert_never(message)
 
-    def swap(self, message: SwapTable) -> None:
-        """Put a newer table in place: one attribute store; then retire what left."""
-        table = Table.build(message.table, self.core.table, self.clock.read(), self._board)
-        for endpoint in self.core.table.endpoints.values():
-            endpoint.replace()
-        self.core.table = table
-        self.gate.set_tokens(message.tokens)
-        self._adopt(table)
-        self.outbox.flush()
-
-    def _adopt(self, table: Table) -> None:
-        for endpoint in table.endpoints.values():
+    def patch(self, patch: TablePatch) -> None:
+        """Put the next table in place: one attribute store; then retire what left."""
+        step = self._stage.add(patch, self.clock.read())
+        self._added += sum(len(change.upsert) for change in patch.endpoints)
+        if step is None:
+            return
+        self.core.table = step.table
+        for endpoint in step.made:
             endpoint.watch_again = self.wheel.watch
             self.wheel.watch(endpoint)
-        self.pool.keep_only(frozenset(replica for _, replica in table.replicas()))
+        for replica in step.departed:
+            self.pool.leave(replica)
+        self.outbox.flush()
+        if patch.committed_us:
+            self.counters.config_delay.observe(max(0.0, time() - patch.committed_us / 1e6))
+        if self._added >= BULK and self._is_running:
+            # Else the next full collection would walk all of a large table: a stall of a tenth of a second.
+            self._added = 0
+            gc.freeze()
+
+    @property
+    def has_table(self) -> bool:
+        """Whether the first table is whole."""
+        return self.core.table.version > 0
 
     def _set_health(self, verdict: Health) -> None:
         endpoint = self.core.table.endpoints.get(verdict.endpoint)
@@ -200,51 +220,73 @@ class Worker:
             self.access_log.close()
         self._gc.close()
 
-    def snapshot(self) -> WorkerSnapshot:
-        """Copy every counter."""
+    async def _count(self, question: int) -> None:
+        """Answer with a copy of every counter, made in slices: a large table must not hold the loop."""
         counters = self.counters
-        numbers = {name: int(getattr(counters, name)) for name in WORKER_NUMBERS}
         table = self.core.table
-        endpoints = {name: snapshot_endpoint(endpoint.counters) for name, endpoint in table.endpoints.items()}
-        endpoints[""] = snapshot_endpoint(self.core.unrouted)
         now = self.clock.now
-        return WorkerSnapshot(
+        endpoints: dict[str, EndpointSnapshot] = {}
+        for done, (name, endpoint) in enumerate(table.endpoints.items(), 1):
+            endpoints[name] = snapshot_endpoint(endpoint.counters)
+            if done % SLICE == 0:
+                await asyncio.sleep(0)
+        endpoints[""] = snapshot_endpoint(self.core.unrouted)
+        replicas: list[ReplicaSnapshot] = []
+        size = sum(len(endpoint.replicas) for endpoint in table.endpoints.values())
+        for done, (endpoint, replica) in enumerate(table.replicas(), 1):
+            if size <= MAX_LISTED or (len(replicas) < MAX_LISTED and _is_of_note(replica, now)):
+                replicas.append(self._snapshot(endpoint, replica, now))
+            if done % (4 * SLICE) == 0:
+                await asyncio.sleep(0)
+        numbers = {name: int(getattr(counters, name)) for name in WORKER_NUMBERS}
+        histograms = {
+            "config_delay": snapshot_histogram(counters.config_delay),
+            "loop_lag": snapshot_histogram(counters.loop_lag),
+            "gc_pause": snapshot_histogram(counters.gc_pause),
+        }
+        snapshot = WorkerSnapshot(
             worker=self._index,
             pid=os.getpid(),
             table_version=table.version,
             draining=self.draining,
             in_flight=self.core.in_flight,
             counters=numbers,
-            histograms={
-                "loop_lag": snapshot_histogram(counters.loop_lag),
-                "gc_pause": snapshot_histogram(counters.gc_pause),
-            },
+            histograms=histograms,
             endpoints=endpoints,
-            replicas=[
-                ReplicaSnapshot(
-                    endpoint=endpoint.name,
-                    id=replica.id,
-                    address=replica.address,
-                    state=replica.state,
-                    is_healthy=replica.is_healthy,
-                    is_ready=is_ready(replica),
-                    is_ejected=replica.ejected_until_s > now,
-                    weight=replica.weight,
-                    in_flight=replica.in_flight,
-                    requests=replica.requests,
-                    failures=replica.failures,
-                    backpressured=replica.backpressured,
-                    ejections=replica.ejections,
-                    latency_s=replica.latency_s,
-                    pooled=self.pool.idle_count(replica),
-                )
-                for endpoint, replica in table.replicas()
-            ],
+            replicas=replicas,
+        )
+        self._control.send(Counted(question, snapshot))
+
+    def _snapshot(self, endpoint: Endpoint, replica: Replica, now: float) -> ReplicaSnapshot:
+        return ReplicaSnapshot(
+            endpoint=endpoint.name,
+            id=replica.id,
+            address=replica.address,
+            state=replica.state,
+            is_healthy=replica.is_healthy,
+            is_ready=is_ready(replica),
+            is_ejected=replica.ejected_until_s > now,
+            weight=replica.weight,
+            in_flight=replica.in_flight,
+            requests=replica.requests,
+            failures=replica.failures,
+            backpressured=replica.backpressured,
+            ejections=replica.ejections,
+            latency_s=replica.latency_s,
+            pooled=self.pool.idle_count(replica),
         )
 
 
+def _is_of_note(replica: Replica, now: float) -> bool:
+    return replica.requests > 0 or not replica.is_healthy or replica.ejected_until_s > now
+
+
 class ControlProtocol(asyncio.Protocol):
-    """The worker's end of the control channel. The supervisor's death is the worker's."""
+    """The worker's end of the control channel. The supervisor's death is the worker's.
+
+    Messages are obeyed in order, some milliseconds of them in one turn of the loop: a table of 10^5 replicas
+    comes as hundreds of parts, and requests are served between them.
+    """
 
     def __init__(self, board: LoadBoardMaker, sockets: list[socket.socket]) -> None:
         self._unpacker = Unpacker()
@@ -252,29 +294,49 @@ class ControlProtocol(asyncio.Protocol):
         self._sockets = sockets
         self._worker: Worker | None = None
         self._transport: Any = None
-        self.ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._pending: deque[bytes] = deque()
+        self._loop = asyncio.get_running_loop()
+        self.ended: asyncio.Future[None] = self._loop.create_future()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Obey each message."""
-        for body in self._unpacker.feed(data):
+        """Take each message, and obey unless a turn is to come anyway."""
+        is_idle = not self._pending
+        self._pending += self._unpacker.feed(data)
+        if is_idle:
+            self._turn()
+        elif len(self._pending) > MAX_PENDING:
+            self._transport.pause_reading()
+
+    def _turn(self) -> None:
+        ends_s = perf_counter() + TURN_S
+        pending = self._pending
+        while pending:
+            body = pending[0]
             try:
                 self._obey(to_worker.decode(body))
             except Exception:
                 _log.exception("a control message was not carried out; the table stays as it was")
-                if self._worker is None:
+                if self._worker is None or not self._worker.has_table:
                     self.end()  # not even started: let the supervisor try again
+            pending.popleft()
+            if pending and perf_counter() >= ends_s:
+                self._loop.call_soon(self._turn)
+                return
+        self._transport.resume_reading()
 
     def _obey(self, message: ToWorker) -> None:
         if isinstance(message, Start):
             logging.getLogger().setLevel(message.log_level)
             self._worker = Worker(message, self._make_board(message), self)
-            spawn(self._run(self._worker), "start")
         elif self._worker is not None:
+            is_new = not self._worker.has_table
             self._worker.obey(message)
+            if is_new and self._worker.has_table:
+                spawn(self._run(self._worker), "start")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the process."""

@@ -30,9 +30,9 @@ from router.control import (
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
-    from router.control import Start, ToWorker
+    from router.control import ToWorker
     from router.telemetry import WorkerSnapshot
 
 _log = logging.getLogger("router.supervisor")
@@ -49,7 +49,7 @@ class WorkerProcess:
     def __init__(
         self,
         index: int,
-        make_start: Callable[[int], Start],
+        greet: Callable[[int], Iterable[ToWorker]],
         board_fd: int,
         sockets: list[socket.socket],
         on_death: Callable[[int], None],
@@ -62,7 +62,7 @@ class WorkerProcess:
         self.last: WorkerSnapshot | None = None
         self.is_stalled = False
         self.ready = asyncio.Event()
-        self._make_start = make_start
+        self._greet = greet
         self._board_fd = board_fd
         self._sockets = sockets
         self._on_death = on_death
@@ -199,7 +199,8 @@ class WorkerProcess:
             self._channel.close()
             await self._reap()
             return
-        self.send(self._make_start(self.index))
+        for message in self._greet(self.index):
+            self.send(message)
         unpacker = Unpacker()
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(READ_BYTES):

@@ -15,38 +15,45 @@ from router.control import (
     Explained,
     FromWorker,
     Health,
+    Patch,
     Ready,
     ReopenLogs,
     SetLogLevel,
     Start,
-    SwapTable,
     ToWorker,
     Unpacker,
     from_worker,
     pack,
     to_worker,
 )
-from router.routing.spec import EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TableSpec
+from router.routing.spec import EndpointPatch, EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TablePatch
 from router.telemetry import EndpointSnapshot, ReplicaSnapshot, WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
 
-TABLE = TableSpec(
+PATCH = TablePatch(
     7,
     (
-        EndpointSpec(
-            "e", (ReplicaSpec("r", "http://[::1]:1", 2.5, "DOWN", 3),), "random", 1.0, 0, limits=LimitSpec(5, 6)
+        EndpointPatch(
+            "e",
+            EndpointSpec("e", (), "random", 1.0, 0, limits=LimitSpec(5, 6)),
+            (ReplicaSpec("r", "http://[::1]:1", 2.5, "DOWN", 3),),
+            ("gone",),
         ),
-        EndpointSpec("f"),
+        EndpointPatch("f"),
     ),
-    (RouteSpec("*.a", "/v1", "e"),),
+    ("g",),
+    (RouteSpec("*.a", "/v1", "e", 5),),
+    more=True,
+    committed_us=1,
 )
 SNAPSHOT = WorkerSnapshot(
     0, 1, 7, True, 3, {"a": 1}, {}, {"e": EndpointSnapshot(requests=2, statuses={200: 2}, codes={"x": 1})},
     [ReplicaSnapshot("e", "r", "http://h:1", "READY", True, True, False, 1.0, 1, 2, 3, 4, 5, 0.25, 6)],
 )  # fmt: skip
 TO_WORKER = [
-    Start(1, 2, TABLE, ServerLimits(head_s=1.0), 10, ["t"], "-", 0.5, "DEBUG", [("e", "r")]),
-    SwapTable(TABLE, []),
+    Start(1, 2, ServerLimits(head_s=1.0), 10, ["t"], "-", 0.5, "DEBUG"),
+    Patch(PATCH),
+    Patch(TablePatch(1)),
     Health("e", "r", False),
     Drain(5.0),
     Ask(1),
@@ -131,5 +138,5 @@ def test_a_large_table_fits():
     replicas = tuple(
         ReplicaSpec(f"replica-{i}", f"http://10.0.{i // 256 % 256}.{i % 256}:30000", slot=i) for i in range(2_000)
     )
-    size = len(pack(SwapTable(TableSpec(1, (EndpointSpec("e", replicas),)), [])))
+    size = len(pack(Patch(TablePatch(1, (EndpointPatch("e", EndpointSpec("e"), replicas),)))))
     assert size * 50 < MAX_MESSAGE_BYTES, "100,000 replicas"

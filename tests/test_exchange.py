@@ -12,7 +12,7 @@ from router.errors import Kind, ProxyError, Retry, Source
 from router.exchange import MAX_REPLAY_BYTES, Exchange
 from router.http import RequestHead, RequestShape, ResponseHead, ResponseShape
 from router.routing.spec import EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TableSpec, TimeoutSpec
-from router.routing.table import Table
+from router.routing.stage import build
 from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream
 
 GONE = ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM)
@@ -112,7 +112,7 @@ class Bench:
         self.now = 100.0
         self.clock = Clock(lambda: self.now)
         spec = EndpointSpec("e", tuple(ReplicaSpec(f"r{i}", f"http://10.0.0.{i + 1}:80") for i in range(replicas)), **endpoint)
-        self.table = Table.build(TableSpec(1, (spec,), (RouteSpec("*", "/", "e"),)), None, 100.0)
+        self.table = build(TableSpec(1, (spec,), (RouteSpec("*", "/", "e"),)), 100.0)
         self.pool = FakePool()
         self.records = []
         self.core = Core(

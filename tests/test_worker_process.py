@@ -7,14 +7,14 @@ import socket
 import pytest
 
 from router import worker_process
-from router.control import Start
-from router.routing.spec import TableSpec
+from router.control import Patch, Start
+from router.routing.spec import TablePatch
 from router.transport.codec.h1.limits import ServerLimits
 from router.worker_process import WorkerProcess
 
 
 def start(index):
-    return Start(worker=index, workers=1, table=TableSpec(1), limits=ServerLimits(), max_connections=10)
+    return [Start(index, 1, ServerLimits(), 10), Patch(TablePatch(1))]
 
 
 @pytest.fixture

@@ -22,6 +22,10 @@ _COUNT = click.IntRange(min=0)
 _FLAGS: list[tuple[str, Any, str]] = [
     ("listen", str, "HOST:PORT to serve on; repeatable; port 0 takes any free one."),
     ("replica", str, "Replica as http://HOST:PORT; repeatable. One endpoint, any host."),
+    ("store", str, "Where the table comes from: embedded, spanner://P/I/D, or emulator|omni|relay://HOST:PORT."),
+    ("state-dir", str, "Directory of the table's checkpoint and the embedded store."),
+    ("store-start-timeout-s", _SECONDS, "Without a checkpoint, how long to wait for the store; 0: for ever."),
+    ("shrink-guard", click.FloatRange(0.0, 1.0), "A change that takes out more ready replicas is held; 0: none."),
     ("workers", click.IntRange(1, 256), "Processes that relay, sharing the port by SO_REUSEPORT."),
     ("admin", str, "HOST:PORT, unix:PATH or `none` for health, metrics and the dashboard."),
     ("admin-token", str, "Bearer token of the admin listener; needed beyond loopback."),
@@ -97,7 +101,8 @@ def make_settings(values: dict[str, Any]) -> Settings:
             {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}, Settings
         )
         settings.check()
-        settings.table(1)
+        if not settings.store:
+            settings.table(1)
     except (ConfigError, msgspec.ValidationError) as refusal:
         raise click.UsageError(str(refusal)) from None
     return settings

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import msgspec
 
 from router.config.static import ConfigError, EndpointEntry, ReplicaEntry, build_table, read_file
+from router.config.target import parse_target
 from router.routing.spec import HealthSpec, LimitSpec, Policy, TableSpec, TimeoutSpec
 from router.transport.codec.h1.limits import ServerLimits
 from router.transport.sockets import keep_alive
@@ -29,6 +30,10 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     listen: list[str] = msgspec.field(default_factory=lambda: ["127.0.0.1:8080"])
     replica: list[str] = []
     config: str = ""
+    store: str = ""
+    state_dir: str = ""
+    store_start_timeout_s: float = 30.0
+    shrink_guard: float = 0.5
     workers: int = 1
     admin: str = "127.0.0.1:9901"
     admin_token: str = ""
@@ -93,10 +98,17 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
             if not (self.admin_token or is_loopback(host)):
                 raise ConfigError(f"--admin {self.admin}: needs --admin-token to listen beyond loopback")
         self._check_access_log()
+        if self.store:
+            parse_target(self.store, self.state_dir)
+            if self.replica or (self.config and read_file(self.config).endpoint):
+                raise ConfigError("--store: the table comes from there; name no replicas or endpoints beside it")
+            return
         if self.replica and self.config and read_file(self.config).endpoint:
             raise ConfigError(f"--replica: {self.config} has endpoints already; name replicas in one place")
         if not self.replica and not (self.config and read_file(self.config).endpoint):
-            raise ConfigError("--replica: no replica is named; give --replica URL, or --config FILE with endpoints")
+            raise ConfigError(
+                "--replica: no replica is named; give --replica URL, --config FILE with endpoints, or --store"
+            )
 
     def _check_access_log(self) -> None:
         if self.access_log in ("", "-"):

@@ -21,11 +21,11 @@ import math
 import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from router.routing.load import BOARD_SLOTS, split_address
+from router.routing.load import split_address
 from router.routing.spec import (
     Count,
     EndpointSpec,
@@ -41,6 +41,9 @@ from router.routing.spec import (
     TimeoutSpec,
     Weight,
 )
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 _NAME = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 _HOST = re.compile(r"\*|\*\.[a-z0-9._-]+|[a-z0-9._-]+(:[0-9]{1,5})?|\[[0-9a-f:.]+\](:[0-9]{1,5})?")
@@ -112,47 +115,6 @@ def _refuse_nan(value: object, place: str) -> None:
             _refuse_nan(inner, f"{place}[{i}]")
 
 
-class SlotBook:
-    """Gives each replica a cell of the load board, the same one as long as it is in the table."""
-
-    __slots__ = ("_by_replica", "_free", "_next")
-
-    def __init__(self) -> None:
-        self._by_replica: dict[tuple[str, str, str], int] = {}
-        self._free: list[int] = []
-        self._next = 0
-
-    def assign(self, spec: TableSpec) -> TableSpec:
-        """Return `spec` with slots filled in; cells of replicas that left are free from the next call on."""
-        present = {(e.name, r.id, r.address) for e in spec.endpoints for r in e.replicas}
-        left = [key for key in self._by_replica if key not in present]
-        endpoints = tuple(
-            msgspec.structs.replace(
-                endpoint,
-                replicas=tuple(
-                    msgspec.structs.replace(replica, slot=self._slot((endpoint.name, replica.id, replica.address)))
-                    for replica in endpoint.replicas
-                ),
-            )
-            for endpoint in spec.endpoints
-        )
-        for key in left:
-            self._free.append(self._by_replica.pop(key))
-        return msgspec.structs.replace(spec, endpoints=endpoints)
-
-    def _slot(self, key: tuple[str, str, str]) -> int:
-        slot = self._by_replica.get(key)
-        if slot is None:
-            if self._free:
-                slot = self._free.pop()
-            else:
-                slot, self._next = self._next, self._next + 1
-            if slot >= BOARD_SLOTS:
-                raise ConfigError(f"more than {BOARD_SLOTS} replicas in one table")
-            self._by_replica[key] = slot
-        return slot
-
-
 def build_table(entries: list[EndpointEntry], version: int, source: str) -> TableSpec:
     """Turn entries into a table; `ConfigError` names the field, with `source` before it."""
     names: set[str] = set()
@@ -161,8 +123,7 @@ def build_table(entries: list[EndpointEntry], version: int, source: str) -> Tabl
     claimed: dict[tuple[str, str], str] = {}
     for i, entry in enumerate(entries):
         place = f"{source}: endpoint[{i}]"
-        if not _NAME.fullmatch(entry.name):
-            raise ConfigError(f"{place}.name: {entry.name!r} is not of letters, digits and ._:/-, up to 128")
+        _at(f"{place}.name", check_name, entry.name)
         if entry.name in names:
             raise ConfigError(f"{place}.name: {entry.name!r} stands twice")
         names.add(entry.name)
@@ -196,8 +157,7 @@ def _replicas(entries: list[ReplicaEntry], place: str) -> tuple[ReplicaSpec, ...
         except ValueError as failure:
             raise ConfigError(f"{place}.replica[{j}].address: {failure}") from None
         replica_id = entry.id or f"{host}:{port}"
-        if not _NAME.fullmatch(replica_id.replace("[", "").replace("]", "")):
-            raise ConfigError(f"{place}.replica[{j}].id: {replica_id!r} is not of letters, digits and ._:/-")
+        _at(f"{place}.replica[{j}].id", check_replica_id, replica_id)
         if replica_id in ids:
             raise ConfigError(f"{place}.replica[{j}].id: {replica_id!r} stands twice")
         ids.add(replica_id)
@@ -208,10 +168,39 @@ def _replicas(entries: list[ReplicaEntry], place: str) -> tuple[ReplicaSpec, ...
 def _routes(entry: EndpointEntry, place: str) -> list[RouteSpec]:
     routes: list[RouteSpec] = []
     for host in entry.hosts:
-        if not _HOST.fullmatch(host.lower()):
-            raise ConfigError(f"{place}.hosts: {host!r} is not host[:port], `*` or `*.domain`")
+        _at(f"{place}.hosts", check_host, host)
         for prefix in entry.path_prefixes:
-            if not prefix.startswith("/") or not prefix.isascii() or not prefix.isprintable() or " " in prefix:
-                raise ConfigError(f"{place}.path_prefixes: {prefix!r} is not a path beginning with /")
+            _at(f"{place}.path_prefixes", check_prefix, prefix)
             routes.append(RouteSpec(host.lower(), prefix, entry.name))
     return routes
+
+
+def check_name(name: str) -> None:
+    """Refuse what cannot name an endpoint."""
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{name!r} is not of letters, digits and ._:/-, up to 128")
+
+
+def check_replica_id(replica_id: str) -> None:
+    """Refuse what cannot name a replica; it may be HOST:PORT with brackets."""
+    if not _NAME.fullmatch(replica_id.replace("[", "").replace("]", "")):
+        raise ConfigError(f"{replica_id!r} is not of letters, digits and ._:/-")
+
+
+def check_host(host: str) -> None:
+    """Refuse what cannot be the host of a route."""
+    if not _HOST.fullmatch(host.lower()):
+        raise ConfigError(f"{host!r} is not host[:port], `*` or `*.domain`")
+
+
+def check_prefix(prefix: str) -> None:
+    """Refuse what cannot be the path prefix of a route."""
+    if not prefix.startswith("/") or not prefix.isascii() or not prefix.isprintable() or " " in prefix:
+        raise ConfigError(f"{prefix!r} is not a path beginning with /")
+
+
+def _at(place: str, check: Callable[[str], None], value: str) -> None:
+    try:
+        check(value)
+    except ConfigError as refusal:
+        raise ConfigError(f"{place}: {refusal}") from None

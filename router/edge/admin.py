@@ -41,6 +41,12 @@ class AdminSource(Protocol):
     def health(self) -> list[dict[str, Any]]:
         """Return for each replica: endpoint, replica, address, is_healthy, reason, checked_ago_s (or None)."""
 
+    def quarantine(self) -> list[dict[str, str]]:
+        """Return the store's rows that cannot be used: table, key, reason; empty for a static table."""
+
+    def accept_held(self) -> int:
+        """Let through what the shrink guard holds; return how many ready replicas that takes out."""
+
     def settings(self) -> dict[str, Any]:
         """Return the effective settings, secrets masked."""
 
@@ -49,7 +55,8 @@ class AdminSource(Protocol):
 
         `ready`, `reasons` (why not), `workers` (each `index`, `pid`, `state`, `restarts`, `stalled`; it serves
         in the states `ready` and `draining`), `started_epoch_s`, `version`, `draining`, `last_reload`
-        (`ok`, `error`, `at_epoch_s`; or None), `config_staleness_s` (0 for a static table).
+        (`ok`, `error`, `at_epoch_s`; or None), `config_staleness_s` (0 for a static table), `config` (of the store,
+        see `config.agent.ConfigAgent.status`; None for a static table).
         """
 
     async def explain(self, host: str, path: str) -> dict[str, Any]:

@@ -94,6 +94,7 @@ class AdminRoutes:
             "/server_info": {"GET": self._server_info},
             "/debug/route": {"GET": self._debug_route},
             "/drain_listeners": {"POST": self._drain},
+            "/config/accept": {"POST": self._accept_held},
             "/healthcheck/fail": {"POST": self._fail},
             "/healthcheck/ok": {"POST": self._restore},
             "/logging": {"POST": self._set_log_level},
@@ -182,6 +183,8 @@ class AdminRoutes:
                 "table": self._source.table(),
                 "last_reload": reading.state.get("last_reload"),
                 "config_staleness_s": reading.state.get("config_staleness_s", 0.0),
+                "config": reading.state.get("config"),
+                "quarantine": self._source.quarantine(),
                 "workers": versions,
             }
         )
@@ -270,6 +273,9 @@ class AdminRoutes:
         # Not of this request: the drain outlives it, and ends with the daemon.
         spawn(self._source.drain(), "admin drain")
         return json_reply({"draining": True}, 202)
+
+    async def _accept_held(self, call: AdminCall) -> Reply:
+        return json_reply({"accepted": True, "removed_ready_replicas": self._source.accept_held()})
 
     async def _fail(self, call: AdminCall) -> Reply:
         self._source.set_ready(False)

@@ -29,13 +29,9 @@ class AdmissionGate:
     __slots__ = ("_digests", "is_draining")
 
     def __init__(self, tokens: Iterable[str] = ()) -> None:
-        self._digests: tuple[bytes, ...] = ()
-        self.set_tokens(tokens)
-        self.is_draining = False
-
-    def set_tokens(self, tokens: Iterable[str]) -> None:
-        """Replace the accepted tokens; with none the gate is open."""
+        # With none the gate is open.
         self._digests = tuple(hashlib.sha256(token.encode()).digest() for token in tokens)
+        self.is_draining = False
 
     def check(self, head: RequestHead, peer: Peer) -> ProxyError | None:
         """Return why the request is refused, or None; see `core.Gate`."""

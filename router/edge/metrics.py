@@ -65,6 +65,7 @@ _WORKER_COUNTERS = (
     ("router_access_log_dropped", "Access log records dropped, since writing fell behind.", "access_log_dropped"),
 )
 _WORKER_HISTOGRAMS = (
+    ("router_config_delay_seconds", "From a commit in the store to the table being in force.", "config_delay"),
     ("router_loop_lag_seconds", "How late a worker's event loop came to its timer.", "loop_lag"),
     ("router_gc_pause_seconds", "Garbage collections of a worker.", "gc_pause"),
 )
@@ -348,12 +349,36 @@ class RouterCollector(Collector):
             "Age of the configuration; 0 for a static table.",
             value=float(state.get("config_staleness_s") or 0.0),
         )
+        yield from _config_families(state.get("config"))
         yield GaugeMetricFamily(
             "router_start_time_seconds", "Unix time of the start.", value=float(state["started_epoch_s"])
         )
         info = GaugeMetricFamily("router_build_info", "Always 1; see its labels.", labels=["version", "python"])
         info.add_metric([str(state["version"]), platform.python_version()], 1)
         yield info
+
+
+def _config_families(config: dict[str, Any] | None) -> Iterable[Metric]:
+    """Name what is known of the store; nothing for a static table."""
+    if config is None:
+        return
+    for name, text, key in (
+        ("router_config_connected", "Whether the store answers.", "connected"),
+        ("router_config_partitions", "Partitions of the change stream that are followed.", "partitions"),
+        ("router_config_quarantined_rows", "Rows of the store that cannot be used.", "quarantined"),
+        ("router_config_held_rows", "Rows whose change the shrink guard holds.", "held"),
+    ):
+        yield GaugeMetricFamily(name, text, value=float(config[key]))
+    for name, text, key in (
+        ("router_config_attempts", "Attempts to reach a store that did not answer.", "attempts"),
+        ("router_config_restarts", "Partition streams that broke and were started again.", "restarts"),
+        ("router_config_bootstraps", "Times that the whole store was read.", "bootstraps"),
+    ):
+        yield CounterMetricFamily(name, text, value=float(config[key]))
+    rows = GaugeMetricFamily("router_config_rows", "Rows known of each table of the store.", labels=["table"])
+    for table, count in config["rows"].items():
+        rows.add_metric([table], count)
+    yield rows
 
 
 def _add_histogram(family: HistogramMetricFamily, labels: list[str], counted: HistogramSnapshot) -> None:

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 def explain(table: Table, host: str, path: str, now: float) -> dict[str, Any]:
     """Return the route, and for each replica its load or why it is passed over. Takes no lease."""
-    route = table.route(host.lower().encode(), path.encode())
+    route = table.routes.find(host.lower().encode(), path.encode())
     if route is None:
         return {"host": host, "path": path, "route": None, "error": "no_route", "table_version": table.version}
-    endpoint = route.endpoint
+    endpoint = table.endpoints[route.endpoint]
     candidates = [_candidate(endpoint, replica, now) for replica in endpoint.replicas]
     open_now = [candidate for candidate in candidates if candidate["excluded"] is None]
     ready = sum(is_ready(replica) for replica in endpoint.replicas)

@@ -75,6 +75,7 @@ class Replica:
         "ejections",
         "failures",
         "failures_in_a_row",
+        "has_left",
         "host",
         "id",
         "in_flight",
@@ -105,6 +106,7 @@ class Replica:
         self.spec_weight = spec.weight
         self.weight = spec.weight
         self.is_healthy = True
+        self.has_left = False  # the table: nothing of it is kept any more
         self.in_flight = 0
         self.requests = 0
         self.failures = 0
@@ -128,8 +130,10 @@ class Replica:
             self.slot = spec.slot
             self.board.publish(self.slot, self.in_flight)
 
-    def leave_board(self) -> None:
-        """Give the cell up: the replica left the table, and another may be given it."""
+    def leave(self) -> None:
+        """Leave the table, and give the cell up: another may be given it."""
+        self.has_left = True
+        self.owner = None
         if self.board is not None:
             self.board.publish(self.slot, 0)
             self.board = None

@@ -1,7 +1,7 @@
-"""The table as plain data: what the supervisor builds and every worker receives.
+"""The table as plain data: what the supervisor keeps, and the patches that every worker receives.
 
-Structs of msgspec, frozen, with no behaviour: `routing.table` makes the live table of them. The same
-names stand in the TOML file; durations are seconds, sizes bytes.
+Structs of msgspec, frozen, with no behaviour: `routing.stage` makes the live table of them. The same
+names stand in the TOML file and in the store's JSON columns; durations are seconds, sizes bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 import msgspec
 
 Policy = Literal["p2c", "round_robin", "random", "least_inflight"]
-State = Literal["READY", "DRAINING", "DOWN"]
+State = Literal["STARTING", "READY", "DRAINING", "DOWN"]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=7 * 86_400.0)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0.0, le=7 * 86_400.0)]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -86,11 +86,15 @@ class EndpointSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class RouteSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Host and path prefix to an endpoint. Host `*` is any, `*.example.com` any below it."""
+    """Host and path prefix to an endpoint. Host `*` is any, `*.example.com` any below it.
+
+    Within a host the higher `priority` comes first, then the longer prefix.
+    """
 
     host: str
     path_prefix: str
     endpoint: str
+    priority: int = 0
 
 
 class TableSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,3 +103,28 @@ class TableSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     endpoints: tuple[EndpointSpec, ...] = ()
     routes: tuple[RouteSpec, ...] = ()
+
+
+class EndpointPatch(msgspec.Struct, frozen=True):
+    """What changed of one endpoint. `spec`, without replicas, is there for a new or a changed one."""
+
+    name: str
+    spec: EndpointSpec | None = None
+    upsert: tuple[ReplicaSpec, ...] = ()
+    remove: tuple[str, ...] = ()
+
+
+class TablePatch(msgspec.Struct, frozen=True):
+    """The step from one version of the table to the next; nothing it does not name changes.
+
+    `routes`, where there, replace all routes. With `more` the patch is a part: it is kept and comes into force,
+    whole, with the next one that has not. `committed_us` is when the store committed it, in microseconds of the
+    Unix epoch, 0 when that is not known.
+    """
+
+    version: int
+    endpoints: tuple[EndpointPatch, ...] = ()
+    gone: tuple[str, ...] = ()
+    routes: tuple[RouteSpec, ...] | None = None
+    more: bool = False
+    committed_us: int = 0

@@ -1,24 +1,23 @@
 """The immutable snapshot that every decision is made from: host and path to endpoint to picker.
 
-`Table.build` makes one of a spec and of its predecessor, whose replicas and counters it takes over, so
-that in-flight counts, latency and pooled connections survive a swap. Looking up costs one dictionary
-access for a host plus a scan of that host's prefixes, whatever the number of hosts and replicas.
+Made by `routing.stage` of its predecessor and a patch. Looking up costs one dictionary access for a host, a
+scan of that host's prefixes and one access for the endpoint, whatever the number of hosts and replicas.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from router.counters import EndpointCounters
 from router.routing.balancer import Picker
-from router.routing.load import OUTCOME_BACKPRESSURE, Replica
+from router.routing.load import OUTCOME_BACKPRESSURE
 from router.routing.outlier import eject_until, eligible_replicas, next_change_s, warmed_weight
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from router.routing.load import LoadBoard
-    from router.routing.spec import EndpointSpec, TableSpec
+    from router.counters import EndpointCounters
+    from router.routing.load import Replica
+    from router.routing.spec import EndpointSpec, RouteSpec
 
 
 class Endpoint:
@@ -40,12 +39,14 @@ class Endpoint:
         "refreshed_s",
         "replicas",
         "slow_start_s",
+        "spec",
         "timeouts",
         "watch_again",
         "watch_tick",
     )
 
     def __init__(self, spec: EndpointSpec, replicas: tuple[Replica, ...], counters: EndpointCounters) -> None:
+        self.spec = spec
         self.name = spec.name
         self.key = spec.name.encode()
         self.policy = spec.policy
@@ -71,10 +72,15 @@ class Endpoint:
         if self.watch_again is not None:
             self.watch_again(self)
 
-    def replace(self) -> None:
-        """Give way to the endpoint of a newer table: the replicas are its to watch now."""
+    def replace(self, newer: Endpoint | None) -> None:
+        """Give way to the endpoint of a newer table: the replicas are its to watch now.
+
+        A request under way that must be sent on picks from what is there now; and the cycle of endpoint and
+        picker is broken, which at hundreds of changes a second would be left to the collector.
+        """
         self.is_replaced = True
         self.watch_again = None
+        self.picker = Picker(self, ()) if newer is None else newer.picker
 
     def set_health(self, replica: Replica, *, is_healthy: bool, now: float) -> None:
         """Take the verdict of an active check; a replica that comes back starts slowly."""
@@ -120,12 +126,13 @@ class Endpoint:
 class Route:
     """One path prefix of one host."""
 
-    __slots__ = ("endpoint", "host", "path_prefix")
+    __slots__ = ("endpoint", "host", "path_prefix", "rank")
 
-    def __init__(self, host: bytes, path_prefix: bytes, endpoint: Endpoint) -> None:
-        self.host = host
-        self.path_prefix = path_prefix
-        self.endpoint = endpoint
+    def __init__(self, spec: RouteSpec) -> None:
+        self.host = spec.host.lower().encode()
+        self.path_prefix = spec.path_prefix.encode()
+        self.endpoint = spec.endpoint
+        self.rank = (-spec.priority, -len(self.path_prefix))
 
     def matches(self, path: bytes) -> bool:
         """Whether `path` lies under the prefix, at a segment boundary: /v1 takes /v1 and /v1/x, not /v10."""
@@ -138,64 +145,31 @@ class Route:
         return len(path) == size or prefix.endswith(b"/") or path[size] in b"/?"
 
 
-class Table:
-    """One version of the routing table. Never changed after `build`, except inside its endpoints."""
+class RouteIndex:
+    """All routes, by host. Immutable, and shared by the tables between which no route changed."""
 
-    __slots__ = ("_any", "_exact", "_only", "_suffixes", "endpoints", "version")
+    __slots__ = ("_any", "_exact", "_suffixes", "only", "specs")
 
-    def __init__(self, version: int, endpoints: dict[str, Endpoint], routes: Iterable[Route]) -> None:
-        self.version = version
-        self.endpoints = endpoints
+    def __init__(self, specs: tuple[RouteSpec, ...] = ()) -> None:
+        self.specs = specs
         by_host: dict[bytes, list[Route]] = {}
-        for route in routes:
+        for spec in specs:
+            route = Route(spec)
             by_host.setdefault(route.host, []).append(route)
         for group in by_host.values():
-            group.sort(key=lambda route: len(route.path_prefix), reverse=True)
+            group.sort(key=lambda route: route.rank)
         self._any = tuple(by_host.pop(b"*", ()))
         self._exact = {host: tuple(group) for host, group in by_host.items() if not host.startswith(b"*.")}
-        only = self._any if len(by_host) == 0 and len(self._any) == 1 else ()
-        self._only = only[0] if only and only[0].path_prefix == b"/" else None  # one endpoint for everything
         self._suffixes = {host[1:]: tuple(group) for host, group in by_host.items() if host.startswith(b"*.")}
+        only = self._any if len(by_host) == 0 and len(self._any) == 1 else ()
+        self.only = only[0] if only and only[0].path_prefix == b"/" else None  # one endpoint for everything
 
-    @classmethod
-    def build(
-        cls,
-        spec: TableSpec,
-        before: Table | None,
-        now: float,
-        board: LoadBoard | None = None,
-    ) -> Table:
-        """Make the table of `spec`, keeping the replicas and counters that `before` already had."""
-        known = {} if before is None else before.endpoints
-        endpoints: dict[str, Endpoint] = {}
-        for endpoint_spec in spec.endpoints:
-            older = known.get(endpoint_spec.name)
-            replicas = _carry_over(endpoint_spec, older, now, board)
-            counters = older.counters if older is not None else EndpointCounters()
-            endpoint = Endpoint(endpoint_spec, replicas, counters)
-            for replica in replicas:
-                replica.owner = endpoint
-            endpoint.refresh(now)
-            endpoints[endpoint.name] = endpoint
-        routes = [
-            Route(route.host.lower().encode(), route.path_prefix.encode(), endpoints[route.endpoint])
-            for route in spec.routes
-        ]
-        if before is not None:
-            kept = {replica for endpoint in endpoints.values() for replica in endpoint.replicas}
-            for _, replica in before.replicas():
-                if replica not in kept:
-                    replica.leave_board()
-        return cls(spec.version, endpoints, routes)
-
-    def route(self, authority: bytes, path: bytes) -> Route | None:
-        """Return the route of the longest prefix of the most specific host, or None.
+    def find(self, authority: bytes, path: bytes) -> Route | None:
+        """Return the first route of the most specific host that takes `path`, or None.
 
         `authority` is lower-case and may carry a port; an exact host beats a wildcard, a longer wildcard a
         shorter one, and `*` comes last. A host whose prefixes do not match falls through to the next.
         """
-        if self._only is not None:
-            return self._only
         if self._exact or self._suffixes:
             for group in self._groups(authority):
                 for route in group:
@@ -205,12 +179,6 @@ class Table:
             if route.matches(path):
                 return route
         return None
-
-    def replicas(self) -> Iterable[tuple[Endpoint, Replica]]:
-        """Every replica with its endpoint."""
-        for endpoint in self.endpoints.values():
-            for replica in endpoint.replicas:
-                yield endpoint, replica
 
     def _groups(self, authority: bytes) -> Iterable[tuple[Route, ...]]:
         group = self._exact.get(authority)
@@ -239,18 +207,27 @@ class Table:
             dot = host.find(b".", dot + 1)
 
 
-def _carry_over(
-    spec: EndpointSpec, older: Endpoint | None, now: float, board: LoadBoard | None
-) -> tuple[Replica, ...]:
-    known = {} if older is None else {(r.id, r.address): r for r in older.replicas}
-    replicas: list[Replica] = []
-    for replica_spec in spec.replicas:
-        replica = known.get((replica_spec.id, replica_spec.address))
-        if replica is None:
-            replica = Replica(replica_spec, board)
-            if older is not None:
-                replica.warm_from_s = now  # new beside others that are warm
-        else:
-            replica.update(replica_spec)
-        replicas.append(replica)
-    return tuple(replicas)
+class Table:
+    """One version of the routing table. Never changed once made, except inside its endpoints."""
+
+    __slots__ = ("_only", "endpoints", "routes", "version")
+
+    def __init__(self, version: int, endpoints: dict[str, Endpoint], routes: RouteIndex) -> None:
+        self.version = version
+        self.endpoints = endpoints
+        self.routes = routes
+        only = routes.only
+        self._only = None if only is None else endpoints[only.endpoint]
+
+    def route(self, authority: bytes, path: bytes) -> Endpoint | None:
+        """Return who a request is for, or None. See `RouteIndex.find`."""
+        if self._only is not None:
+            return self._only
+        route = self.routes.find(authority, path)
+        return None if route is None else self.endpoints[route.endpoint]
+
+    def replicas(self) -> Iterable[tuple[Endpoint, Replica]]:
+        """Every replica with its endpoint."""
+        for endpoint in self.endpoints.values():
+            for replica in endpoint.replicas:
+                yield endpoint, replica

@@ -15,7 +15,7 @@ from router.edge.admission import AdmissionGate
 from router.edge.connection import ServerConnection
 from router.edge.listener import Listener
 from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
-from router.routing.table import Table
+from router.routing.stage import build
 from router.transport.codec.h1.limits import ServerLimits
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
@@ -55,7 +55,7 @@ def pair():
     spec = TableSpec(
         1, (EndpointSpec("e", (ReplicaSpec("r", "http://127.0.0.1:1"),)),), (RouteSpec("*", "/", "e"),)
     )
-    table = Table.build(spec, None, clock.now)
+    table = build(spec, clock.now)
     pool = ConnectionPool(reactor)
     core = Core(table, AdmissionGate(), pool, clock, wheel, b"p", lambda record: None)
     client = ServerConnection(Listener(core, reactor, ServerLimits(), 10))

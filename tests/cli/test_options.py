@@ -18,6 +18,8 @@ REPLICA = "http://127.0.0.1:30000"
 VALUES = {
     "listen": (("127.0.0.1:1", ["127.0.0.1:1"]), ("127.0.0.1:2", ["127.0.0.1:2"])),
     "replica": (("http://a:1", ["http://a:1"]), ("http://b:1", ["http://b:1"])),
+    "store": (("embedded", "embedded"), ("relay://h:1", "relay://h:1")),
+    "shrink_guard": (("0.25", 0.25), ("1", 1.0)),
     "admin": (("none", "none"), ("unix:/x", "unix:/x")),
     "admin_token": (("t", "t"), ("u", "u")),
     "auth_token": (("t", ["t"]), ("u", ["u"])),
@@ -95,7 +97,7 @@ def test_the_defaults_are_those_of_settings():
 @pytest.mark.parametrize("name", [name for name in FIELDS if name != "config"])
 def test_flag_beats_environment_beats_file_beats_default(name, file):
     (flag_text, flag_value), (env_text, env_value) = values_of(name)
-    needs = name != "replica"
+    needs = name not in ("replica", "store")
     env = {env_name(name.replace("_", "-")): env_text}
     in_file = ["--config", file(as_toml(name, flag_value))]
     default = getattr(Settings(), name)

@@ -3,7 +3,7 @@
 import msgspec
 import pytest
 
-from router.config.static import ConfigError, EndpointEntry, ReplicaEntry, SlotBook, build_table, read_file
+from router.config.static import ConfigError, EndpointEntry, ReplicaEntry, build_table, read_file
 from router.routing.load import BOARD_SLOTS
 from router.routing.spec import (
     EndpointSpec,
@@ -201,54 +201,3 @@ def test_no_file(tmp_path):
 
 def test_the_same_route_twice_of_one_endpoint_is_no_conflict():
     build_table([EndpointEntry("e", hosts=("a", "A"))], 1, "f")
-
-
-class TestSlotBook:
-    def assign(self, book, *names):
-        replicas = tuple(ReplicaSpec(name, f"http://{name}:1") for name in names)
-        spec = book.assign(TableSpec(1, (EndpointSpec("e", replicas),)))
-        return {replica.id: replica.slot for replica in spec.endpoints[0].replicas}
-
-    def test_one_stays_where_it_is(self):
-        book = SlotBook()
-        first = self.assign(book, "a", "b", "c")
-        assert sorted(first.values()) == [0, 1, 2]
-        assert self.assign(book, "c", "a") == {key: first[key] for key in ("c", "a")}
-
-    def test_a_free_cell_is_used_again_but_not_at_once(self):
-        """Not in the swap in which it becomes free: workers apply a table one after another."""
-        book = SlotBook()
-        first = self.assign(book, "a", "b")
-        second = self.assign(book, "b", "c")
-        assert second["c"] not in first.values()
-        third = self.assign(book, "b", "c", "d")
-        assert third["d"] == first["a"]
-        assert third["c"] == second["c"]
-
-    def test_cells_are_never_shared(self):
-        book = SlotBook()
-        for i in range(50):
-            slots = self.assign(book, *(f"r{j}" for j in range(i % 7, i % 7 + 10 + i % 3)))
-            assert len(set(slots.values())) == len(slots)
-        assert max(slots.values()) < 30
-
-    def test_another_address_or_endpoint_is_another_cell(self):
-        book = SlotBook()
-        here = ReplicaSpec("a", "http://a:1")
-        there = ReplicaSpec("a", "http://a:2")
-        spec = book.assign(TableSpec(1, (EndpointSpec("e", (here,)), EndpointSpec("f", (here,)))))
-        assert spec.endpoints[0].replicas[0].slot != spec.endpoints[1].replicas[0].slot
-        moved = book.assign(TableSpec(1, (EndpointSpec("e", (there,)),)))
-        assert moved.endpoints[0].replicas[0].slot == 2
-
-    def test_the_board_is_full(self):
-        book = SlotBook()
-        book._next = BOARD_SLOTS
-        with pytest.raises(ConfigError, match=str(BOARD_SLOTS)):
-            self.assign(book, "a")
-
-    def test_nothing_else_is_changed(self):
-        spec = build_table([EndpointEntry("e", replica=[ReplicaEntry("http://h:1", weight=3.0)])], 4, "f")
-        assigned = SlotBook().assign(spec)
-        assert assigned == spec
-        assert msgspec.json.encode(assigned) == msgspec.json.encode(spec)

@@ -82,6 +82,7 @@ def daemon_state(workers=None, *, reasons=(), draining=False):
         "draining": draining,
         "last_reload": {"ok": True, "error": None, "at_epoch_s": 1_700_000_000.0},
         "config_staleness_s": 0.0,
+        "config": None,
     }
 
 
@@ -130,6 +131,13 @@ class FakeSource:
             for e in self.spec.endpoints
             for r in e.replicas
         ]
+
+    def quarantine(self):
+        return [{"table": "Replicas", "key": "e/r", "reason": "Port: none"}]
+
+    def accept_held(self):
+        self.told.append("accept")
+        return 3
 
     def settings(self):
         return {"listen": ["127.0.0.1:8080"], "auth_token": "***"}

@@ -57,15 +57,6 @@ def test_the_own_header_leaves_authorization_to_the_engine():
     assert (b"authorization", b"Bearer engine") in given.shape.fields
 
 
-def test_tokens_are_replaced():
-    gate = AdmissionGate(["one"])
-    gate.set_tokens(["two"])
-    assert gate.check(head(b"Bearer one"), PEER) is not None
-    assert gate.check(head(b"Bearer two"), PEER) is None
-    gate.set_tokens([])
-    assert gate.check(head(), PEER) is None
-
-
 def test_draining_comes_first():
     gate = AdmissionGate(["one"])
     gate.is_draining = True

@@ -13,7 +13,7 @@ from router.edge.admission import AdmissionGate
 from router.edge.listener import Listener
 from router.errors import Kind, ProxyError, Source
 from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
-from router.routing.table import Table
+from router.routing.stage import build
 from router.stream import PendingStream
 from router.transport.codec.h1.limits import ServerLimits
 from router.transport.outbox import Outbox
@@ -48,7 +48,7 @@ class Rig:
             (RouteSpec("*", "/", "none"), RouteSpec("*", "/slow", "slow")),
         )
         self.core = Core(
-            Table.build(spec, None, clock.now), AdmissionGate(), NoPool(), clock, self.reactor.wheel, b"p"
+            build(spec, clock.now), AdmissionGate(), NoPool(), clock, self.reactor.wheel, b"p"
         )
         self.listener = Listener(self.core, self.reactor, ServerLimits(), max_connections)
         self.clients = []

@@ -33,7 +33,7 @@ GAUGES = {
 }  # fmt: skip
 HISTOGRAMS = {
     "router_request_duration_seconds", "router_overhead_seconds", "router_time_to_first_byte_seconds",
-    "router_event_gap_seconds", "router_loop_lag_seconds", "router_gc_pause_seconds",
+    "router_event_gap_seconds", "router_config_delay_seconds", "router_loop_lag_seconds", "router_gc_pause_seconds",
 }  # fmt: skip
 
 

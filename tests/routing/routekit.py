@@ -1,8 +1,8 @@
 """Small tables, and what a pick looks at."""
 
 from router.routing.load import Lease
-from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
-from router.routing.table import Table
+from router.routing.spec import EndpointPatch, EndpointSpec, ReplicaSpec, RouteSpec, TablePatch, TableSpec
+from router.routing.stage import Stage, build as build_table, without_replicas
 
 T0 = 100.0
 
@@ -21,8 +21,23 @@ def table_spec(replicas, version=1, **endpoint):
     return TableSpec(version, (EndpointSpec("e", replicas, **endpoint),), (RouteSpec("*", "/", "e"),))
 
 
+def swap(before, spec, now=T0, board=None):
+    """The table of `spec` after `before`, as a patch of all that is to be there and of what is not."""
+    stage = Stage(board)
+    stage.table = before
+    changes = []
+    for one in spec.endpoints:
+        older = before.endpoints.get(one.name)
+        kept = {replica.id for replica in one.replicas}
+        left = () if older is None else tuple(r.id for r in older.replicas if r.id not in kept)
+        changes.append(EndpointPatch(one.name, without_replicas(one), one.replicas, left))
+    gone = tuple(before.endpoints.keys() - {one.name for one in spec.endpoints})
+    return stage.add(TablePatch(spec.version, tuple(changes), gone, spec.routes), now).table
+
+
 def build(replicas, before=None, now=T0, board=None, **endpoint):
-    return Table.build(table_spec(replicas, **endpoint), before, now, board)
+    spec = table_spec(replicas, **endpoint)
+    return build_table(spec, now, board) if before is None else swap(before, spec, now, board)
 
 
 def endpoint(replicas, **kwargs):

@@ -9,7 +9,8 @@ from router.errors import Kind
 from router.routing.explain import explain
 from router.routing.load import OUTCOME_FAILED, OUTCOME_OK, Lease
 from router.routing.policies import POLICIES
-from router.routing.spec import LimitSpec, OutlierSpec
+from router.routing.spec import LimitSpec, OutlierSpec, TableSpec
+from router.routing.stage import build as build_table
 
 LIMIT_1 = LimitSpec(max_concurrency=1)
 
@@ -76,9 +77,7 @@ def test_one_that_is_not_ready_is_never_picked(policy):
 
 class TestExplain:
     def test_no_route(self):
-        table = build(1)
-        table._only = None
-        table._any = ()
+        table = build_table(TableSpec(1), T0)
         found = explain(table, "a", "/", T0)
         assert (found["route"], found["error"]) == (None, "no_route")
 

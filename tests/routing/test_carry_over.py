@@ -1,13 +1,13 @@
 """A newer table takes over what the older one knew: objects, counters, ejections, slots."""
 
 import pytest
-from routekit import T0, build, occupy, pick, specs
+from routekit import T0, build, occupy, pick, specs, swap
 
-from router.config.static import SlotBook
 from router.deadlines import TICK_S, DeadlineWheel
+from router.routing.image import TableImage
 from router.routing.load import BOARD_SLOTS, OUTCOME_FAILED, OUTCOME_OK, LoadBoard
 from router.routing.spec import EndpointSpec, OutlierSpec, ReplicaSpec, TableSpec
-from router.routing.table import Table
+from router.routing.stage import Stage
 
 
 def replicas(table):
@@ -44,7 +44,7 @@ def test_another_address_is_another_replica():
 def test_another_endpoint_is_another_pool():
     first = build(1)
     spec = TableSpec(2, (EndpointSpec("f", specs(1)),))
-    second = Table.build(spec, first, T0)
+    second = swap(first, spec)
     assert second.endpoints["f"].replicas[0] is not replicas(first)["r0"]
     assert second.endpoints["f"].counters is not first.endpoints["e"].counters
 
@@ -78,7 +78,7 @@ def test_a_lease_of_the_older_table_is_judged_by_the_newer():
 
 
 class Worker:
-    """What `Worker.swap` does with endpoints and the wheel."""
+    """What `Worker.patch` does with endpoints and the wheel."""
 
     def __init__(self, **endpoint):
         self.now = T0
@@ -88,10 +88,7 @@ class Worker:
         self._adopt()
 
     def swap(self, count=4, **endpoint):
-        before = self.table
-        self.table = build(count, before=before, now=self.now, **(endpoint or self.endpoint))
-        for older in before.endpoints.values():
-            older.replace()
+        self.table = build(count, before=self.table, now=self.now, **(endpoint or self.endpoint))
         self._adopt()
 
     def _adopt(self):
@@ -181,21 +178,20 @@ class TestSlots:
         assert theirs.others(5) == 0
 
     def test_a_replica_that_left_does_not_write_over_its_successor(self):
-        """`SlotBook`: cells of replicas that left are free from the next call on; requests on them last longer."""
+        """Cells of replicas that left are free from the next patch on; requests on them last longer."""
         cells = bytearray(2 * 8 * 8)
         ours, theirs = (LoadBoard(memoryview(cells), worker, 2, 8) for worker in (0, 1))
-        book = SlotBook()
+        image, stage = TableImage(), Stage(ours)
 
-        def swap(before, *names):
-            spec = TableSpec(
-                1, (EndpointSpec("e", tuple(ReplicaSpec(name, f"http://{name}:1") for name in names)),)
-            )
-            return Table.build(book.assign(spec), before, T0, ours)
+        def follow(*names):
+            replicas = tuple(ReplicaSpec(name, f"http://{name}:1") for name in names)
+            patch = image.diff(TableSpec(1, (EndpointSpec("e", replicas),)))
+            return stage.add(image.apply(patch), T0).table
 
-        table = swap(None, "old", "stays")
+        table = follow("old", "stays")
         long_lease = occupy(table.endpoints["e"].replicas[0], 1)[0]
-        table = swap(table, "stays")
-        table = swap(table, "stays", "new")
+        table = follow("stays")
+        table = follow("stays", "new")
         new = table.endpoints["e"].replicas[1]
         assert new.slot == 0, "the cell is used again"
         occupy(new, 4)

@@ -3,20 +3,18 @@
 import pytest
 
 from router.routing.spec import EndpointSpec, RouteSpec, TableSpec
-from router.routing.table import Table
+from router.routing.stage import build
 
 
 def make(*routes):
     """A table of `host path-prefix` texts; each is its own endpoint, named by that text."""
     endpoints = tuple(EndpointSpec(route) for route in routes)
-    return Table.build(
-        TableSpec(1, endpoints, tuple(RouteSpec(*route.split(" "), route) for route in routes)), None, 100.0
-    )
+    return build(TableSpec(1, endpoints, tuple(RouteSpec(*route.split(" "), route) for route in routes)), 100.0)
 
 
 def route(table, authority, path=b"/"):
     found = table.route(authority, path)
-    return None if found is None else found.endpoint.name
+    return None if found is None else found.name
 
 
 HOSTS = make(
@@ -131,6 +129,6 @@ def test_every_replica_with_its_endpoint():
     spec = TableSpec(
         1, (EndpointSpec("e", (ReplicaSpec("r", "http://h:1"), ReplicaSpec("s", "http://h:2"))), EndpointSpec("f"))
     )
-    table = Table.build(spec, None, 100.0)
+    table = build(spec, 100.0)
     assert [(endpoint.name, replica.id) for endpoint, replica in table.replicas()] == [("e", "r"), ("e", "s")]
     assert all(replica.owner is table.endpoints["e"] for _, replica in table.replicas())

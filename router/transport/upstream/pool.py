@@ -40,12 +40,11 @@ class Kept:
 class ConnectionPool:
     """Opens streams on pooled or fresh connections. Lives in one worker's event loop."""
 
-    __slots__ = ("_kept", "_live", "reactor")
+    __slots__ = ("_kept", "reactor")
 
     def __init__(self, reactor: Reactor) -> None:
         self.reactor = reactor
         self._kept: dict[Replica, Kept] = {}
-        self._live: frozenset[Replica] | None = None
 
     def open(
         self, replica: Replica, receiver: ResponseReceiver, connect_s: float, *, fresh: bool
@@ -77,7 +76,7 @@ class ConnectionPool:
         replica = connection.replica
         kept = self._kept.get(replica)
         if kept is None:
-            if self._live is not None and replica not in self._live:
+            if replica.has_left:
                 connection.retire()
                 return
             kept = self._kept[replica] = Kept()
@@ -113,13 +112,14 @@ class ConnectionPool:
             kept.learned_s = self.reactor.clock.now
         kept.cut_s = after_s
 
-    def keep_only(self, live: frozenset[Replica]) -> None:
-        """Retire the idle connections of replicas that left the table."""
-        self._live = live
-        for replica in [replica for replica in self._kept if replica not in live]:
-            for connection in self._kept.pop(replica).idle:
+    def leave(self, replica: Replica) -> None:
+        """Retire what is kept of a replica that left the table; what is in use is retired when it comes back."""
+        kept = self._kept.pop(replica, None)
+        if kept is not None:
+            for connection in kept.idle:
                 connection.retire()
 
     def close(self) -> None:
         """Retire everything idle."""
-        self.keep_only(frozenset())
+        for replica in list(self._kept):
+            self.leave(replica)

@@ -1,13 +1,19 @@
-"""Active health checks: one prober per replica, beside the data path, in the supervisor.
+"""Active health checks, beside the data path, in the supervisor.
 
 `tcp` asks whether the port accepts. `http` asks for a 2xx on a path, and on 404 for the fall-back path, since
 SGLang's Rust front end has no /ready. A verdict changes after so many checks in a row; the very first check
 decides alone, so that a dead replica of a fresh table is not tried.
+
+One task starts the checks, those of new replicas first, then whichever is due longest. It starts a bounded
+number a second, so that a table of 10^5 replicas is checked more slowly rather than at the price of a core.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import deque
+from contextlib import suppress
+from heapq import heappop, heappush
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -20,7 +26,11 @@ from router.transport.tasks import spawn
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from router.routing.spec import HealthSpec, TableSpec
+    from router.routing.image import TableImage
+    from router.routing.spec import HealthSpec, ReplicaSpec, TablePatch
+
+MAX_CHECKS_PER_S = 1_000.0
+MAX_PARALLEL = 256  # checks under way at a time: each is a socket
 
 
 class Verdict:
@@ -36,38 +46,58 @@ class Verdict:
         self.same = 0  # checks in a row that contradict `is_healthy`
 
 
-class HealthMonitor:
-    """Runs a prober for every replica of the table; tells `on_change(endpoint, replica, is_healthy)`."""
+class Check:
+    """One replica's turn to be checked, again and again while `is_wanted`."""
 
-    def __init__(self, on_change: Callable[[str, str, bool], None]) -> None:
+    __slots__ = ("address", "is_wanted", "name", "spec", "verdict")
+
+    def __init__(self, name: tuple[str, str], address: str, spec: HealthSpec, verdict: Verdict) -> None:
+        self.name = name
+        self.address = address
+        self.spec = spec
+        self.verdict = verdict
+        self.is_wanted = True
+
+
+class HealthMonitor:
+    """Checks the replicas of the table; tells `on_change(endpoint, replica, is_healthy)`."""
+
+    def __init__(
+        self,
+        on_change: Callable[[str, str, bool], None],
+        max_checks_per_s: float = MAX_CHECKS_PER_S,
+        max_parallel: int = MAX_PARALLEL,
+    ) -> None:
         self._on_change = on_change
-        self._probers: dict[tuple[str, str, str, HealthSpec], asyncio.Task[None]] = {}
+        self._gap_s = 1.0 / max_checks_per_s
+        self._free = asyncio.Semaphore(max_parallel)
+        self._checks: dict[tuple[str, str], Check] = {}
+        self._first: deque[Check] = deque()
+        self._again: list[tuple[float, int, Check]] = []
+        self._scheduled = 0  # breaks ties in the heap
+        self._wake = asyncio.Event()
+        self._running: set[asyncio.Task[None]] = set()
+        self._starter: asyncio.Task[None] | None = None
         self.verdicts: dict[tuple[str, str], Verdict] = {}
 
-    def follow(self, table: TableSpec) -> None:
-        """Check the replicas of `table` from now on; those that stayed keep their prober and verdict."""
-        wanted = {
-            (endpoint.name, replica.id, replica.address, endpoint.health)
-            for endpoint in table.endpoints
-            for replica in endpoint.replicas
-        }
-        for key in [key for key in self._probers if key not in wanted]:
-            self._probers.pop(key).cancel()
-        names = {key[:2] for key in wanted}
-        for name in [name for name in self.verdicts if name not in names]:
-            del self.verdicts[name]
-        for key in wanted - self._probers.keys():
-            endpoint, replica, address, spec = key
-            verdict = self.verdicts.get((endpoint, replica))
-            if verdict is None or verdict.address != address:  # at another address it is another replica
-                verdict = self.verdicts[endpoint, replica] = Verdict(address)
-            if spec.kind == "none":
-                verdict.reason = "no active checks"
-                if not verdict.is_healthy:
-                    verdict.is_healthy = True
-                    self._on_change(endpoint, replica, True)
-                continue
-            self._probers[key] = spawn(self._probe(endpoint, replica, address, spec), f"probe {replica}")
+    def follow(self, patch: TablePatch, image: TableImage) -> None:
+        """Check what the table is after `patch`, which `image` has already taken.
+
+        A replica that stayed at its address keeps its verdict.
+        """
+        for name in patch.gone:
+            for key in [key for key in self._checks.keys() | self.verdicts.keys() if key[0] == name]:
+                self._leave(*key)
+        for change in patch.endpoints:
+            for replica_id in change.remove:
+                self._leave(change.name, replica_id)
+            health = image.endpoints[change.name].health
+            replicas = change.upsert if change.spec is None else image.replicas[change.name].values()
+            for replica in replicas:
+                self._enter(change.name, replica, health)
+        if self._starter is None:
+            self._starter = spawn(self._start_checks(), "health checks")
+        self._wake.set()
 
     def unhealthy(self) -> list[tuple[str, str]]:
         """Return (endpoint, replica) of all that fail, for a worker that starts."""
@@ -75,19 +105,79 @@ class HealthMonitor:
 
     def close(self) -> None:
         """Stop checking."""
-        for task in self._probers.values():
+        if self._starter is not None:
+            self._starter.cancel()
+        for task in self._running:
             task.cancel()
-        self._probers.clear()
+        self._checks.clear()
 
-    async def _probe(self, endpoint: str, replica: str, address: str, spec: HealthSpec) -> None:
+    def _enter(self, endpoint: str, replica: ReplicaSpec, spec: HealthSpec) -> None:
+        name = (endpoint, replica.id)
+        known = self._checks.get(name)
+        if known is not None:
+            if known.address == replica.address and known.spec == spec:
+                return
+            known.is_wanted = False
+            del self._checks[name]
+        verdict = self.verdicts.get(name)
+        if verdict is None or verdict.address != replica.address:  # at another address it is another replica
+            verdict = self.verdicts[name] = Verdict(replica.address)
+        if spec.kind != "none":
+            self._checks[name] = first = Check(name, replica.address, spec, verdict)
+            self._first.append(first)
+            return
+        verdict.reason = "no active checks"
+        if not verdict.is_healthy:
+            verdict.is_healthy = True
+            self._on_change(endpoint, replica.id, True)
+
+    def _leave(self, endpoint: str, replica_id: str) -> None:
+        known = self._checks.pop((endpoint, replica_id), None)
+        if known is not None:
+            known.is_wanted = False
+        self.verdicts.pop((endpoint, replica_id), None)
+
+    async def _start_checks(self) -> None:
         while True:
-            complaint = await check(address, spec)
-            self._judge(endpoint, replica, spec, complaint)
-            # A tenth of jitter, so that many probers do not move in step.
-            await asyncio.sleep(spec.interval_s * (0.95 + random() * 0.1))
+            due = await self._next()
+            if not due.is_wanted:
+                continue
+            await self._free.acquire()
+            task = spawn(self._run(due), f"check {due.name[1]}")
+            self._running.add(task)
+            task.add_done_callback(self._ended)
+            await asyncio.sleep(self._gap_s)
 
-    def _judge(self, endpoint: str, replica: str, spec: HealthSpec, complaint: str) -> None:
-        verdict = self.verdicts.setdefault((endpoint, replica), Verdict(""))
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._running.discard(task)
+        self._free.release()
+
+    async def _next(self) -> Check:
+        """Wait until a check is due."""
+        while True:
+            if self._first:
+                return self._first.popleft()
+            wait_s = self._again[0][0] - monotonic() if self._again else None
+            if wait_s is not None and wait_s <= 0:
+                return heappop(self._again)[2]
+            self._wake.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._wake.wait()
+
+    async def _run(self, due: Check) -> None:
+        complaint = await check(due.address, due.spec)
+        if not due.is_wanted:
+            return
+        self._judge(due, complaint)
+        # A tenth of jitter, so that many checks do not move in step.
+        due_s = monotonic() + due.spec.interval_s * (0.95 + random() * 0.1)
+        self._scheduled += 1
+        heappush(self._again, (due_s, self._scheduled, due))
+        self._wake.set()
+
+    def _judge(self, due: Check, complaint: str) -> None:
+        verdict, spec = due.verdict, due.spec
         is_first = verdict.checked_s is None
         verdict.checked_s = monotonic()
         verdict.reason = complaint or "ok"
@@ -100,7 +190,7 @@ class HealthMonitor:
         if verdict.same >= needed:
             verdict.is_healthy = is_good
             verdict.same = 0
-            self._on_change(endpoint, replica, is_good)
+            self._on_change(*due.name, is_good)
 
 
 async def check(address: str, spec: HealthSpec) -> str:

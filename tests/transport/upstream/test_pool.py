@@ -156,20 +156,20 @@ class TestLearning:
 class TestRetiring:
     async def test_a_replica_that_left_the_table(self, bench):
         socks = await bench.idle(2)
-        bench.pool.keep_only(frozenset())
+        bench.leave()
         bench.reactor.outbox.flush()
         assert all([await is_closed(sock) for sock in socks])
         assert bench.pool.idle_count(bench.replica) == 0
 
     async def test_one_that_stayed_keeps_its_own(self, bench):
         await bench.idle()
-        bench.pool.keep_only(frozenset((bench.replica,)))
+        bench.pool.leave(Replica(ReplicaSpec("other", "http://127.0.0.1:1")))
         assert bench.pool.idle_count(bench.replica) == 1
 
     async def test_a_request_under_way_finishes_first(self, bench):
         receiver, sock = await bench.connect()
         bench.send(receiver)
-        bench.pool.keep_only(frozenset())
+        bench.leave()
         bench.reactor.outbox.flush()
         await bench.server.serve(sock)
         await receiver.done

@@ -5,8 +5,9 @@ import socket
 
 import pytest
 
+from router.routing.image import TableImage
 from router.routing.spec import EndpointSpec, HealthSpec, ReplicaSpec, TableSpec
-from router.transport.upstream.probe import HealthMonitor, check
+from router.transport.upstream.probe import Check, HealthMonitor, Verdict, check
 
 QUICK = 0.01
 
@@ -114,7 +115,8 @@ class TestVerdicts:
 
     def judge(self, monitor, *complaints):
         for complaint in complaints:
-            monitor._judge("e", "r", self.spec, complaint)
+            verdict = monitor.verdicts.setdefault(("e", "r"), Verdict(""))
+            monitor._judge(Check(("e", "r"), "", self.spec, verdict), complaint)
 
     def test_the_first_decides_alone(self):
         monitor = self.monitor(unhealthy_after=3)
@@ -155,6 +157,10 @@ class Changes:
     def __init__(self):
         self.queue = asyncio.Queue()
         self.monitor = HealthMonitor(lambda *change: self.queue.put_nowait(change))
+        self.image = TableImage()
+
+    def follow(self, spec):
+        self.monitor.follow(self.image.apply(self.image.diff(spec)), self.image)
 
     async def next(self):
         async with asyncio.timeout(5):
@@ -171,7 +177,7 @@ class Changes:
 class TestMonitor:
     async def test_a_replica_comes_and_goes(self):
         async with Changes() as changes, Web(ready=status(503)) as web:
-            changes.monitor.follow(table(web.address, unhealthy_after=2))
+            changes.follow(table(web.address, unhealthy_after=2))
             assert await changes.next() == ("e", "r0", False)
             web.answers["ready"] = status(200)
             assert await changes.next() == ("e", "r0", True)
@@ -180,39 +186,39 @@ class TestMonitor:
 
     async def test_those_that_stay_keep_their_prober_and_verdict(self):
         async with Changes() as changes, Web(ready=status(503)) as web:
-            changes.monitor.follow(table(web.address))
+            changes.follow(table(web.address))
             await changes.next()
             verdict = changes.monitor.verdicts["e", "r0"]
-            (task,) = changes.monitor._probers.values()
-            changes.monitor.follow(table(web.address, unused_address(), version=2))
+            kept = changes.monitor._checks["e", "r0"]
+            changes.follow(table(web.address, unused_address(), version=2))
             assert changes.monitor.verdicts["e", "r0"] is verdict
-            assert task in changes.monitor._probers.values()
+            assert changes.monitor._checks["e", "r0"] is kept
             assert await changes.next() == ("e", "r1", False)
 
     async def test_those_that_left_are_forgotten(self):
         async with Changes() as changes:
-            changes.monitor.follow(table(unused_address()))
+            changes.follow(table(unused_address()))
             await changes.next()
-            changes.monitor.follow(table())
+            changes.follow(table())
             assert changes.monitor.verdicts == {}
             assert changes.monitor.unhealthy() == []
-            assert not changes.monitor._probers
+            assert not changes.monitor._checks
 
     async def test_turned_off_is_healthy(self):
         async with Changes() as changes:
             address = unused_address()
-            changes.monitor.follow(table(address))
+            changes.follow(table(address))
             assert await changes.next() == ("e", "r0", False)
-            changes.monitor.follow(table(address, kind="none"))
+            changes.follow(table(address, kind="none"))
             assert await changes.next() == ("e", "r0", True)
             assert changes.monitor.verdicts["e", "r0"].reason == "no active checks"
 
     async def test_another_address_is_another_replica(self):
         """Workers make a new, healthy `Replica` of it: a verdict that stays unhealthy must be told again."""
         async with Changes() as changes:
-            changes.monitor.follow(table(unused_address(), unhealthy_after=2))
+            changes.follow(table(unused_address(), unhealthy_after=2))
             assert await changes.next() == ("e", "r0", False)
-            changes.monitor.follow(table(unused_address(), version=2, unhealthy_after=2))
+            changes.follow(table(unused_address(), version=2, unhealthy_after=2))
             for _ in range(100):
                 if not changes.queue.empty():
                     break
@@ -223,7 +229,7 @@ class TestMonitor:
     async def test_close_stops_all(self):
         async with Web(ready=status(200)) as web:
             changes = Changes()
-            changes.monitor.follow(table(web.address))
+            changes.follow(table(web.address))
             while not web.asked:
                 await asyncio.sleep(0)
             changes.monitor.close()

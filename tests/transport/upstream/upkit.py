@@ -152,6 +152,11 @@ class PoolBench:
         await self.server.serve(sock, answer)
         await receiver.done
 
+    def leave(self):
+        """The replica leaves the table, as a step of `Stage` and the worker have it."""
+        self.replica.leave()
+        self.pool.leave(self.replica)
+
     async def idle(self, count=1):
         """Make so many idle connections; return the replica's sockets, the first one idle first."""
         opened = [await self.connect() for _ in range(count)]

@@ -1,0 +1,400 @@
+"""From rows to the routing table: what each row means, which rows are unusable and why, what is held back.
+
+Pure and incremental: `step` takes changed rows and returns the patch they amount to, at a cost that follows the
+change. Rules:
+
+* A row that cannot be used is quarantined with its reason, and what was made of its last good version stays.
+* A replica of an endpoint that is not there, and a route to one, wait in quarantine until it is.
+* Losing at once more than `shrink_guard` of all ready replicas is held back until somebody accepts it, or it is
+  undone: the rows are taken, the table keeps what it had. Health checks still take out what is really dead.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, get_args
+
+import msgspec
+
+from router.config.static import ConfigError, check_host, check_name, check_prefix, check_replica_id
+from router.routing.load import BOARD_SLOTS, split_address
+from router.routing.spec import (
+    Count,
+    EndpointPatch,
+    EndpointSpec,
+    HealthSpec,
+    LimitSpec,
+    OutlierSpec,
+    Policy,
+    ReplicaSpec,
+    RouteSpec,
+    Seconds,
+    State,
+    TablePatch,
+    TimeoutSpec,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from router.config.reduce import Change, RowBook
+    from router.config.wire import Key, Row
+
+GUARD_FLOOR = 10  # ready replicas; a smaller table loses more than half of them in daily use
+MAX_REPLICAS = BOARD_SLOTS - 8_192  # cells given up by a patch are free only in the next
+MAX_REASONS = 1_000  # quarantined rows that are listed; beyond it they are counted
+_STATES = frozenset(get_args(State))
+_ROUTING = frozenset(("Hosts", "RouteSets", "Routes"))
+
+
+class PolicyEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """Endpoints.Policy."""
+
+    policy: Policy = "p2c"
+    slow_start_s: Seconds = 0.0
+    retries: Count = 2
+    outlier: OutlierSpec = OutlierSpec()
+    timeouts: TimeoutSpec = TimeoutSpec()
+    limits: LimitSpec = LimitSpec()
+
+
+class MatchEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """Routes.Match."""
+
+    path_prefix: str = "/"
+
+
+class ActionEntry(msgspec.Struct, forbid_unknown_fields=True):
+    """Routes.Action."""
+
+    endpoint: str
+
+
+class Capabilities(msgspec.Struct):
+    """Replicas.Capabilities; what a replica says of itself beyond this is for others."""
+
+    scheme: str = "http"
+
+
+class RowError(ValueError):
+    """A row that cannot be used; the text is the reason."""
+
+
+class Projection:
+    """Keeps what was published, what is quarantined and what is held."""
+
+    def __init__(self, book: RowBook, shrink_guard: float = 0.5) -> None:
+        self._book = book
+        self._guard = shrink_guard
+        self._endpoints: dict[str, EndpointSpec] = {}
+        self._replicas: dict[str, dict[str, ReplicaSpec]] = {}
+        self._orphans: dict[str, set[str]] = {}  # replicas that wait for their endpoint
+        self._routes: tuple[RouteSpec, ...] = ()
+        self._good_routes: dict[Key, tuple[int, str, str]] = {}
+        self._held: dict[Key, None] = {}  # (endpoint,) or (endpoint, replica)
+        self.quarantine: dict[tuple[str, Key], str] = {}
+        self.ready = 0
+        self._count = 0
+
+    # -- what the agent calls -------------------------------------------------------------------------
+
+    def guard(self, changes: Iterable[Change]) -> int:
+        """Hold what of `changes` takes too many ready replicas out; return how many it would.
+
+        To be called with a whole transaction, or a whole difference, before it is stepped through.
+        """
+        lost: list[Key] = []
+        count = 0
+        for table, key, row in changes:
+            if table == "Replicas":
+                known = self._replicas.get(key[0], {}).get(key[1])
+                if known is not None and known.state == "READY" and (row is None or row[6] != "READY"):
+                    lost.append(key)
+                    count += 1
+            elif table == "Endpoints" and (row is None or row[3] != "ACTIVE"):
+                ready = sum(r.state == "READY" for r in self._replicas.get(key[0], {}).values())
+                if ready:
+                    lost.append(key)
+                    count += ready
+        if not self._guard or self.ready < GUARD_FLOOR or count <= self._guard * self.ready:
+            return 0
+        self._held.update(dict.fromkeys(lost))
+        return count
+
+    def step(self, changes: Iterable[Change]) -> TablePatch | None:
+        """Take changed rows, which the book has already; return the patch they amount to, or None."""
+        endpoints: dict[str, None] = {}
+        replicas: dict[str, dict[str, None]] = {}
+        routing = False
+        for table, key, _ in changes:
+            if table == "Replicas":
+                replicas.setdefault(key[0], {})[key[1]] = None
+            elif table == "Endpoints":
+                endpoints[key[0]] = None
+            elif table in _ROUTING:
+                routing = True
+        return self._patch(endpoints, replicas, routing=routing)
+
+    def accept(self) -> tuple[int, TablePatch | None]:
+        """Let go of everything held; return how many replicas that takes out, and the patch."""
+        before = self.ready
+        held, self._held = self._held, {}
+        replicas: dict[str, dict[str, None]] = {}
+        for key in held:
+            if len(key) == 2:
+                replicas.setdefault(key[0], {})[key[1]] = None
+        patch = self._patch({key[0]: None for key in held if len(key) == 1}, replicas, routing=bool(held))
+        return before - self.ready, patch
+
+    @property
+    def held(self) -> int:
+        """How many rows the shrink guard holds."""
+        return len(self._held)
+
+    def reasons(self) -> list[dict[str, str]]:
+        """Return the quarantined rows with their reasons, the first `MAX_REASONS`."""
+        return [
+            {"table": table, "key": "/".join(key), "reason": reason}
+            for (table, key), reason in list(self.quarantine.items())[:MAX_REASONS]
+        ]
+
+    # -- one patch ------------------------------------------------------------------------------------
+
+    def _patch(
+        self, endpoints: dict[str, None], replicas: dict[str, dict[str, None]], *, routing: bool
+    ) -> TablePatch | None:
+        changes: dict[str, EndpointPatch] = {}
+        gone: list[str] = []
+        for name in endpoints:
+            spec, is_there = self._endpoint(name)
+            if not is_there:
+                if name in self._endpoints:
+                    gone.append(name)
+                    self._forget_endpoint(name)
+                    replicas.pop(name, None)
+                    routing = True
+                continue
+            if name not in self._endpoints:
+                routing = True
+                waiting = replicas.setdefault(name, {})
+                waiting.update(dict.fromkeys(self._orphans.pop(name, ())))
+            if self._endpoints.get(name) != spec:
+                self._endpoints[name] = spec
+                changes[name] = EndpointPatch(name, spec)
+        for name, ids in replicas.items():
+            upsert, remove = self._replica_changes(name, ids)
+            if upsert or remove:
+                spec_change = changes[name].spec if name in changes else None
+                changes[name] = EndpointPatch(name, spec_change, tuple(upsert), tuple(remove))
+        routes = self._changed_routes() if routing else None
+        if not changes and not gone and routes is None:
+            return None
+        return TablePatch(0, tuple(changes.values()), tuple(gone), routes)
+
+    def _endpoint(self, name: str) -> tuple[EndpointSpec, bool]:
+        """Return the endpoint's settings as they are to be, and whether it is to be there at all."""
+        known = self._endpoints.get(name)
+        key = (name,)
+        row = self._row("Endpoints", key)
+        is_lost = row is None or row[3] != "ACTIVE"
+        if key in self._held:
+            if is_lost and known is not None:
+                return known, True
+            self._held.pop(key, None)
+        if is_lost:
+            self.quarantine.pop(("Endpoints", key), None)
+            return EndpointSpec(name), False
+        assert row is not None
+        try:
+            spec = read_endpoint(name, row)
+        except RowError as reason:
+            self.quarantine["Endpoints", key] = str(reason)
+            return known or EndpointSpec(name), known is not None
+        self.quarantine.pop(("Endpoints", key), None)
+        return spec, True
+
+    def _forget_endpoint(self, name: str) -> None:
+        del self._endpoints[name]
+        left = self._replicas.pop(name, {})
+        self.ready -= sum(replica.state == "READY" for replica in left.values())
+        self._count -= len(left)
+        for replica_id in left:  # rows that outlive it: paused, or of a parent deleted without them
+            self._held.pop((name, replica_id), None)
+            if self._row("Replicas", (name, replica_id)) is not None:
+                self._orphans.setdefault(name, set()).add(replica_id)
+
+    def _replica_changes(self, name: str, ids: Iterable[str]) -> tuple[list[ReplicaSpec], list[str]]:
+        published = self._replicas.setdefault(name, {})
+        quarantine, held = self.quarantine, self._held
+        is_there = name in self._endpoints
+        upsert: list[ReplicaSpec] = []
+        remove: list[str] = []
+        for replica_id in ids:
+            key = (name, replica_id)
+            row = self._row("Replicas", key)
+            known = published.get(replica_id)
+            if quarantine:
+                quarantine.pop(("Replicas", key), None)
+            if held and key in held:
+                if known is not None and (row is None or row[6] != "READY"):
+                    continue
+                del held[key]
+            if row is None:
+                if not is_there and name in self._orphans:
+                    self._orphans[name].discard(replica_id)
+                if known is not None:
+                    del published[replica_id]
+                    self._count -= 1
+                    self.ready -= known.state == "READY"
+                    remove.append(replica_id)
+                continue
+            try:
+                spec = read_replica(replica_id, row)
+            except RowError as reason:
+                quarantine["Replicas", key] = str(reason)
+                continue
+            if not is_there:
+                self._orphans.setdefault(name, set()).add(replica_id)
+                if not self._is_paused(name):
+                    quarantine["Replicas", key] = f"endpoint {name!r} is not there"
+                continue
+            if known is None:
+                if self._count >= MAX_REPLICAS:
+                    quarantine["Replicas", key] = f"there are {MAX_REPLICAS} replicas already"
+                    continue
+                self._count += 1
+            if spec != known:
+                published[replica_id] = spec
+                self.ready += (spec.state == "READY") - (known is not None and known.state == "READY")
+                upsert.append(spec)
+        if not published:
+            del self._replicas[name]
+        return upsert, remove
+
+    def _is_paused(self, name: str) -> bool:
+        row = self._row("Endpoints", (name,))
+        return row is not None and row[3] == "PAUSED"
+
+    def _changed_routes(self) -> tuple[RouteSpec, ...] | None:
+        """Work all routes out anew: they are few beside replicas, and refer to each other."""
+        by_set: dict[str, list[tuple[int, str, str]]] = {}
+        for key, (_, row) in self._book.tables["Routes"].items():
+            self.quarantine.pop(("Routes", key), None)
+            if row is None:
+                self._good_routes.pop(key, None)
+                continue
+            try:
+                self._good_routes[key] = read_route(row)
+            except RowError as reason:
+                self.quarantine["Routes", key] = str(reason)
+            route = self._good_routes.get(key)
+            if route is None:
+                continue
+            if route[2] not in self._endpoints:
+                self.quarantine["Routes", key] = f"endpoint {route[2]!r} is not there"
+                continue
+            by_set.setdefault(key[0], []).append(route)
+        routes: list[RouteSpec] = []
+        for key, (_, row) in self._book.tables["Hosts"].items():
+            self.quarantine.pop(("Hosts", key), None)
+            if row is None:
+                continue
+            try:
+                check_host(key[0])
+            except ConfigError as reason:
+                self.quarantine["Hosts", key] = str(reason)
+                continue
+            if self._row("RouteSets", (str(row[0]),)) is None:
+                self.quarantine["Hosts", key] = f"route set {row[0]!r} is not there"
+                continue
+            routes += [
+                RouteSpec(key[0].lower(), prefix, endpoint, priority)
+                for priority, prefix, endpoint in by_set.get(str(row[0]), ())
+            ]
+        routes.sort(key=lambda route: (route.host, -route.priority, route.path_prefix, route.endpoint))
+        found = tuple(routes)
+        if found == self._routes:
+            return None
+        self._routes = found
+        return found
+
+    def _row(self, table: str, key: Key) -> Row | None:
+        known = self._book.tables[table].get(key)
+        return None if known is None else known[1]
+
+
+# -- one row -------------------------------------------------------------------------------------------
+
+
+def read_endpoint(name: str, row: Row) -> EndpointSpec:
+    """Return the settings that an Endpoints row says; RowError for what it cannot."""
+    _check(check_name, name, "EndpointId")
+    policy = _json(row[1], PolicyEntry, "Policy") or PolicyEntry()
+    health = _json(row[2], HealthSpec, "Health") or HealthSpec()
+    return EndpointSpec(
+        name=name,
+        policy=policy.policy,
+        slow_start_s=policy.slow_start_s,
+        retries=policy.retries,
+        health=health,
+        outlier=policy.outlier,
+        timeouts=policy.timeouts,
+        limits=policy.limits,
+    )
+
+
+def read_replica(replica_id: str, row: Row) -> ReplicaSpec:
+    """Return the replica that a Replicas row says; RowError for what it cannot."""
+    _check(check_replica_id, replica_id, "ReplicaId")
+    _, _, _, host, port, weight, state, _, capabilities = row
+    if state not in _STATES:
+        raise RowError(f"State: {state!r} is none of {', '.join(sorted(_STATES))}")
+    scheme = "http"
+    if capabilities is not None and capabilities != "{}":
+        found = _json(capabilities, Capabilities, "Capabilities")
+        scheme = scheme if found is None else found.scheme
+    if not isinstance(host, str):
+        raise RowError("Address: there is none")
+    address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
+    try:
+        split_address(address)
+    except ValueError as failure:
+        raise RowError(f"Address: {failure}") from None
+    # NaN fails both comparisons; JSON writes it as a text.
+    if not isinstance(weight, (int, float)) or not 0.001 <= weight <= 1_000.0:
+        raise RowError(f"Weight: {weight!r} is not between 0.001 and 1000")
+    return ReplicaSpec(replica_id, address, float(weight), state)
+
+
+def read_route(row: Row) -> tuple[int, str, str]:
+    """Return priority, path prefix and endpoint of a Routes row; RowError for what it cannot."""
+    match = _json(row[1], MatchEntry, "Match") or MatchEntry()
+    action = _json(row[2], ActionEntry, "Action")
+    if action is None:
+        raise RowError("Action: there is none")
+    _check(check_prefix, match.path_prefix, "Match.path_prefix")
+    try:
+        priority = int(row[0])
+    except (TypeError, ValueError):
+        raise RowError(f"Priority: {row[0]!r} is no number") from None
+    return priority, match.path_prefix, action.endpoint
+
+
+def _check(check: Any, value: str, column: str) -> None:
+    try:
+        check(value)
+    except ConfigError as failure:
+        raise RowError(f"{column}: {failure}") from None
+
+
+def _json(text: Any, kind: type[Any], column: str) -> Any:
+    """Decode a JSON column; None for NULL."""
+    if text is None:
+        return None
+    try:
+        return msgspec.json.decode(text if isinstance(text, str) else msgspec.json.encode(text), type=kind)
+    except msgspec.ValidationError as failure:
+        complaint, _, place = str(failure).partition(" - at `$")
+        where = place.strip(".`")
+        raise RowError(f"{column}{'.' if where else ''}{where}: {complaint}") from None
+    except msgspec.DecodeError as failure:
+        raise RowError(f"{column}: {failure}") from None

@@ -1,0 +1,133 @@
+"""`router store init`: instance, database and schema, on any target. Repeating it does no harm.
+
+Uses the official client, whose admin calls and long-running operations are the only ones of their kind here.
+Blocking; run it from the command line or a thread.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from google.api_core import exceptions
+from google.api_core.client_options import ClientOptions
+from google.auth.credentials import AnonymousCredentials
+from google.cloud import spanner
+
+from router.config.schema import CLIENT_VERSION, MIGRATIONS, SCHEMA_KEY
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from router.config.target import Target
+
+OPERATION_S = 120.0
+REACH_S = 10.0
+
+
+class StoreError(Exception):
+    """The store cannot do what was asked; the text says why, and what to do."""
+
+
+class StoreUnavailableError(StoreError):
+    """The store does not answer."""
+
+
+def connect(target: Target) -> Any:
+    """Return the official client of the target."""
+    if target.is_secure and target.kind == "spanner":
+        return spanner.Client(project=target.project, disable_builtin_metrics=True)
+    if target.kind == "omni":
+        return spanner.Client(
+            client_options=ClientOptions(api_endpoint=target.address),
+            instance_type="omni",
+            use_plain_text=not target.is_secure,
+        )
+    return spanner.Client(
+        project=target.project,
+        credentials=AnonymousCredentials(),  # type: ignore[no-untyped-call]
+        client_options=ClientOptions(api_endpoint=target.address),
+        disable_builtin_metrics=True,
+    )
+
+
+def initialise(
+    target: Target,
+    say: Callable[[str], None] = lambda _: None,
+    migrations: Sequence[Sequence[str]] = MIGRATIONS,
+) -> int:
+    """Make what is missing; return the schema's version. StoreError says what went wrong."""
+    reach(target)
+    client = connect(target)
+    try:
+        return _initialise(client, target, say, migrations)
+    except exceptions.ServiceUnavailable as failure:
+        raise StoreUnavailableError(f"{target} does not answer: {failure.message}") from None
+    except exceptions.GoogleAPICallError as failure:
+        raise StoreError(f"{target}: {failure.message}") from None
+
+
+def reach(target: Target, timeout_s: float = REACH_S) -> None:
+    """Wait until the store accepts a connection: the official client would retry without end, or a pause."""
+    if target.is_secure:
+        return
+    import grpc  # noqa: PLC0415
+
+    with grpc.insecure_channel(target.address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout_s)
+        except grpc.FutureTimeoutError:
+            hint = "; start it with `router store`" if target.kind == "embedded" else ""
+            raise StoreUnavailableError(f"{target} does not answer within {timeout_s:g} s{hint}") from None
+
+
+def _initialise(
+    client: Any, target: Target, say: Callable[[str], None], migrations: Sequence[Sequence[str]]
+) -> int:
+    instance = client.instance(target.instance)
+    if not target.is_secure and not instance.exists():
+        say(f"making instance {target.instance}")
+        configuration = f"projects/{target.project}/instanceConfigs/emulator-config"
+        client.instance(
+            target.instance, configuration_name=configuration, display_name=target.instance, node_count=1
+        ).create().result(OPERATION_S)
+    database = instance.database(target.database.split("/")[5])
+    if not database.exists():
+        say(f"making database {target.database}")
+        database.create().result(OPERATION_S)
+    version, identity = _version(database)
+    if version > len(migrations):
+        say(f"the schema is at {version}, newer than this program's {len(migrations)}: left as it is")
+        return version
+    for step in range(version + 1, len(migrations) + 1):
+        say(f"migrating to schema {step}")
+        database.update_ddl(list(migrations[step - 1])).result(OPERATION_S)
+    # Written in any case: an init may have broken off just before.
+    _write_version(database, len(migrations), identity)
+    return len(migrations)
+
+
+def _version(database: Any) -> tuple[int, str]:
+    """Return the schema's version, 0 if there is none, and the database's identity, made if there is none."""
+    database.reload()
+    statements = [" ".join(statement.split()) for statement in database.ddl_statements]
+    if not any(statement.startswith("CREATE TABLE Meta ") for statement in statements):
+        return 0, secrets.token_hex(16)
+    with database.snapshot() as snapshot:
+        rows = list(snapshot.read("Meta", ["V"], spanner.KeySet(keys=[[SCHEMA_KEY]])))  # type: ignore[no-untyped-call]
+    if rows:
+        value = dict(rows[0][0])
+        return int(value["version"]), str(value["identity"])
+    if any(statement.startswith("CREATE CHANGE STREAM ") for statement in statements):
+        return 1, secrets.token_hex(16)  # an init that broke off before it said so
+    raise StoreError("the schema is half made, by an init that broke off: drop the database and try again")
+
+
+def _write_version(database: Any, version: int, identity: str) -> None:
+    value = {"version": version, "oldest_client": min(version, CLIENT_VERSION), "identity": identity}
+    with database.batch() as batch:
+        batch.insert_or_update(
+            "Meta", ["K", "V", "UpdatedAt"],
+            [[SCHEMA_KEY, msgspec.json.encode(value).decode(), spanner.COMMIT_TIMESTAMP]],
+        )  # fmt: skip

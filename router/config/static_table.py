@@ -1,0 +1,77 @@
+"""The table of a router without a store: the file's endpoints, with what was added and removed by hand.
+
+The file is read again on demand; a bad one is refused and what was there stays, by-hand changes too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from router.config.static import EndpointEntry, ReplicaEntry, build_table
+
+if TYPE_CHECKING:
+    from router.config.settings import Settings
+    from router.routing.spec import TableSpec
+
+
+class StaticTable:
+    """Builds a `TableSpec` of the settings. Every method that changes something returns the table then wanted.
+
+    ConfigError names what is wrong, and nothing has changed.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._entries: list[EndpointEntry] = settings.entries()
+        self._added: list[tuple[str, ReplicaEntry]] = []
+        self._removed: set[str] = set()
+
+    def spec(self) -> TableSpec:
+        """Return the table as it is to be."""
+        return self._build(self._entries, self._added, self._removed)
+
+    def reload(self) -> TableSpec:
+        """Read the file again; what was added and removed by hand is forgotten."""
+        self._settings.check()
+        entries = self._settings.entries()
+        table = self._build(entries, [], set())
+        self._entries, self._added, self._removed = entries, [], set()
+        return table
+
+    def add(self, url: str, endpoint: str | None, weight: float) -> tuple[str, str, TableSpec]:
+        """Add a replica to `endpoint`, or to the first one; return its id, its endpoint and the table."""
+        name = endpoint or (self._entries[0].name if self._entries else "")
+        if name not in {entry.name for entry in self._entries}:
+            raise ValueError(f"endpoint: there is none named {name!r}")
+        entry = ReplicaEntry(address=url, id=url.partition("://")[2].rstrip("/"), weight=weight)
+        added, removed = [*self._added, (name, entry)], self._removed - {entry.id}
+        table = self._build(self._entries, added, removed)
+        self._added, self._removed = added, removed
+        return entry.id, name, table
+
+    def remove(self, replica_id: str) -> TableSpec | None:
+        """Take a replica out; None when there is none of that id."""
+        if not any(replica.id == replica_id for e in self.spec().endpoints for replica in e.replicas):
+            return None
+        self._added = [(name, entry) for name, entry in self._added if entry.id != replica_id]
+        self._removed.add(replica_id)
+        return self.spec()
+
+    def _build(
+        self, entries: list[EndpointEntry], added: list[tuple[str, ReplicaEntry]], removed: set[str]
+    ) -> TableSpec:
+        merged = [msgspec.structs.replace(entry, replica=_merge(entry, added, removed)) for entry in entries]
+        return build_table(merged, 0, self._settings.config or "--replica")
+
+
+def _merge(
+    entry: EndpointEntry, added: list[tuple[str, ReplicaEntry]], removed: set[str]
+) -> list[ReplicaEntry]:
+    mine = [replica for endpoint, replica in added if endpoint == entry.name]
+    return [
+        replica
+        for replica in (*entry.replica, *mine)
+        if (replica.id or replica.address.partition("://")[2].rstrip("/")) not in removed
+    ]
