@@ -10,6 +10,7 @@ import click
 
 from router import __version__
 from router.cli.compile import compile_
+from router.cli.control import endpoint, region, replica, route, token
 from router.cli.serve import serve
 from router.cli.up import up
 
@@ -23,3 +24,5 @@ def main() -> None:
 main.add_command(serve)
 main.add_command(up)
 main.add_command(compile_)
+for group in (endpoint, replica, route, token, region):
+    main.add_command(group)

@@ -15,6 +15,7 @@ from google.api_core.client_options import ClientOptions
 from google.auth.credentials import AnonymousCredentials
 from google.cloud import spanner
 
+from router.config.errors import StoreError, StoreUnavailableError
 from router.config.schema import CLIENT_VERSION, MIGRATIONS, SCHEMA_KEY
 
 if TYPE_CHECKING:
@@ -24,14 +25,6 @@ if TYPE_CHECKING:
 
 OPERATION_S = 120.0
 REACH_S = 10.0
-
-
-class StoreError(Exception):
-    """The store cannot do what was asked; the text says why, and what to do."""
-
-
-class StoreUnavailableError(StoreError):
-    """The store does not answer."""
 
 
 def connect(target: Target) -> Any:

@@ -1,0 +1,349 @@
+"""`router endpoint|replica|route|token|region`: the rows that routers are told by.
+
+Each writes one transaction, checked as the routers will read it; every router has it some milliseconds later.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from router.cli.writing import show, store_options, write
+from router.config.target import Target
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.config.writer import Item
+
+_STATES = click.Choice(["STARTING", "READY", "DRAINING", "DOWN"])
+
+
+def _group(name: str, text: str) -> click.Group:
+    return click.Group(name, help=text, context_settings={"help_option_names": ["-h", "--help"]})
+
+
+endpoint = _group("endpoint", "Named pools of replicas: list, show, create, update, delete.")
+replica = _group("replica", "Inference servers of an endpoint: list, show, create, update, register, delete.")
+route = _group("route", "Hosts and path prefixes that lead to endpoints: list, create, update, delete.")
+token = _group("token", "Credentials of clients: list, create, revoke, delete.")
+region = _group("region", "Regions and where they spill over to: list, show, create, update, delete.")
+
+
+def _one(found: list[Item], kind: str, name: str) -> Item:
+    if not found:
+        click.echo(f"Error: {kind} {name!r} is not there", err=True)
+        raise SystemExit(1)
+    return found[0]
+
+
+# -- endpoints -------------------------------------------------------------------------------------------
+
+
+def _endpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed([
+        click.option("--environment", help="Tenant it belongs to. [default: main]"),
+        click.option("--state", type=click.Choice(["ACTIVE", "PAUSED"]), help="A paused one answers 503."),
+        click.option("--policy", metavar="JSON", help='As {"policy": "p2c", "slow_start_s": 30, "timeouts": {}, '
+                     '"limits": {}, "outlier": {}, "retries": 2}.'),
+        click.option("--health", metavar="JSON", help='As {"kind": "http", "path": "/ready"}.'),
+        click.option("--host", multiple=True, help="Route from this host as well; `*` is any. Repeatable."),
+        click.option("--prefix", multiple=True, help="Path prefix of those routes; `/` if none is given."),
+    ]):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@endpoint.command("create")
+@click.argument("name")
+@_endpoint_options
+@store_options
+def create_endpoint(target: Target, as_json: bool, **values: Any) -> None:
+    """Make an endpoint, and with --host the routes to it."""
+    _put_endpoint(target, as_json, create=True, **values)
+
+
+@endpoint.command("update")
+@click.argument("name")
+@_endpoint_options
+@store_options
+def update_endpoint(target: Target, as_json: bool, **values: Any) -> None:
+    """Change what is named; the rest stays."""
+    _put_endpoint(target, as_json, create=False, **values)
+
+
+def _put_endpoint(
+    target: Target, as_json: bool, *, create: bool, name: str, host: tuple[str, ...], prefix: tuple[str, ...], **changes: Any
+) -> None:
+    show(
+        write(target, lambda w: w.put_endpoint(name, create=create, hosts=host, prefixes=prefix or ("/",), **changes)),
+        as_json,
+    )
+
+
+@endpoint.command("list")
+@store_options
+def list_endpoints(target: Target, as_json: bool) -> None:
+    """List them, with how many replicas are ready."""
+    show(write(target, lambda w: w.endpoints()), as_json)
+
+
+@endpoint.command("show")
+@click.argument("name")
+@store_options
+def show_endpoint(target: Target, as_json: bool, name: str) -> None:
+    """Show one."""
+    show(_one(write(target, lambda w: w.endpoints(name)), "endpoint", name), as_json)
+
+
+@endpoint.command("delete")
+@click.argument("name")
+@store_options
+def delete_endpoint(target: Target, as_json: bool, name: str) -> None:
+    """Delete one, with its replicas and the routes to it."""
+    write(target, lambda w: w.delete_endpoint(name))
+    show({"deleted": name} if as_json else f"endpoint {name} is deleted", as_json)
+
+
+# -- replicas --------------------------------------------------------------------------------------------
+
+
+def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed([
+        click.option("--address", help="Host or IP address that routers connect to."),
+        click.option("--port", type=click.IntRange(1, 65_535), help="Its port."),
+        click.option("--weight", type=click.FloatRange(0.001, 1_000.0), help="Its share beside others. [default: 1]"),
+        click.option("--state", type=_STATES, help="[default: READY]"),
+        click.option("--region", help="Where it is."),
+        click.option("--zone", help="Where in the region."),
+        click.option("--node", help="Whose lease it lives under; without one nobody reaps it."),
+        click.option("--capabilities", metavar="JSON", help="What it says of itself."),
+    ]):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@replica.command("create")
+@click.argument("endpoint")
+@click.argument("name")
+@_replica_options
+@store_options
+def create_replica(target: Target, as_json: bool, endpoint: str, name: str, **changes: Any) -> None:
+    """Add a replica by hand: it stays until it is deleted."""
+    if changes["address"] is None or changes["port"] is None:
+        raise click.UsageError("--address and --port are needed")
+    show(write(target, lambda w: w.put_replica(endpoint, name, create=True, **changes)), as_json)
+
+
+@replica.command("update")
+@click.argument("endpoint")
+@click.argument("name")
+@_replica_options
+@store_options
+def update_replica(target: Target, as_json: bool, endpoint: str, name: str, **changes: Any) -> None:
+    """Change what is named: `--state DRAINING` takes it out of rotation."""
+    show(write(target, lambda w: w.put_replica(endpoint, name, create=False, **changes)), as_json)
+
+
+@replica.command("register")
+@click.argument("endpoint")
+@click.argument("name")
+@click.option("--address", required=True, help="Host or IP address that routers connect to.")
+@click.option("--port", required=True, type=click.IntRange(1, 65_535), help="Its port.")
+@click.option("--node", required=True, help="Node under whose lease it lives; the lease is renewed once.")
+@click.option("--region", default="", help="Where it is.")
+@click.option("--zone", default="", help="Where in the region.")
+@click.option("--weight", default=1.0, type=click.FloatRange(0.001, 1_000.0), help="Its share beside others.")
+@click.option("--state", default="READY", type=_STATES, show_default=True)
+@click.option("--generation", type=click.IntRange(1), help="Of this incarnation; the store's plus one if not given.")
+@store_options
+def register_replica(
+    target: Target, as_json: bool, endpoint: str, name: str, generation: int | None, node: str, region: str, **values: Any
+) -> None:
+    """Register a replica as its sidecar would; an older generation than the store's is refused."""
+
+    async def work(writer: Any) -> Item:
+        from router.config.lease import renew  # noqa: PLC0415
+
+        mine = generation or await writer.generation(endpoint, name) + 1
+        await renew(writer, node, region)
+        await writer.register(endpoint, name, mine, node=node, region=region, **values)
+        found: Item = (await writer.replicas(endpoint, name))[0]
+        return found
+
+    show(write(target, work), as_json)
+
+
+@replica.command("list")
+@click.argument("endpoint", required=False)
+@store_options
+def list_replicas(target: Target, as_json: bool, endpoint: str | None) -> None:
+    """List all, or those of an endpoint."""
+    show(write(target, lambda w: w.replicas(endpoint)), as_json)
+
+
+@replica.command("show")
+@click.argument("endpoint")
+@click.argument("name")
+@store_options
+def show_replica(target: Target, as_json: bool, endpoint: str, name: str) -> None:
+    """Show one."""
+    show(_one(write(target, lambda w: w.replicas(endpoint, name)), "replica", f"{endpoint}/{name}"), as_json)
+
+
+@replica.command("delete")
+@click.argument("endpoint")
+@click.argument("name")
+@store_options
+def delete_replica(target: Target, as_json: bool, endpoint: str, name: str) -> None:
+    """Delete one; requests on it finish."""
+    write(target, lambda w: w.delete_replica(endpoint, name))
+    show({"deleted": f"{endpoint}/{name}"} if as_json else f"replica {endpoint}/{name} is deleted", as_json)
+
+
+# -- routes ----------------------------------------------------------------------------------------------
+
+
+@route.command("create")
+@click.argument("host")
+@click.argument("endpoint")
+@click.option("--prefix", default="/", show_default=True, help="Path prefix.")
+@click.option("--priority", default=0, show_default=True, help="Higher ones are tried first within a host.")
+@store_options
+def create_route(target: Target, as_json: bool, host: str, endpoint: str, prefix: str, priority: int) -> None:
+    """Lead HOST (`*`, `*.domain`, a name) and a path prefix to ENDPOINT."""
+    show(write(target, lambda w: w.put_route(host, prefix, endpoint, priority, create=True)), as_json)
+
+
+@route.command("update")
+@click.argument("host")
+@click.argument("endpoint")
+@click.option("--prefix", default="/", show_default=True, help="Path prefix of the route to change.")
+@click.option("--priority", default=0, show_default=True, help="Higher ones are tried first within a host.")
+@store_options
+def update_route(target: Target, as_json: bool, host: str, endpoint: str, prefix: str, priority: int) -> None:
+    """Lead a route that is there to another ENDPOINT, or give it another priority."""
+    show(write(target, lambda w: w.put_route(host, prefix, endpoint, priority, create=False)), as_json)
+
+
+@route.command("list")
+@click.argument("host", required=False)
+@store_options
+def list_routes(target: Target, as_json: bool, host: str | None) -> None:
+    """List all, or those of a host, in the order in which they are tried."""
+    show(write(target, lambda w: w.routes(host)), as_json)
+
+
+@route.command("delete")
+@click.argument("host")
+@click.option("--prefix", default="/", show_default=True, help="Path prefix.")
+@store_options
+def delete_route(target: Target, as_json: bool, host: str, prefix: str) -> None:
+    """Delete one."""
+    write(target, lambda w: w.delete_route(host, prefix))
+    show({"deleted": f"{host} {prefix}"} if as_json else f"route {host} {prefix} is deleted", as_json)
+
+
+# -- tokens ----------------------------------------------------------------------------------------------
+
+
+@token.command("create")
+@click.argument("subject")
+@click.option("--environment", default="main", show_default=True, help="Tenant whose endpoints it opens.")
+@click.option("--scope", multiple=True, help="What it may do; repeatable.")
+@click.option("--not-after", metavar="TIME", help="When it ends, as 2027-01-31T00:00:00Z.")
+@store_options
+def create_token(
+    target: Target, as_json: bool, subject: str, environment: str, scope: tuple[str, ...], not_after: str | None
+) -> None:
+    """Make a token for SUBJECT. The secret is shown now and never again: the store has its hash."""
+    show(write(target, lambda w: w.create_token(subject, environment, scope, not_after)), as_json)
+
+
+@token.command("list")
+@store_options
+def list_tokens(target: Target, as_json: bool) -> None:
+    """List them, without their secrets."""
+    show(write(target, lambda w: w.tokens()), as_json)
+
+
+@token.command("show")
+@click.argument("key")
+@store_options
+def show_token(target: Target, as_json: bool, key: str) -> None:
+    """Show one, without its secret."""
+    show(_one(write(target, lambda w: w.tokens(key)), "token", key), as_json)
+
+
+@token.command("revoke")
+@click.argument("key")
+@store_options
+def revoke_token(target: Target, as_json: bool, key: str) -> None:
+    """Revoke one; it stays in the list."""
+    write(target, lambda w: w.change_token(key, delete=False))
+    show({"revoked": key} if as_json else f"token {key} is revoked", as_json)
+
+
+@token.command("delete")
+@click.argument("key")
+@store_options
+def delete_token(target: Target, as_json: bool, key: str) -> None:
+    """Delete one."""
+    write(target, lambda w: w.change_token(key, delete=True))
+    show({"deleted": key} if as_json else f"token {key} is deleted", as_json)
+
+
+# -- regions ---------------------------------------------------------------------------------------------
+
+
+def _region_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed([
+        click.option("--state", type=click.Choice(["READY", "DRAINING", "DOWN"]), help="[default: READY]"),
+        click.option("--weight", type=click.FloatRange(0.0, 1_000.0), help="[default: 1]"),
+        click.option("--failover", multiple=True, metavar="REGION", help="Where to spill over to, in order."),
+    ]):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@region.command("create")
+@click.argument("name")
+@_region_options
+@store_options
+def create_region(target: Target, as_json: bool, name: str, **changes: Any) -> None:
+    """Make a region."""
+    show(write(target, lambda w: w.put_region(name, create=True, **changes)), as_json)
+
+
+@region.command("update")
+@click.argument("name")
+@_region_options
+@store_options
+def update_region(target: Target, as_json: bool, name: str, **changes: Any) -> None:
+    """Change what is named."""
+    show(write(target, lambda w: w.put_region(name, create=False, **changes)), as_json)
+
+
+@region.command("list")
+@store_options
+def list_regions(target: Target, as_json: bool) -> None:
+    """List them."""
+    show(write(target, lambda w: w.regions()), as_json)
+
+
+@region.command("show")
+@click.argument("name")
+@store_options
+def show_region(target: Target, as_json: bool, name: str) -> None:
+    """Show one."""
+    show(_one(write(target, lambda w: w.regions(name)), "region", name), as_json)
+
+
+@region.command("delete")
+@click.argument("name")
+@store_options
+def delete_region(target: Target, as_json: bool, name: str) -> None:
+    """Delete one that no replica is in."""
+    write(target, lambda w: w.delete_region(name))
+    show({"deleted": name} if as_json else f"region {name} is deleted", as_json)
