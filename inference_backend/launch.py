@@ -2,6 +2,8 @@
 
     async with ReplicaProcess.simulate(time_scale=0) as replica:
         ...  # replica.url, replica.pid
+    async with SglangProcess() as replica:
+        ...  # the real SGLang on this CPU, if its environment is there
 
 asyncio only; works on its default loop and on uvloop. A child never outlives its parent: it is stopped by
 `stop` or `kill`, and the kernel kills it if the thread that started it ends without either
@@ -11,9 +13,11 @@ asyncio only; works on its default loop and on uvloop. A child never outlives it
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
+import socket
 import sys
 import tempfile
 from typing import IO, TYPE_CHECKING, Self
@@ -21,6 +25,7 @@ from typing import IO, TYPE_CHECKING, Self
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+_READY_POLL_S = 0.1
 _STDERR_SHOWN = 4_000  # bytes of a dead child's stderr that its error shows
 Option = str | float | bool | None
 
@@ -29,8 +34,8 @@ class LaunchError(RuntimeError):
     """The child exited or said nothing within the time given; the text has what it wrote to stderr."""
 
 
-class ReplicaProcess:
-    """One child: `python -m inference_backend` with `arguments`."""
+class ChildProcess:
+    """A server as a child of this process; what is common to all of them."""
 
     def __init__(
         self, *arguments: str, env: Mapping[str, str] | None = None, start_timeout_s: float = 20.0
@@ -41,16 +46,6 @@ class ReplicaProcess:
         self._start_timeout_s = start_timeout_s
         self._process: asyncio.subprocess.Process | None = None
         self._stderr: IO[bytes] | None = None
-
-    @classmethod
-    def simulate(cls, **options: Option) -> Self:
-        """Make a simulated engine; options as on the command line, `time_scale=0` is `--time-scale 0`."""
-        return cls("simulate", *_flags(options))
-
-    @classmethod
-    def policy(cls, **options: Option) -> Self:
-        """Make an openpi policy server; options as on the command line."""
-        return cls("policy", *_flags(options))
 
     @property
     def pid(self) -> int:
@@ -64,34 +59,8 @@ class ReplicaProcess:
         return None if self._process is None else self._process.returncode
 
     async def start(self) -> Self:
-        """Start the child and wait for its ready line.  Raises LaunchError, with no child left."""
-        assert self._process is None, "a ReplicaProcess starts once"
-        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by _reap
-        self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "inference_backend",
-            *self.arguments,
-            "--die-with",
-            str(os.getpid()),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=self._stderr,
-            env=None if self._env is None else {**os.environ, **self._env},
-        )
-        assert process.stdout is not None
-        try:
-            async with asyncio.timeout(self._start_timeout_s):
-                line = await process.stdout.readline()
-            self.url = json.loads(line)["url"]
-        except TimeoutError:
-            raise await self._failed(f"was not ready within {self._start_timeout_s} s") from None
-        except (ValueError, KeyError, TypeError):
-            raise await self._failed("exited before it was ready") from None
-        except BaseException:
-            await self.kill()
-            raise
-        return self
+        """Start the child and wait until it serves.  Raises LaunchError, with no child left."""
+        raise NotImplementedError
 
     async def stop(self, timeout_s: float = 15.0) -> int:
         """SIGTERM, and SIGKILL if it still runs after `timeout_s`; the exit code."""
@@ -115,9 +84,9 @@ class ReplicaProcess:
     async def wait(self) -> int:
         """Until the child has exited and its pipe is closed; the exit code."""
         assert self._process is not None
-        assert self._process.stdout is not None
         code = await self._process.wait()
-        await self._process.stdout.read()
+        if self._process.stdout is not None:
+            await self._process.stdout.read()
         return code
 
     def stderr(self) -> str:
@@ -150,6 +119,131 @@ class ReplicaProcess:
         return LaunchError(
             f"`python -m inference_backend {command}` {what} (exit code {code}); stderr:\n{text}"
         )
+
+    async def _spawn(self, *, stdout: int | IO[bytes], is_leader: bool = False) -> asyncio.subprocess.Process:
+        assert self._process is None, f"a {type(self).__name__} starts once"
+        assert self._stderr is not None
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "inference_backend",
+            *self.arguments,
+            "--die-with",
+            str(os.getpid()),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=self._stderr,
+            env=None if self._env is None else {**os.environ, **self._env},
+            start_new_session=is_leader,
+        )
+
+
+class ReplicaProcess(ChildProcess):
+    """One child: `python -m inference_backend` with `arguments`."""
+
+    @classmethod
+    def simulate(cls, **options: Option) -> Self:
+        """Make a simulated engine; options as on the command line, `time_scale=0` is `--time-scale 0`."""
+        return cls("simulate", *_flags(options))
+
+    @classmethod
+    def policy(cls, **options: Option) -> Self:
+        """Make an openpi policy server; options as on the command line."""
+        return cls("policy", *_flags(options))
+
+    async def start(self) -> Self:
+        """Start the child and wait for its ready line.  Raises LaunchError, with no child left."""
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `close`
+        self._process = process = await self._spawn(stdout=asyncio.subprocess.PIPE)
+        assert process.stdout is not None
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                line = await process.stdout.readline()
+            self.url = json.loads(line)["url"]
+        except TimeoutError:
+            raise await self._failed(f"was not ready within {self._start_timeout_s} s") from None
+        except (ValueError, KeyError, TypeError):
+            raise await self._failed("exited before it was ready") from None
+        except BaseException:
+            await self.kill()
+            raise
+        return self
+
+
+class SglangProcess(ChildProcess):
+    """The real SGLang server on this CPU, started with `flags` of its own; see `sglang_cpu.place`.
+
+    It takes about 15 s to serve. `env` chooses what flags cannot, SGLANG_RUST_SERVER=1 for one. `stderr`
+    returns all that it printed. SIGTERM goes to the server alone, SIGKILL to all of its processes.
+    """
+
+    def __init__(
+        self, *flags: str, env: Mapping[str, str] | None = None, start_timeout_s: float = 180.0
+    ) -> None:
+        self.port = free_port()
+        super().__init__(
+            "sglang-cpu", "serve", "--port", str(self.port), *flags, env=env, start_timeout_s=start_timeout_s
+        )
+
+    async def start(self) -> Self:
+        """Start it and wait until /ready, or /health where there is none, answers 200."""
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `close`
+        self._process = process = await self._spawn(stdout=self._stderr, is_leader=True)
+        try:
+            async with asyncio.timeout(self._start_timeout_s):
+                while process.returncode is None and await self._status() != 200:  # noqa: ASYNC110 -- a port tells nobody
+                    await asyncio.sleep(_READY_POLL_S)
+        except TimeoutError:
+            raise await self._failed(f"was not ready within {self._start_timeout_s} s") from None
+        except BaseException:
+            await self.kill()
+            raise
+        if process.returncode is not None:
+            raise await self._failed("exited before it was ready")
+        self.url = f"http://127.0.0.1:{self.port}"
+        return self
+
+    async def stop(self, timeout_s: float = 40.0) -> int:
+        """SIGTERM, which it takes up to 15 s to follow when idle; SIGKILL after `timeout_s`; the exit code."""
+        code = await super().stop(timeout_s)
+        self._kill_group()
+        return code
+
+    async def kill(self) -> int:
+        """SIGKILL to all of its processes; the exit code."""
+        self._kill_group()
+        return await self.wait()
+
+    def _kill_group(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    async def _status(self) -> int:
+        status = await _get(self.port, "/ready")
+        return await _get(self.port, "/health") if status == 404 else status
+
+
+def free_port() -> int:
+    """Return a port of the loopback that nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+async def _get(port: int, path: str) -> int:
+    """Return the status, 0 if nobody answers."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return 0
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n\r\n".encode())
+        return int((await reader.readline()).split(maxsplit=2)[1])
+    except (OSError, ValueError, IndexError):
+        return 0
+    finally:
+        writer.close()
 
 
 def _flags(options: Mapping[str, Option]) -> list[str]:
