@@ -29,6 +29,14 @@ class Refusal:
     kind: str = "BadRequestError"
 
 
+BAD_SHAPE = "Bad Request"  # SGLang's words for what its validation refuses, before the endpoint sees it
+CRASH = Refusal(500, "Internal Server Error")  # what raises inside SGLang instead of being refused
+
+
+def _bad_shape(error: Exception) -> Refusal:
+    return Refusal(400, f"1 validation error: {error}", BAD_SHAPE)
+
+
 @dataclass(slots=True)
 class Call:
     """A request that can be run."""
@@ -95,12 +103,14 @@ _SEVERAL = Refusal(400, "the simulated engine runs one sequence per request")
 
 def chat(body: bytes) -> Call | Refusal:
     """POST /v1/chat/completions, rendered with a ChatML template."""
+    if body.lstrip()[:1] == b"[":
+        return CRASH
     try:
         parsed = _CHAT.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return Refusal(400, str(error))
+        return _bad_shape(error)
     if not parsed.messages:
-        return Refusal(400, "messages: at least one is required")
+        return Refusal(400, "Messages cannot be empty.")
     parts: list[bytes] = []
     for message in parsed.messages:
         parts.append(b"<|im_start|>%b\n" % message.role.encode())
@@ -115,7 +125,7 @@ def completion(body: bytes) -> Call | Refusal:
     try:
         parsed = _COMPLETION.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return Refusal(400, str(error))
+        return _bad_shape(error)
     prompt = _one_prompt(parsed.prompt)
     return prompt if isinstance(prompt, Refusal) else _openai_call(parsed, prompt, _COMPLETION_DEFAULT)
 
@@ -125,7 +135,7 @@ def generate(body: bytes) -> Call | Refusal:
     try:
         parsed = _GENERATE.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        return Refusal(400, str(error))
+        return _bad_shape(error)
     source = parsed.text if parsed.text is not None else parsed.input_ids
     if source is None:
         return Refusal(400, "Either text, input_ids or input_embeds should be provided.")

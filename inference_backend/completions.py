@@ -19,7 +19,7 @@ from aiohttp import HttpVersion11, web
 from inference_backend import bodies, faults, frames
 from inference_backend.bodies import Call, Refusal
 from inference_backend.owners import Streaming, Waiting
-from inference_backend.replies import JSON_HEADERS, before_head, cut_body, json_bytes
+from inference_backend.replies import JSON_HEADERS, before_head, crashed, cut_body, json_bytes
 from inference_backend.scheduler import DONE, Request
 from inference_backend.text import text_start
 
@@ -46,6 +46,8 @@ class Dialect:
 
 
 def _generate_error(refusal: Refusal) -> bytes:
+    if refusal.kind == bodies.BAD_SHAPE:
+        return _openai_error(refusal)
     return frames.encode({"error": {"message": refusal.message}})
 
 
@@ -125,10 +127,11 @@ class Completions:
                 return reply
         body = await http.read()
         if not http.content_type.endswith("json"):
-            return json_bytes(
-                400, dialect.error(Refusal(400, "the body's content-type must be application/json"))
-            )
+            unsupported = "Unsupported Media Type: Only 'application/json' is allowed"
+            return json_bytes(400, dialect.error(Refusal(400, unsupported, bodies.BAD_SHAPE)))
         call = dialect.decode(body)
+        if call is bodies.CRASH:
+            return await crashed(http)
         if isinstance(call, Refusal):
             return json_bytes(call.status, dialect.error(call))
         if self._settings.header_overrides:

@@ -48,11 +48,16 @@ def application(settings: Settings, journal: Journal, lifecycle: Lifecycle) -> w
             *Probes(journal).routes(),
         ]
     )
-    known = {resource.canonical for resource in app.router.resources()}
+    allowed: dict[str, list[str]] = {}
+    for route in app.router.routes():
+        if route.resource is not None:
+            allowed.setdefault(route.resource.canonical, []).append(route.method)
 
     async def no_route(http: web.Request) -> web.Response:
-        if http.path in known:
-            return json_reply({"detail": "Method Not Allowed"}, 405)
+        if http.path in allowed:
+            reply = json_reply({"detail": "Method Not Allowed"}, 405)
+            reply.headers["allow"] = ", ".join(allowed[http.path])
+            return reply
         return json_reply({"detail": "Not Found"}, 404)
 
     app.router.add_route("*", "/{path:.*}", no_route)

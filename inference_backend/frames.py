@@ -56,8 +56,8 @@ class ChatAnswer:
         b'"matched_stop":%b}]'
     )
     _WHOLE: ClassVar[bytes] = (
-        b'"choices":[{"index":0,"message":{"role":"assistant","content":"%b","reasoning_content":null,'
-        b'"tool_calls":null},"logprobs":null,"finish_reason":"%b","matched_stop":%b}]'
+        b'"choices":[{"index":0,"message":{"role":"assistant","content":"%b","reasoning_content":null},'
+        b'"logprobs":null,"finish_reason":"%b","matched_stop":%b}]'
     )
 
     def __init__(self, request: Request, options: Options) -> None:
@@ -94,10 +94,11 @@ class ChatAnswer:
         self.step(frames)
         final = self._FINAL % (finish.encode(), _matched(finish))
         frames.append(b"%b%b}\n\n" % (self._head, final))
+        self._close(frames, usage_json(self._request, self._options))
+
+    def _close(self, frames: list[bytes], usage: bytes) -> None:
         if self._options.include_usage:
-            frames.append(
-                b'%b"choices":[],"usage":%b}\n\n' % (self._head, usage_json(self._request, self._options))
-            )
+            frames.append(b'%b"choices":[],"usage":%b}\n\n' % (self._head, usage))
         frames.append(DONE_FRAME)
 
     def whole(self, finish: str) -> bytes:
@@ -106,7 +107,8 @@ class ChatAnswer:
         options = self._options
         text = generated_text(request.start, 0, request.generated)
         return (
-            b'{"id":%b,"object":"%b","created":%d,"model":%b,%b,"usage":%b,"metadata":{"weight_version":"%b"}}'
+            b'{"id":%b,"object":"%b","created":%d,"model":%b,%b,"usage":%b,"metadata":{"weight_version":"%b",'
+            b'"weight_versions":[{"version":"%b","start":0,"end":%d}]}}'
             % (
                 encode(request.rid),
                 self._OBJECT.removesuffix(b".chunk"),
@@ -115,24 +117,37 @@ class ChatAnswer:
                 self._WHOLE % (text, finish.encode(), _matched(finish)),
                 usage_json(request, options),
                 WEIGHT_VERSION.encode(),
+                WEIGHT_VERSION.encode(),
+                request.generated,
             )
         )
 
 
 class CompletionAnswer(ChatAnswer):
-    """`/v1/completions`: the text beside the index, a usage of null in each frame."""
+    """`/v1/completions`: the text beside the index, a usage of null in each frame, the end in the last of them."""
 
     __slots__ = ()
     _OBJECT = b"text_completion"
     _BEFORE_TEXT = b'"choices":[{"index":0,"text":"'
     _AFTER_TEXT = b'","logprobs":null,"finish_reason":null,"matched_stop":null}]'
     _ROLE = b""
-    _FINAL = b'"choices":[{"index":0,"text":"","logprobs":null,"finish_reason":"%b","matched_stop":%b}]'
+    _FINAL = b'"choices":[{"index":0,"text":"%b","logprobs":null,"finish_reason":"%b","matched_stop":%b}]'
     _WHOLE = b'"choices":[{"index":0,"text":"%b","logprobs":null,"finish_reason":"%b","matched_stop":%b}]'
 
     def __init__(self, request: Request, options: Options) -> None:
         super().__init__(request, options)
         self._suffix = self._AFTER_TEXT + b',"usage":null}\n\n'
+
+    def end(self, frames: list[bytes], finish: str) -> None:
+        """Append the text of the last step with the reason, and the frames after it."""
+        request = self._request
+        usage = usage_json(request, self._options)
+        text = generated_text(request.start, self._sent, request.generated - self._sent)
+        self._sent = request.generated
+        final = self._FINAL % (text, finish.encode(), _matched(finish))
+        shown = usage if self._options.continuous_usage else b"null"
+        frames.append(b'%b%b,"usage":%b}\n\n' % (self._head, final, shown))
+        self._close(frames, usage.replace(b',"completion_tokens_details":null', b""))
 
 
 class GenerateAnswer:
@@ -163,14 +178,16 @@ class GenerateAnswer:
             "finish_reason": _finish_object(finish, request.generated),
             "prompt_tokens": request.prompt_tokens,
             "weight_version": WEIGHT_VERSION,
-            "total_retractions": request.retracted,
+            "num_retractions": request.retracted,
+            "reasoning_tokens": 0,
             "completion_tokens": request.generated,
             "cached_tokens": request.cached_tokens,
             "cached_tokens_details": {"device": request.cached_tokens, "host": 0},
             "dp_rank": None,
             "queue_time": max(request.admitted_at - request.arrived_at, 0.0),
-            "first_token_latency": max(request.first_token_at - request.arrived_at, 0.0),
         }
+        if finish is not None:
+            meta["first_token_latency"] = max(request.first_token_at - request.arrived_at, 0.0)
         return encode(
             {
                 "text": generated_text(request.start, 0, request.generated).decode(),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -13,10 +14,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from inference_backend.frames import WEIGHT_VERSION, error_body
-from inference_backend.replies import JSON_HEADERS, json_bytes, json_reply
+from inference_backend.replies import PLAIN_HEADERS, bare, crashed, json_bytes, json_reply
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from inference_backend.driver import Driver
     from inference_backend.journal import Journal
@@ -46,24 +47,29 @@ class Introspection:
         """Every route of this module."""
         both = [("/model_info", self.model_info), ("/server_info", self.server_info)]
         return [
-            web.get("/ready", self.ready),
-            web.get("/health", self.health),
-            web.get("/health_generate", self.health),
-            web.get("/v1/models", self.models),
-            web.get("/v1/models/{id:.+}", self.model),
-            web.get("/v1/loads", self.loads),
-            web.get("/metrics", self.metrics),
-            web.get("/metrics/", self.metrics),
-            *(web.get(path, handler) for path, handler in both),
-            *(web.get(path.replace("/", "/get_"), handler) for path, handler in both),
+            _get("/", self.root),
+            _get("/ready", self.ready),
+            _get("/health", self.health),
+            _get("/health_generate", self.health),
+            _get("/v1/models", self.models),
+            _get("/v1/models/{id:.+}", self.model),
+            _get("/v1/loads", self.loads),
+            _get("/metrics", self.metrics),
+            _get("/metrics/", self.metrics),
+            *(_get(path, handler) for path, handler in both),
+            *(_get(path.replace("/", "/get_"), handler) for path, handler in both),
             web.post("/abort_request", self.abort_request),
-            web.get("/flush_cache", self.flush_cache),
+            _get("/flush_cache", self.flush_cache),
             web.post("/flush_cache", self.flush_cache),
         ]
 
+    async def root(self, http: web.Request) -> web.Response:
+        """Say that somebody is here."""
+        return json_reply("SGLang is running")
+
     async def ready(self, http: web.Request) -> web.Response:
         """At once: 200, or 503 while starting or draining."""
-        return web.Response(status=200 if self._lifecycle.is_ready else 503, headers=JSON_HEADERS)
+        return bare(200 if self._lifecycle.is_ready else 503)
 
     async def health(self, http: web.Request) -> web.Response:
         """As /ready, but an idle engine takes a second to prove itself."""
@@ -80,9 +86,13 @@ class Introspection:
         """Show one model's card."""
         name = http.match_info["id"]
         if name != self._settings.model_name:
-            return json_bytes(
-                404, error_body(404, f"The model '{name}' does not exist", "invalid_request_error")
-            )
+            error = {
+                "message": f"The model '{name}' does not exist",
+                "type": "invalid_request_error",
+                "param": "model",
+                "code": "model_not_found",
+            }
+            return json_reply({"error": error}, 404)
         return json_reply(self._card())
 
     async def model_info(self, http: web.Request) -> web.Response:
@@ -126,48 +136,40 @@ class Introspection:
                 "kv_events": None,
                 "frontend": "python",
                 "version": VERSION,
-                "server_status": self._lifecycle.status,
                 "internal_states": [scheduler.loads()],
                 "simulated": {"profile": settings.profile.name, "time_scale": settings.time_scale},
             }
         )
 
-    async def loads(self, http: web.Request) -> web.Response:
+    async def loads(self, http: web.Request) -> web.StreamResponse:
         """Load per data-parallel rank; there is one."""
         asked = http.query.get("include", "all").split(",")
         sections = set(_SECTIONS) if "all" in asked else set(asked)
         unknown = sections - set(_SECTIONS)
         if unknown:
-            return json_bytes(
-                400, error_body(400, f"unknown sections {sorted(unknown)}; known: all, {_SECTIONS}")
-            )
+            return await crashed(http)
         now = time.time()
-        core = self._driver.scheduler.loads()
-        load: dict[str, Any] = {"dp_rank": 0, "timestamp": now, **core}
+        load: dict[str, Any] = {"timestamp": now, "dp_rank": 0, **self._driver.scheduler.loads()}
         load.update(self._sections(sections))
         return json_reply(
             {
-                "timestamp": now,
+                "timestamp": datetime.fromtimestamp(now, UTC).isoformat(),
                 "version": VERSION,
-                "dp_rank_count": 1,
+                "accelerator": None,
+                "num_accelerators": 1,
                 "loads": [load],
-                "aggregate": {
-                    "total_running_reqs": core["num_running_reqs"],
-                    "total_waiting_reqs": core["num_waiting_reqs"],
-                    "total_reqs": core["num_running_reqs"] + core["num_waiting_reqs"],
-                    "avg_token_usage": core["token_usage"],
-                    "avg_throughput": core["gen_throughput"],
-                    "avg_utilization": core["utilization"],
-                },
             }
         )
 
     async def metrics(self, http: web.Request) -> web.Response:
-        """Prometheus text."""
-        return web.Response(
+        """Prometheus text, compressed for those who accept it."""
+        reply = web.Response(
             body=generate_latest(self._registry),
-            headers={"content-type": "text/plain; version=0.0.4; charset=utf-8", "server": "uvicorn"},
+            headers={"content-type": "text/plain; version=0.0.4; charset=utf-8", **PLAIN_HEADERS},
         )
+        if "gzip" in http.headers.get("accept-encoding", ""):
+            reply.enable_compression(web.ContentCoding.gzip)
+        return reply
 
     async def abort_request(self, http: web.Request) -> web.Response:
         """{"rid": prefix} or {"abort_all": true}; 200 whether or not anything matched, as SGLang does."""
@@ -180,15 +182,19 @@ class Introspection:
         for record in list(self._journal.open):
             if record.request is not None and (everything or (prefix and record.rid.startswith(prefix))):
                 self._driver.abort(record.request)
-        return web.Response(headers=JSON_HEADERS)
+        return bare()
 
     async def flush_cache(self, http: web.Request) -> web.Response:
         """Forget the prefix cache; refused while requests run."""
         scheduler = self._driver.scheduler
         if scheduler.running or scheduler.waiting:
-            return web.Response(status=400, text="Flush cache failed: requests are running or waiting.\n")
+            return bare(400, "Flush cache failed.\n")
         scheduler.kv.flush()
-        return web.Response(text="Cache flushed.\nPlease check backend logs for more details.\n")
+        return bare(
+            200,
+            "Cache flushed.\nPlease check backend logs for more details. "
+            "(When there are running or waiting requests, the operation will not be performed.)\n",
+        )
 
     def _card(self) -> dict[str, Any]:
         return {
@@ -222,8 +228,13 @@ class Introspection:
                 "grammar": 0,
                 "paused": 0,
                 "retracted": sum(1 for request in scheduler.waiting if request.retracted),
+                "prealloc_ready": 0,
             }
         return found
+
+
+def _get(path: str, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]) -> web.RouteDef:
+    return web.get(path, handler, allow_head=False)  # FastAPI answers HEAD with 405
 
 
 class EngineCollector(Collector):

@@ -35,13 +35,6 @@ class Lifecycle:
         """What /ready says."""
         return not self.draining and (not self._ready_at or monotonic() >= self._ready_at)
 
-    @property
-    def status(self) -> str:
-        """SGLang's server_status."""
-        if self.draining:
-            return "Draining"
-        return "Up" if self.is_ready else "Starting"
-
     def watch_signals(self) -> None:
         """Drain on SIGTERM or SIGINT; exit at once on the second."""
         for number in (signal.SIGTERM, signal.SIGINT):

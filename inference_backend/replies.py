@@ -10,7 +10,8 @@ from aiohttp import web
 from inference_backend import faults
 from inference_backend.frames import encode, error_body
 
-JSON_HEADERS = {"content-type": "application/json", "server": "uvicorn"}
+PLAIN_HEADERS = {"server": "uvicorn", "vary": "Origin"}  # SGLang answers cross-origin requests, on every path
+JSON_HEADERS = {"content-type": "application/json", **PLAIN_HEADERS}
 
 
 def json_bytes(status: int, body: bytes) -> web.Response:
@@ -21,6 +22,31 @@ def json_bytes(status: int, body: bytes) -> web.Response:
 def json_reply(value: Any, status: int = 200) -> web.Response:
     """Reply with any value msgspec can encode."""
     return json_bytes(status, encode(value))
+
+
+class _Untyped(web.Response):
+    async def _prepare_headers(self) -> None:
+        await super()._prepare_headers()
+        self._headers.popall("content-type", None)  # aiohttp puts octet-stream where there is none
+
+
+def bare(status: int = 200, text: str = "") -> web.Response:
+    """Reply without a content type, as SGLang's own `Response(status_code=…)` does."""
+    return _Untyped(status=status, body=text.encode(), headers=PLAIN_HEADERS)
+
+
+async def crashed(http: web.Request) -> web.StreamResponse:
+    """Reply as uvicorn does when the application raised: 500, and the connection is cut without announcement."""
+    body = b"Internal Server Error"
+    reply = web.StreamResponse(
+        status=500, headers={"content-type": "text/plain; charset=utf-8", "server": "uvicorn"}
+    )
+    reply.content_length = len(body)
+    await reply.prepare(http)
+    await reply.write_eof(body)
+    if http.transport is not None:
+        http.transport.close()
+    return reply
 
 
 async def before_head(http: web.Request, plan: faults.Plan) -> web.Response | None:

@@ -237,6 +237,7 @@ class Scheduler:
             "num_used_tokens": used,
             "num_total_tokens": used + sum(r.to_prefill for r in self.waiting),
             "num_active_tokens": used,
+            "num_prealloc_ready_tokens": 0,
             "max_total_num_tokens": self.kv.capacity,
             "max_running_requests": self.max_running,
             "token_usage": round(used / self.kv.capacity, 4),
@@ -245,7 +246,7 @@ class Scheduler:
             "utilization": round(running / self.max_running, 4),
             "total_prefill_uncached_tokens": totals.prefill_tokens,
             "total_prefill_busy_us": totals.prefill_busy_us,
-            "decode_moments": list(totals.decode_moments),
+            "decode_moments": [float(moment) for moment in totals.decode_moments],
         }
 
     # -- the batch in flight ends
