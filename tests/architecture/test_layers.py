@@ -10,6 +10,7 @@ LAYERS = [
     ("router.transport.codec", 1, "codec"),
     ("router.routing", 1, "routing"),
     ("router.transport", 2, "transport"),
+    ("router.config.embedded", 2, "embedded"),
     ("router.config", 2, "config"),
     ("router.core", 3, "exchange"),
     ("router.exchange", 3, "exchange"),
@@ -35,7 +36,7 @@ LAYERS = [
 ]
 NO_ASYNCIO = {"base", "codec", "routing", "exchange", "manners"}
 # A layer-2 piece may use these of its own layer; edge speaks to workers in the words of `control`.
-ALLOWED = {("config", "transport"), ("edge", "control")}
+ALLOWED = {("config", "transport"), ("embedded", "transport"), ("edge", "control")}
 
 
 def modules():
