@@ -41,7 +41,7 @@ class Dialect:
     decode: Callable[[bytes], Call | Refusal]
     answer: type[frames.ChatAnswer | frames.GenerateAnswer]
     error: Callable[[Refusal], bytes]
-    error_frame: Callable[[int, str, str], bytes]
+    full_frame: Callable[[str, str], bytes]  # by request id and message: the queue is full
     refuses_in_stream: bool  # a prompt that is too long is answered with 200 and an error frame
 
 
@@ -56,20 +56,20 @@ def _openai_error(refusal: Refusal) -> bytes:
 
 
 CHAT = Dialect(
-    bodies.chat, frames.ChatAnswer, _openai_error, frames.openai_error_frame, refuses_in_stream=False
+    bodies.chat, frames.ChatAnswer, _openai_error, frames.openai_full_frame, refuses_in_stream=False
 )
 COMPLETION = Dialect(
     bodies.completion,
     frames.CompletionAnswer,
     _openai_error,
-    frames.openai_error_frame,
+    frames.openai_full_frame,
     refuses_in_stream=False,
 )
 GENERATE = Dialect(
     bodies.generate,
     frames.GenerateAnswer,
     _generate_error,
-    frames.generate_error_frame,
+    frames.generate_full_frame,
     refuses_in_stream=True,
 )
 
@@ -141,7 +141,8 @@ class Completions:
         refusal = self._too_long(request)
         if refusal is not None:
             if call.stream and dialect.refuses_in_stream:
-                frame = dialect.error_frame(refusal.status, refusal.message, "invalid_request_error")
+                kind = "invalid_request_error"
+                frame = frames.generate_error_frame(refusal.status, refusal.message, kind)
                 return await _refused_stream(http, frame)
             return json_bytes(refusal.status, dialect.error(refusal))
         options = frames.Options(
@@ -166,9 +167,7 @@ class Completions:
         if plan is not None and plan.in_body and plan.after == 0:
             owner.misbehave([])
         if not self._driver.submit(request, owner):
-            await response.write_eof(
-                job.dialect.error_frame(503, _QUEUE_FULL, "SERVICE_UNAVAILABLE") + frames.DONE_FRAME
-            )
+            await response.write_eof(job.dialect.full_frame(record.rid, _QUEUE_FULL) + frames.DONE_FRAME)
             return response
         record.request = request
         record.state = "running"
@@ -184,7 +183,7 @@ class Completions:
         record, request, plan = job.record, job.request, job.plan
         owner = Waiting(self._journal, record)
         if not self._driver.submit(request, owner):
-            return json_bytes(503, job.dialect.error(Refusal(503, _QUEUE_FULL, "503")))
+            return json_bytes(503, _openai_error(Refusal(503, _QUEUE_FULL, "503")))
         record.request = request
         record.state = "running"
         try:

@@ -6,6 +6,7 @@ per request: a step costs one slice of text and one join. Generated text needs n
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import msgspec
@@ -205,9 +206,22 @@ def error_body(status: int, message: str, kind: str = "BadRequestError") -> byte
     return encode({"object": "error", "message": message, "type": kind, "param": None, "code": status})
 
 
-def openai_error_frame(status: int, message: str, kind: str) -> bytes:
-    """Encode the same object as the first frame of a stream that was answered with 200."""
-    return b'data: {"error": %b}\n\n' % error_body(status, message, kind)
+def openai_full_frame(_rid: str, message: str) -> bytes:
+    """Encode the only frame of a stream that found the queue full, spaced as Python's json does."""
+    error = {"object": "error", "message": message, "type": "SERVICE_UNAVAILABLE", "param": None, "code": 503}
+    return f"data: {json.dumps({'error': error})}\n\n".encode()
+
+
+def generate_full_frame(rid: str, message: str) -> bytes:
+    """Encode the same for `/generate`: an answer that was aborted before its first token."""
+    meta = {
+        "id": rid,
+        "finish_reason": {"type": "abort", "status_code": 503, "message": message},
+        "weight_version": WEIGHT_VERSION,
+        "weight_versions": [{"version": WEIGHT_VERSION, "start": 0, "end": 0}],
+        "completion_tokens": 0,
+    }
+    return b"data: %b\n\n" % encode({"text": "", "output_ids": [], "meta_info": meta})
 
 
 def generate_error_frame(status: int, message: str, kind: str) -> bytes:

@@ -316,7 +316,11 @@ async def test_a_full_queue_is_503_or_an_error_frame():
                 }
             }
         ]
-        assert stream.text.startswith('data: {"error": {"object":"error",')
+        assert stream.text.startswith('data: {"error": {"object": "error", "message": ')
+        prompt = {"text": "hi", "rid": "full"}
+        assert (await client.post("/generate", json=prompt)).json() == whole.json()
+        (frame,) = sse((await client.post("/generate", json=prompt | {"stream": True})).text)
+        assert frame["meta_info"]["finish_reason"]["status_code"] == 503 and frame["output_ids"] == []
 
 
 async def test_speculation_puts_a_burst_into_one_frame():
