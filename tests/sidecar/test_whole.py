@@ -7,9 +7,11 @@ import socket
 import sys
 from contextlib import asynccontextmanager
 
+import pytest
 from sidekit import Diary, FakeRegistry, FakeRelay, now
 
 from inference_backend.launch import ReplicaProcess
+from inference_backend.sglang_cpu.place import NOT_PRESENT, Place
 from router.sidecar.engine import EngineProcess, ExternalEngine
 from router.sidecar.life import Graces, SidecarLife
 from router.transport.tasks import spawn
@@ -22,15 +24,15 @@ def free_port():
 
 
 @asynccontextmanager
-async def living(address, engine):
+async def living(address, engine, within_s=15):
     diary = Diary()
     registry = FakeRegistry(diary)
-    graces = Graces(settle_s=0.05, engine_s=10)
+    graces = Graces(settle_s=0.05)
     life = SidecarLife.beside(address, registry, FakeRelay(diary), engine, graces=graces)
     task = spawn(life.run(), "life")
 
     async def row(generation, state):
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(within_s):
             while registry.row != (generation, state):
                 assert not task.done()
                 await asyncio.sleep(0.005)
@@ -72,3 +74,23 @@ async def test_an_engine_of_somebody_else():
             await replica.kill()
             await row(1, "DOWN")
             assert now() - killed_s < 1
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("front_end", ["python", "rust"])
+async def test_beside_the_real_sglang(front_end):
+    """Ready, killed, ready again, stopped: the same as beside the simulated one, on both of its front ends."""
+    place = Place()
+    if not place.is_present:
+        pytest.skip(f"real SGLang: {NOT_PRESENT}")
+    port = free_port()
+    variables = place.environment({"SGLANG_RUST_SERVER": "1"} if front_end == "rust" else {})
+    engine = EngineProcess(place.command(port), env=variables, floor_s=0.05)
+    async with living(f"http://127.0.0.1:{port}", engine, within_s=90) as (_, diary, row, _):
+        await row(1, "READY")
+        killed_s = now()
+        os.kill(engine.pid, signal.SIGKILL)
+        await row(2, "STARTING")
+        assert diary.at("store", "DOWN") - killed_s < 1
+        await row(2, "READY")
