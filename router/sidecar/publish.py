@@ -55,6 +55,7 @@ class Publisher:
         self._wanted: _Row | None = None
         self._written: _Row | None = None
         self._was_tried = False
+        self._is_closed = False
         self._changed = asyncio.Event()
         self._settled = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -98,13 +99,16 @@ class Publisher:
         return False
 
     async def close(self) -> None:
-        """Stop writing."""
+        """Stop writing; what is wanted later is not written, so that no row comes back after its removal."""
+        self._is_closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
             self._task = None
 
     def _want(self, row: _Row) -> None:
+        if self._is_closed:
+            return
         self._wanted = row
         self._changed.set()
         if self._task is None:

@@ -157,6 +157,19 @@ async def test_a_row_that_cannot_be_removed_says_down():
 
 
 @in_virtual_time
+async def test_a_removed_row_does_not_come_back():
+    """The lease loop of the node may still run while the sidecar ends."""
+    registry, publisher = make()
+    publisher.register(1)
+    assert await publisher.settled(1) and await publisher.remove(1)
+    publisher.again()
+    publisher.want(State.READY)
+    publisher.register(2)
+    await asyncio.sleep(1)
+    assert registry.row is None and registry.diary.words()[-1] == "store remove"
+
+
+@in_virtual_time
 async def test_a_row_that_was_never_tried_is_not_removed():
     registry, publisher = make()
     assert await publisher.remove(1) and registry.calls == 0
