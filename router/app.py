@@ -67,7 +67,7 @@ class Supervisor:
         self.listen: list[str] = []
         self.admin = ""
         self._static = None if settings.store else StaticTable(settings)
-        self._agent = ConfigAgent(settings, self._publish, self._end) if settings.store else None
+        self._agent = ConfigAgent(settings, self._publish, self.end) if settings.store else None
         self._image = TableImage()
         self._monitor = HealthMonitor(self._on_health)
         self._sockets: list[list[socket.socket]] = []
@@ -85,12 +85,13 @@ class Supervisor:
 
     # -- life -----------------------------------------------------------------------------------------
 
-    async def start(self) -> None:
+    async def start(self, *, take_signals: bool = True) -> None:
         """Bind, start workers and admin, and return once all workers accept."""
-        loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._on_term)
-        loop.add_signal_handler(signal.SIGINT, self._end, 128 + signal.SIGINT)
-        loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+        if take_signals:
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGTERM, self._on_term)
+            loop.add_signal_handler(signal.SIGINT, self.end, 128 + signal.SIGINT)
+            loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         _raise_file_limit()
         self._bind()
         await self._start_admin()
@@ -128,15 +129,16 @@ class Supervisor:
             self._board.close()
         os.close(self._board_fd)
 
-    def _end(self, code: int) -> None:
+    def end(self, code: int = EXIT_CLEAN) -> None:
+        """Let `run` close everything and return `code`."""
         if not self._done.done():
             self._done.set_result(code)
 
     def _on_term(self) -> None:
         if not self._is_started:
-            self._end(EXIT_CLEAN)
+            self.end(EXIT_CLEAN)
         elif self._is_draining:
-            self._end(EXIT_CUT)  # asked twice: no longer patient
+            self.end(EXIT_CUT)  # asked twice: no longer patient
         else:
             spawn(self.drain(), "drain")
 
@@ -147,12 +149,25 @@ class Supervisor:
         self._is_draining = True
         _log.info("draining: not ready, settling for %g s", self._settings.drain_settle_s)
         await asyncio.sleep(self._settings.drain_settle_s)
-        self._close_sockets()  # else the kernel would go on queueing connections that nobody accepts
-        deadline_s = self._settings.drain_deadline_s
-        await asyncio.gather(*(worker.drain(deadline_s, DRAIN_GRACE_S) for worker in self._workers))
-        cut = sum(worker.cut for worker in self._workers)
+        cut = await self.drain_workers(self._settings.drain_deadline_s)
         _log.info("drained; %d requests were cut", cut)
-        self._end(EXIT_CUT if cut else EXIT_CLEAN)
+        self.end(EXIT_CUT if cut else EXIT_CLEAN)
+
+    async def drain_workers(self, deadline_s: float) -> int:
+        """Stop accepting, let requests finish for so long; return how many were cut. Workers are gone then."""
+        self._is_draining = True
+        self._close_sockets()  # else the kernel would go on queueing connections that nobody accepts
+        await asyncio.gather(*(worker.drain(deadline_s, DRAIN_GRACE_S) for worker in self._workers))
+        return sum(worker.cut for worker in self._workers)
+
+    def ready_replicas(self) -> int:
+        """Return how many replicas the table has that are READY."""
+        tables = self._image.replicas.values()
+        return sum(replica.state == "READY" for known in tables for replica in known.values())
+
+    def in_flight(self) -> int:
+        """Return the requests under way, as the workers last counted."""
+        return sum(worker.last.in_flight for worker in self._workers if worker.last is not None)
 
     def _on_hangup(self) -> None:
         for worker in self._workers:

@@ -29,6 +29,7 @@ HOT = (
     "edge/admin_request",  # its class is handed to the compiled codec
     "edge/admission",
     "edge/connection",
+    "engine_manners",
     "exchange",
     "http",
     "routing/balancer",

@@ -18,6 +18,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 from router.counters import BOUNDS_S
+from router.engine_manners import FirstEventGuard
 from router.errors import WIRE, Kind, ProxyError, Retry, Source
 from router.http import NO_FIELDS, ResponseHead
 from router.local_reply import error_event, local_reply
@@ -55,16 +56,15 @@ _OUTCOMES: Final = {
     503: OUTCOME_BACKPRESSURE,
     504: OUTCOME_FAILED,
 }
-_BLAMES_REPLICA: Final = frozenset(
-    (
-        Kind.CONNECT_FAILED,
-        Kind.CONNECT_TIMEOUT,
-        Kind.UPSTREAM_CLOSED,
-        Kind.UPSTREAM_RESET,
-        Kind.UPSTREAM_PROTOCOL,
-        Kind.FIRST_BYTE_TIMEOUT,
-    )
-)
+_BLAME: Final = {
+    Kind.CONNECT_FAILED: OUTCOME_FAILED,
+    Kind.CONNECT_TIMEOUT: OUTCOME_FAILED,
+    Kind.UPSTREAM_CLOSED: OUTCOME_FAILED,
+    Kind.UPSTREAM_RESET: OUTCOME_FAILED,
+    Kind.UPSTREAM_PROTOCOL: OUTCOME_FAILED,
+    Kind.FIRST_BYTE_TIMEOUT: OUTCOME_FAILED,
+    Kind.AT_CAPACITY: OUTCOME_BACKPRESSURE,  # said in a stream's first event
+}
 _SILENT: Final = (Kind.CLIENT_GONE, Kind.CLIENT_STALLED)  # nobody is there to be answered
 
 class Exchange(RequestReceiver, ResponseReceiver):
@@ -258,7 +258,8 @@ class Exchange(RequestReceiver, ResponseReceiver):
             self._refuse(ProxyError(lease, Source.ROUTER))
             return
         self._lease = lease
-        stream = core.pool.open(lease.replica, self, endpoint.timeouts.connect_s, fresh=fresh)
+        receiver: ResponseReceiver = FirstEventGuard(self) if endpoint.mends_sglang else self
+        stream = core.pool.open(lease.replica, receiver, endpoint.timeouts.connect_s, fresh=fresh)
         if isinstance(stream, PendingStream):
             self._pending = stream
             self._opened_s = now
@@ -428,6 +429,10 @@ class Exchange(RequestReceiver, ResponseReceiver):
             self._upstream = None
             self._fail(error)
 
+    def response_refused(self, error: ProxyError) -> None:
+        """Answer in the replica's stead: what it said in its first event was a refusal."""
+        self._fail(error)
+
     def pause_request(self) -> None:
         """Stop the client: the replica takes no more."""
         self._downstream.hold(HOLD_PEER_FULL)
@@ -528,7 +533,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         if error is None:
             self._release(_OUTCOMES.get(status, OUTCOME_OK))
         else:
-            self._release(OUTCOME_FAILED if error.kind in _BLAMES_REPLICA else OUTCOME_CANCELLED)
+            self._release(_BLAME.get(error.kind, OUTCOME_CANCELLED))
             if error.kind in _SILENT:
                 status = WIRE[error.kind].status
             flag, code = WIRE[error.kind].flag.encode(), error.kind.value.encode()

@@ -122,6 +122,7 @@ class Worker:
     async def run(self, sockets: list[socket.socket]) -> None:
         """Accept, and say so."""
         await self.listener.listen(sockets)
+        self._next_tick_s = monotonic() + TICK_S
         self._tick()
         gc.collect()
         gc.freeze()

@@ -12,6 +12,8 @@ from router import __version__
 from router.cli.compile import compile_
 from router.cli.control import endpoint, region, replica, route, token
 from router.cli.serve import serve
+from router.cli.sidecar import sidecar
+from router.cli.store_admin import store
 from router.cli.up import up
 
 
@@ -23,6 +25,8 @@ def main() -> None:
 
 main.add_command(serve)
 main.add_command(up)
+main.add_command(sidecar)
+main.add_command(store)
 main.add_command(compile_)
 for group in (endpoint, replica, route, token, region):
     main.add_command(group)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from router.cli.writing import show, store_options, write
-from router.config.target import Target
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from router.config.writer import Item
+    from router.config.target import Target
+    from router.config.writer import Item, Writer
 
 _STATES = click.Choice(["STARTING", "READY", "DRAINING", "DOWN"])
 
@@ -74,12 +74,19 @@ def update_endpoint(target: Target, as_json: bool, **values: Any) -> None:
 
 
 def _put_endpoint(
-    target: Target, as_json: bool, *, create: bool, name: str, host: tuple[str, ...], prefix: tuple[str, ...], **changes: Any
+    target: Target,
+    as_json: bool,
+    *,
+    create: bool,
+    name: str,
+    host: tuple[str, ...],
+    prefix: tuple[str, ...],
+    **changes: Any,
 ) -> None:
-    show(
-        write(target, lambda w: w.put_endpoint(name, create=create, hosts=host, prefixes=prefix or ("/",), **changes)),
-        as_json,
-    )
+    async def work(writer: Writer) -> Item:
+        return await writer.put_endpoint(name, create=create, hosts=host, prefixes=prefix or ("/",), **changes)
+
+    show(write(target, work), as_json)
 
 
 @endpoint.command("list")
@@ -113,7 +120,7 @@ def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed([
         click.option("--address", help="Host or IP address that routers connect to."),
         click.option("--port", type=click.IntRange(1, 65_535), help="Its port."),
-        click.option("--weight", type=click.FloatRange(0.001, 1_000.0), help="Its share beside others. [default: 1]"),
+        click.option("--weight", type=click.FloatRange(0.001, 1_000.0), help="Its share of requests. [default: 1]"),
         click.option("--state", type=_STATES, help="[default: READY]"),
         click.option("--region", help="Where it is."),
         click.option("--zone", help="Where in the region."),
@@ -156,21 +163,27 @@ def update_replica(target: Target, as_json: bool, endpoint: str, name: str, **ch
 @click.option("--zone", default="", help="Where in the region.")
 @click.option("--weight", default=1.0, type=click.FloatRange(0.001, 1_000.0), help="Its share beside others.")
 @click.option("--state", default="READY", type=_STATES, show_default=True)
-@click.option("--generation", type=click.IntRange(1), help="Of this incarnation; the store's plus one if not given.")
+@click.option("--generation", type=click.IntRange(1), help="Of this incarnation. [default: the store's plus 1]")
 @store_options
 def register_replica(
-    target: Target, as_json: bool, endpoint: str, name: str, generation: int | None, node: str, region: str, **values: Any
+    target: Target,
+    as_json: bool,
+    endpoint: str,
+    name: str,
+    generation: int | None,
+    node: str,
+    region: str,
+    **values: Any,
 ) -> None:
     """Register a replica as its sidecar would; an older generation than the store's is refused."""
 
-    async def work(writer: Any) -> Item:
+    async def work(writer: Writer) -> Item:
         from router.config.lease import renew  # noqa: PLC0415
 
         mine = generation or await writer.generation(endpoint, name) + 1
         await renew(writer, node, region)
         await writer.register(endpoint, name, mine, node=node, region=region, **values)
-        found: Item = (await writer.replicas(endpoint, name))[0]
-        return found
+        return (await writer.replicas(endpoint, name))[0]
 
     show(write(target, work), as_json)
 

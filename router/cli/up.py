@@ -1,17 +1,18 @@
-"""`router up`: everything on one machine.
+"""`router up`: everything on one machine, the way it runs on many.
 
-Two simulated replicas and a robot policy server behind a router, which first checks itself through every
-protocol it has and then keeps serving.
+An embedded store; simulated replicas and a robot policy server, each behind a sidecar that registers it under a
+lease; and a router whose table streams from the store. It first checks itself through every protocol it has,
+then keeps serving.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
 import sys
 import tempfile
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,6 +23,10 @@ from router.app import EXIT_FATAL, Supervisor
 from router.cli.options import make_settings, settings_options
 from router.cli.selfcheck import Target, check_all, print_table
 from router.cli.serve import configure_logging, ready_line, start
+from router.config.errors import StoreError
+from router.config.settings import bind
+from router.config.target import default_socket, parse_target
+from router.sidecar.engine import EngineProcess
 
 if TYPE_CHECKING:
     from router.config.settings import Settings
@@ -29,6 +34,8 @@ if TYPE_CHECKING:
 CHAT_ENDPOINT = "sim"
 POLICY_ENDPOINT = "policy"
 POLICY_HOST = "policy.localhost"
+READY_LIMIT_S = 60.0
+STOP_GRACE_S = 10.0
 
 
 @click.command()
@@ -39,49 +46,104 @@ POLICY_HOST = "policy.localhost"
 @click.option("--once", is_flag=True, help="End after the check: exit 0 if all of it passed, 1 if not.")
 @click.option("--no-check", is_flag=True, help="Serve at once.")
 def up(replicas: int, time_scale: float, once: bool, no_check: bool, **values: Any) -> None:
-    r"""Run replicas and a router on this machine, check every protocol, keep serving.
+    r"""Run a store, replicas and a router on this machine, check every protocol, keep serving.
 
     \b
     router up            # Ctrl-C ends it
     router up --once     # for scripts: exit 0 or 1
+
+    What is left to try is printed: the store's commands work on it while it runs.
     """
-    if values["replica"] or values["config"]:
-        raise click.UsageError("`router up` makes its own replicas; use `router serve` for yours")
+    if values["replica"] or values["config"] or values["store"]:
+        raise click.UsageError("`router up` makes its own store and replicas; use `router serve` for yours")
+    try:
+        import grpc  # noqa: F401, PLC0415
+
+        from inference_backend import launch  # noqa: F401, PLC0415
+    except ImportError as missing:
+        hint = "install what it runs with: pip install 'replica-router[store,backend]'"
+        raise click.UsageError(f"{missing}; {hint}") from None
     configure_logging(values["log_level"] if values["log_level"] != "INFO" else "WARNING")
     sys.exit(uvloop.run(_up(values, replicas, time_scale, once=once, check=not no_check)))
 
 
+class Cluster:
+    """The processes beside the router, and where they are."""
+
+    def __init__(self, stack: AsyncExitStack, state: str) -> None:
+        self._stack = stack
+        self._state = state
+        self.store = f"embedded:{default_socket(state)}"
+        self.engines: list[str] = []
+        self.policy = ""
+
+    async def start_store(self) -> None:
+        """Start the store and make its schema and endpoints."""
+        from router.config.setup import initialise  # noqa: PLC0415 - half a second, and of an extra
+        from router.config.writer import open_writer  # noqa: PLC0415
+
+        socket = default_socket(self._state)
+        await self._run("router", "store", "--data", str(socket.parent), "--listen", f"unix:{socket}")
+        target = parse_target(self.store)
+        await asyncio.to_thread(initialise, target)
+        async with open_writer(target) as writer:
+            await writer.put_endpoint(CHAT_ENDPOINT, create=True, hosts=("*",))
+            await writer.put_endpoint(POLICY_ENDPOINT, create=True, hosts=(POLICY_HOST,))
+
+    async def start_replicas(self, count: int, time_scale: float) -> None:
+        """Start sidecars, each with its engine; they register themselves."""
+        for i in range(count):
+            port = _free_port()
+            options = ("--port", str(port), "--time-scale", str(time_scale), "--seed", str(i))
+            await self._sidecar(CHAT_ENDPOINT, f"{CHAT_ENDPOINT}-{i}", port, ("simulate", *options))
+            self.engines.append(f"http://127.0.0.1:{port}")
+        port = _free_port()
+        paths = ("--ready-path", "/healthz", "--engine", "any")
+        await self._sidecar(POLICY_ENDPOINT, "policy-0", port, ("policy", "--port", str(port)), *paths)
+        self.policy = f"http://127.0.0.1:{port}"
+
+    async def _sidecar(self, endpoint: str, replica: str, port: int, engine: tuple[str, ...], *options: str) -> None:
+        await self._run(
+            "router", "sidecar", "--store", self.store, "--endpoint", endpoint, "--replica", replica,
+            "--upstream", f"http://127.0.0.1:{port}", "--log-level", "ERROR", "--settle-s", "0",
+            "--exit-grace-s", "2", "--engine-grace-s", "2", *options,
+            "--", sys.executable, "-m", "inference_backend", *engine,
+        )  # fmt: skip
+
+    async def _run(self, *arguments: str) -> None:
+        process = EngineProcess((sys.executable, "-m", *arguments), stdout=subprocess.DEVNULL)
+        await process.start()
+        self._stack.push_async_callback(process.stop, STOP_GRACE_S)
+
+
 async def _up(values: dict[str, Any], replicas: int, time_scale: float, *, once: bool, check: bool) -> int:
-    try:
-        from inference_backend.launch import LaunchError, ReplicaProcess  # noqa: PLC0415 - of an extra
-    except ImportError as missing:
-        hint = "install the replicas with: pip install 'replica-router[backend]'"
-        raise click.UsageError(f"{missing}; {hint}") from None
     console = Console(stderr=values["json"])
     async with AsyncExitStack() as stack:
-        engines = [ReplicaProcess.simulate(time_scale=time_scale, seed=i) for i in range(replicas)]
-        policy = ReplicaProcess.policy()
-        with console.status(f"starting {replicas} simulated replicas and a policy server"):
+        state = stack.enter_context(tempfile.TemporaryDirectory(prefix="router-up-"))
+        cluster = Cluster(stack, state)
+        with console.status(f"starting a store, {replicas} simulated replicas and a policy server, with sidecars"):
             try:
-                for process in (*engines, policy):
-                    await stack.enter_async_context(process)
-            except LaunchError as failure:
+                await cluster.start_store()
+                await cluster.start_replicas(replicas, time_scale)
+            except (StoreError, OSError) as failure:
                 click.echo(f"Error: {failure}", err=True)
                 return EXIT_FATAL
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="router-up-"))
-        policy_url = policy.url.replace("ws://", "http://")
-        values["config"] = _write_table(Path(folder), [engine.url for engine in engines], policy_url)
-        settings: Settings = make_settings(values)
-        supervisor = Supervisor(settings)
-        code = await start(supervisor)
-        if code:
-            return code
+            values |= {"store": cluster.store, "state_dir": state}
+            settings: Settings = make_settings(values)
+            supervisor = Supervisor(settings)
+            code = await start(supervisor)
+            if code:
+                return code
+            if not await _until_ready(supervisor, replicas + 1):
+                click.echo(f"Error: the replicas were not ready within {READY_LIMIT_S:g} s", err=True)
+                await supervisor.close()
+                return EXIT_FATAL
         if settings.json:
             hosts = {"chat": "localhost", "policy": POLICY_HOST}
-            line = ready_line(supervisor, hosts=hosts)
+            line = ready_line(supervisor, hosts=hosts, store=cluster.store)
             click.echo(json.dumps({**json.loads(line), "listen": supervisor.listen[0]}))
         if check:
-            target = Target(supervisor.listen[0], engines[0].url, policy_url, POLICY_HOST)
+            target = Target(supervisor.listen[0], cluster.engines[0], cluster.policy, POLICY_HOST)
             with console.status("checking every protocol, directly and through the router"):
                 rows = await asyncio.to_thread(check_all, target)
             print_table(console, rows)
@@ -89,30 +151,37 @@ async def _up(values: dict[str, Any], replicas: int, time_scale: float, *, once:
                 await supervisor.close()
                 return 0 if all(row.passed for row in rows) else 1
         if not settings.json:
-            _print_hints(console, supervisor)
+            _print_hints(console, supervisor, cluster)
         return await supervisor.run()
 
 
-def _write_table(folder: Path, engines: list[str], policy: str) -> str:
-    """Write the table as the file a user would write, so that SIGHUP works here as well."""
-    lines = [
-        "[[endpoint]]", f'name = "{CHAT_ENDPOINT}"', 'health = { kind = "http" }',
-        *(f'[[endpoint.replica]]\naddress = "{url}"' for url in engines),
-        "[[endpoint]]", f'name = "{POLICY_ENDPOINT}"', f'hosts = ["{POLICY_HOST}"]',
-        f'[[endpoint.replica]]\naddress = "{policy}"',
-    ]  # fmt: skip
-    path = folder / "router.toml"
-    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return str(path)
+async def _until_ready(supervisor: Supervisor, wanted: int) -> bool:
+    """Wait until so many replicas are READY in the table."""
+    try:
+        async with asyncio.timeout(READY_LIMIT_S):
+            while supervisor.ready_replicas() < wanted:  # noqa: ASYNC110 - once, at the start
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        return False
+    return True
 
 
-def _print_hints(console: Console, supervisor: Supervisor) -> None:
+def _free_port() -> int:
+    with bind("127.0.0.1", 0, reuse_port=False) as sock:
+        port: int = sock.getsockname()[1]
+    return port
+
+
+def _print_hints(console: Console, supervisor: Supervisor, cluster: Cluster) -> None:
     address = supervisor.listen[0]
     console.print(f"\n  serving    [bold]{address}[/]   (robot policy: Host {POLICY_HOST})")
     console.print(f"  dashboard  [bold]{supervisor.admin}/[/]   metrics {supervisor.admin}/metrics")
     console.print(
         f"\n  curl {address}/v1/chat/completions -H 'content-type: application/json' \\\n"
         """    -d '{"model":"sim","stream":true,"messages":[{"role":"user","content":"hello"}]}'\n"""
+        f"\n  export ROUTER_STORE={cluster.store}\n"
+        "  router replica list\n"
+        f"  router replica update {CHAT_ENDPOINT} {CHAT_ENDPOINT}-0 --state DRAINING\n"
         "\n  Ctrl-C ends it.",
         markup=False, highlight=False,
     )  # fmt: skip

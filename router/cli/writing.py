@@ -1,4 +1,4 @@
-"""What the commands that write to the store share: the target, the answer as a table or as JSON, errors in words."""
+"""What the commands that write to the store share: the target, answers as a table or JSON, errors in words."""
 
 from __future__ import annotations
 

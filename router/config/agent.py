@@ -14,6 +14,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import secrets
+import socket
 from contextlib import aclosing, suppress
 from time import monotonic, perf_counter, time
 from typing import TYPE_CHECKING, Any
@@ -67,6 +70,7 @@ class ConfigAgent:
         self._target = parse_target(settings.store, settings.state_dir)
         self._path = state_dir(settings.state_dir) / f"{self._target.key}.checkpoint"
         self._start_limit_s = settings.store_start_timeout_s
+        self._has_reaper = settings.reaper
         self._publish = publish
         self._end = end
         self._book = RowBook()
@@ -157,6 +161,10 @@ class ConfigAgent:
         from router.config.client import RpcError  # noqa: PLC0415
         from router.config.tail import PASSING, LostPlaceError  # noqa: PLC0415
 
+        if self._has_reaper and self._target.kind != "relay":  # a relay takes no writes
+            from router.config.reaper import Reaper  # noqa: PLC0415
+
+            self._tasks.append(spawn(Reaper(self._target, _own_name()).run(), "reaper"))
         while True:
             try:
                 await self._follow()
@@ -232,7 +240,7 @@ class ConfigAgent:
         async with aclosing(client.read_table(meta, at)) as blocks:
             async for block in blocks:
                 found.update(block)
-        schema = _check_schema(found.get((SCHEMA_KEY,)))
+        schema = check_schema(found.get((SCHEMA_KEY,)))
         if schema.identity != self._identity:
             if self._identity:
                 _log.warning("%s: this is another database than the checkpoint's", self._target)
@@ -276,7 +284,7 @@ class ConfigAgent:
             if record.table == "Meta":  # before anything is taken over
                 for key, row in record.rows:
                     if key == (SCHEMA_KEY,):
-                        _check_schema(row)
+                        check_schema(row)
         changes = self._book.take(records)
         if not changes:
             return
@@ -358,11 +366,17 @@ class ConfigAgent:
             self._saved_s = monotonic()
 
 
+def _own_name() -> str:
+    """Return a name for this agent that no other has."""
+    return f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(3)}"
+
+
 def _import_client() -> None:
     pass
 
 
-def _check_schema(row: Row | None) -> SchemaEntry:
+def check_schema(row: Row | None) -> SchemaEntry:
+    """Return the row `schema` of Meta; SchemaError if this router cannot read such a database."""
     if row is None or row[0] is None:
         raise SchemaError("the database has no schema of ours: run `router store init`")
     try:

@@ -9,10 +9,14 @@ router already serves from its checkpoint.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Sequence
 from contextlib import suppress
 from random import random
 from typing import TYPE_CHECKING, Any, TypeVar
+
+# Its handlers around fork are for programs that use it on both sides; ours only start others.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "false")
 
 import grpc
 import grpc.aio

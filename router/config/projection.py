@@ -21,6 +21,7 @@ from router.routing.spec import (
     Count,
     EndpointPatch,
     EndpointSpec,
+    Engine,
     HealthSpec,
     LimitSpec,
     OutlierSpec,
@@ -55,6 +56,7 @@ class PolicyEntry(msgspec.Struct, forbid_unknown_fields=True):
     outlier: OutlierSpec = OutlierSpec()
     timeouts: TimeoutSpec = TimeoutSpec()
     limits: LimitSpec = LimitSpec()
+    engine: Engine = "any"
 
 
 class MatchEntry(msgspec.Struct, forbid_unknown_fields=True):
@@ -339,6 +341,7 @@ def read_endpoint(name: str, row: Row) -> EndpointSpec:
         outlier=policy.outlier,
         timeouts=policy.timeouts,
         limits=policy.limits,
+        engine=policy.engine,
     )
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from router.config.static import ConfigError, EndpointEntry, ReplicaEntry, build_table, read_file
 from router.config.target import parse_target
-from router.routing.spec import HealthSpec, LimitSpec, Policy, TableSpec, TimeoutSpec
+from router.routing.spec import Engine, HealthSpec, LimitSpec, Policy, TableSpec, TimeoutSpec
 from router.transport.codec.h1.limits import ServerLimits
 from router.transport.sockets import keep_alive
 
@@ -34,12 +34,14 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     state_dir: str = ""
     store_start_timeout_s: float = 30.0
     shrink_guard: float = 0.5
+    reaper: bool = True
     workers: int = 1
     admin: str = "127.0.0.1:9901"
     admin_token: str = ""
     auth_token: list[str] = []
     unauthenticated: bool = False
     policy: Policy = "p2c"
+    engine: Engine = "any"
     health: Literal["none", "tcp", "http"] = "tcp"
     health_path: str = "/ready"
     health_interval_s: float = 1.0
@@ -127,6 +129,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
             EndpointEntry(
                 name=DEFAULT_ENDPOINT,
                 policy=self.policy,
+                engine=self.engine,
                 health=HealthSpec(
                     kind=self.health, path=self.health_path, interval_s=self.health_interval_s
                 ),

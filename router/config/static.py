@@ -29,6 +29,7 @@ from router.routing.load import split_address
 from router.routing.spec import (
     Count,
     EndpointSpec,
+    Engine,
     HealthSpec,
     LimitSpec,
     OutlierSpec,
@@ -75,6 +76,7 @@ class EndpointEntry(msgspec.Struct, forbid_unknown_fields=True):
     outlier: OutlierSpec = OutlierSpec()
     timeouts: TimeoutSpec = TimeoutSpec()
     limits: LimitSpec = LimitSpec()
+    engine: Engine = "any"
     replica: list[ReplicaEntry] = []
 
 
@@ -138,6 +140,7 @@ def build_table(entries: list[EndpointEntry], version: int, source: str) -> Tabl
                 outlier=entry.outlier,
                 timeouts=entry.timeouts,
                 limits=entry.limits,
+                engine=entry.engine,
             )
         )
         for route in _routes(entry, place):

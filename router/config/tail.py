@@ -42,7 +42,10 @@ class LostPlaceError(Exception):
 
 
 class Tail:
-    """Runs until its place is lost; `take` gets each transaction, whole, in no order between partitions."""
+    """Runs until its place is lost.
+
+    `take` gets each transaction, whole, in no order between partitions; `on_progress` is called after each message.
+    """
 
     def __init__(
         self,
@@ -52,6 +55,9 @@ class Tail:
         transactions: Transactions,
         take: Callable[[list[DataRecord]], None],
         on_trouble: Callable[[str], None],
+        *,
+        heartbeat_ms: int = HEARTBEAT_MS,
+        on_progress: Callable[[], None] = lambda: None,
     ) -> None:
         self._client = client
         self._pace = pace
@@ -59,6 +65,8 @@ class Tail:
         self._transactions = transactions
         self._take = take
         self._on_trouble = on_trouble
+        self._heartbeat_ms = heartbeat_ms
+        self._on_progress = on_progress
         self._followers: dict[str, asyncio.Task[None]] = {}
         self._flush: asyncio.TimerHandle | None = None
         self._ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -120,7 +128,7 @@ class Tail:
     async def _read_once(self, token: str) -> list[Child]:
         children: list[Child] = []
         position = self._watermark.positions[token]
-        async with aclosing(self._client.changes(position, token, HEARTBEAT_MS)) as stream:
+        async with aclosing(self._client.changes(position, token, self._heartbeat_ms)) as stream:
             while True:
                 async with asyncio.timeout(SILENCE_S):
                     records = await anext(stream, None)
@@ -130,6 +138,7 @@ class Tail:
                 self._on_trouble("")
                 for record in records:
                     self._take_record(token, record, children)
+                self._on_progress()
 
     def _take_record(self, token: str, record: Record, children: list[Child]) -> None:
         if isinstance(record, Heartbeat):

@@ -23,7 +23,7 @@ from router.config.timestamps import parse_timestamp
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-    from router.config.client import Mutation, Transaction
+    from router.config.client import Mutation, Result, Transaction
     from router.config.target import Target
 
 _REPLICA = ("NodeId", "RegionId", "Zone", "Address", "Port", "Weight", "State", "Generation", "Capabilities")
@@ -80,7 +80,13 @@ class Writer:
     # -- endpoints --------------------------------------------------------------------------------------
 
     async def put_endpoint(
-        self, name: str, *, create: bool, hosts: tuple[str, ...] = (), prefixes: tuple[str, ...] = ("/",), **changes: Any
+        self,
+        name: str,
+        *,
+        create: bool,
+        hosts: tuple[str, ...] = (),
+        prefixes: tuple[str, ...] = ("/",),
+        **changes: Any,
     ) -> Item:
         """Create or change an endpoint; `changes` are environment, state, policy and health (texts of JSON).
 
@@ -213,7 +219,8 @@ class Writer:
     async def generation(self, endpoint: str, replica: str) -> int:
         """Return the generation that a replica's row has; 0 if there is none."""
         rows = await self._query(
-            "SELECT Generation FROM Replicas WHERE EndpointId = @e AND ReplicaId = @r", {"e": endpoint, "r": replica}
+            "SELECT Generation FROM Replicas WHERE EndpointId = @e AND ReplicaId = @r",
+            {"e": endpoint, "r": replica},
         )
         return int(rows[0][0]) if rows else 0
 
@@ -278,7 +285,8 @@ class Writer:
         columns = ("TokenHash", "Subject", "Environment", "Scopes", "NotAfter", "UpdatedAt")
         row = (hashed, f"{subject}:{key}", environment, list(scopes), not_after, COMMIT_TIME)
         await self._write([("insert", "AuthTokens", columns, [row])])
-        return {"key": key, "secret": secret, "subject": subject, "environment": environment, "scopes": list(scopes)}
+        shown = {"subject": subject, "environment": environment, "scopes": list(scopes)}
+        return {"key": key, "secret": secret, **shown}
 
     async def tokens(self, key: str | None = None) -> list[Item]:
         """List tokens; the secrets are not known."""
@@ -357,11 +365,11 @@ class Writer:
         """Run a query of the caller's own."""
         return await self._query(sql, params)
 
-    async def transact(self, work: Callable[[Transaction], Awaitable[Any]]) -> Any:
+    async def transact(self, work: Callable[[Transaction], Awaitable[Result]]) -> Result:
         """Run a transaction of the caller's own."""
         return await self._transact(work)
 
-    async def _transact(self, work: Callable[[Transaction], Awaitable[Any]]) -> Any:
+    async def _transact(self, work: Callable[[Transaction], Awaitable[Result]]) -> Result:
         with in_words(self._target):
             return await self._client.transact(work)
 
@@ -384,8 +392,8 @@ class Writer:
 
 
 _COLUMNS = {
-    "node": "NodeId", "region": "RegionId", "zone": "Zone", "address": "Address", "port": "Port", "weight": "Weight",
-    "state": "State", "generation": "Generation", "capabilities": "Capabilities",
+    "node": "NodeId", "region": "RegionId", "zone": "Zone", "address": "Address", "port": "Port",
+    "weight": "Weight", "state": "State", "generation": "Generation", "capabilities": "Capabilities",
 }  # fmt: skip
 _SHOWN = {column: name for name, column in _COLUMNS.items()}
 _NUMBERS = ("Port", "Generation", "Priority")
@@ -417,7 +425,7 @@ async def _fence(t: Transaction, endpoint: str, replica: str, generation: int) -
         return None
     if int(row[0]) > generation:
         raise FencedError(
-            f"replica {endpoint}/{replica} is at generation {row[0]}: this incarnation, {generation}, is an older one"
+            f"replica {endpoint}/{replica} is at generation {row[0]}: this incarnation, {generation}, is older"
         )
     return int(row[0])
 

@@ -12,6 +12,8 @@ import msgspec
 
 Policy = Literal["p2c", "round_robin", "random", "least_inflight"]
 State = Literal["STARTING", "READY", "DRAINING", "DOWN"]
+Engine = Literal["any", "sglang"]
+"""Whose manners to mend; see `engine_manners`."""
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=7 * 86_400.0)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0.0, le=7 * 86_400.0)]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -83,6 +85,7 @@ class EndpointSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     outlier: OutlierSpec = OutlierSpec()
     timeouts: TimeoutSpec = TimeoutSpec()
     limits: LimitSpec = LimitSpec()
+    engine: Engine = "any"
 
 
 class RouteSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

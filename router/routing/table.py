@@ -32,6 +32,7 @@ class Endpoint:
         "key",
         "limits",
         "max_retries",
+        "mends_sglang",
         "name",
         "outlier",
         "picker",
@@ -54,6 +55,7 @@ class Endpoint:
         self.timeouts = spec.timeouts
         self.outlier = spec.outlier
         self.max_retries = spec.retries
+        self.mends_sglang = spec.engine == "sglang"
         self.slow_start_s = spec.slow_start_s
         self.replicas = replicas
         self.counters = counters

@@ -35,7 +35,7 @@ _GONE_S = 10.0  # the kernel may take a while to give back a GPU's memory
 class EngineProcess:
     """Runs `command`, again and again; satisfies `ports.Engine`.
 
-    `generation` is the last one in use: the first start is one more.
+    `generation` is the last one in use: the first start is one more. `stdout` as of `subprocess`.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class EngineProcess:
         *,
         generation: int = 0,
         env: Mapping[str, str] | None = None,
+        stdout: int | None = None,
         floor_s: float = FLOOR_S,
         ceiling_s: float = CEILING_S,
         old_age_s: float = OLD_AGE_S,
@@ -53,6 +54,7 @@ class EngineProcess:
         self._before = generation
         self._starts = 0
         self._env = env
+        self._stdout = stdout
         self._floor_s = floor_s
         self._ceiling_s = ceiling_s
         self._old_age_s = old_age_s
@@ -137,7 +139,7 @@ class EngineProcess:
         try:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable, "-I", "-S", _CHILD, str(lifeline), str(os.getpid()), *self.command,
-                stdin=asyncio.subprocess.DEVNULL, start_new_session=True, pass_fds=(lifeline,),
+                stdin=asyncio.subprocess.DEVNULL, stdout=self._stdout, start_new_session=True, pass_fds=(lifeline,),
                 env=None if self._env is None else {**os.environ, **self._env},
             )  # fmt: skip
         except BaseException:

@@ -24,6 +24,8 @@ VALUES = {
     "admin_token": (("t", "t"), ("u", "u")),
     "auth_token": (("t", ["t"]), ("u", ["u"])),
     "unauthenticated": (("true", True), ("true", True)),
+    "reaper": (("true", True), ("true", True)),
+    "engine": (("sglang", "sglang"), ("any", "any")),
     "policy": (("random", "random"), ("round_robin", "round_robin")),
     "health": (("none", "none"), ("http", "http")),
     "health_path": (("/a", "/a"), ("/b", "/b")),

@@ -24,6 +24,7 @@ name = "llama"
 hosts = ["Llama.Example.com", "*.llama.example.com", "[::1]:80", "*"]
 path_prefixes = ["/v1", "/health"]
 policy = "least_inflight"
+engine = "sglang"
 slow_start_s = 30
 retries = 1
 [endpoint.health]
@@ -87,6 +88,7 @@ def test_every_key(tmp_path):
                 OutlierSpec(7, 1.0, 60.0, 0.25, 0.1),
                 TimeoutSpec(0.2, 30.0, 600.5, 120.0),
                 LimitSpec(1_000, 64),
+                "sglang",
             ),
         ),
         tuple(

@@ -65,7 +65,7 @@ def is_stream(status: int, content_type: bytes) -> bool:
     return status == 200 and content_type.partition(b";")[0].strip().lower() == b"text/event-stream"
 
 
-class FirstFrame:
+class FirstEvent:
     """Decides about one response. After a Pass or Refused it must not be fed again."""
 
     __slots__ = ("_held",)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.sidecar.manners import LIMIT_BYTES, FirstFrame, NeedMore, Pass, Refused, is_stream
+from router.first_event import LIMIT_BYTES, FirstEvent, NeedMore, Pass, Refused, is_stream
 
 FULL = (
     b'data: {"error": {"object": "error", "message": "The request queue is full.", '
@@ -67,7 +67,7 @@ PASSES = [
 
 def feed(pieces):
     """The decision, and how many bytes were fed before it."""
-    frame, fed = FirstFrame(), 0
+    frame, fed = FirstEvent(), 0
     for piece in pieces:
         fed += len(piece)
         decision = frame.feed(piece)
@@ -103,11 +103,11 @@ def test_a_stream_cut_in_its_first_event_passes():
 def test_what_cannot_be_a_refusal_is_not_held_back():
     assert feed([b"d", b"a", b"z"])[0] == Pass(b"daz")
     assert feed([b":"])[0] == Pass(b":")
-    assert isinstance(FirstFrame().feed(b"event: er"), NeedMore)
+    assert isinstance(FirstEvent().feed(b"event: er"), NeedMore)
 
 
 def test_never_more_than_the_limit_is_held():
-    frame = FirstFrame()
+    frame = FirstEvent()
     held = b"data: " + b"x" * (LIMIT_BYTES - 7)
     assert isinstance(frame.feed(held), NeedMore)
     assert frame.feed(b"yz") == Pass(held + b"yz")

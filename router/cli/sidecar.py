@@ -1,0 +1,157 @@
+"""`router sidecar`: beside one inference server."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+import click
+import uvloop
+
+from router.app import EXIT_BIND, BindError
+from router.cli.serve import configure_logging
+from router.config.settings import Settings, is_loopback, parse_listen
+from router.config.static import ConfigError
+from router.config.target import parse_target
+
+if TYPE_CHECKING:
+    from router.config.target import Target
+    from router.sidecar.ports import Engine
+
+_log = logging.getLogger("router.sidecar")
+_GRACE = click.FloatRange(0.0, 7 * 86_400.0)
+
+
+@click.command(context_settings={"ignore_unknown_options": False})
+@click.option("--upstream", required=True, metavar="URL", help="The engine, as http://127.0.0.1:30000.")
+@click.option("--endpoint", required=True, help="Endpoint whose replica this is.")
+@click.option("--replica", "replica_id", help="Its name. [default: HOST:PORT of --advertise]")
+@click.option("--listen", default="127.0.0.1:0", show_default=True, help="HOST:PORT that routers connect to.")
+@click.option("--advertise", help="HOST:PORT to register, where that is another one than --listen.")
+@click.option("--unauthenticated", is_flag=True, help="Listen beyond loopback: only routers can reach it there.")
+@click.option("--node", help="Whose lease it lives under. [default: HOSTNAME/REPLICA]")
+@click.option("--region", default="", envvar="ROUTER_REGION", help="Where it is.")
+@click.option("--zone", default="", help="Where in the region.")
+@click.option("--weight", default=1.0, type=click.FloatRange(0.001, 1_000.0), help="Its share beside others.")
+@click.option("--max-concurrency", default=0, type=click.IntRange(0), help="In flight; more get 503. 0: any.")
+@click.option("--engine", type=click.Choice(["any", "sglang"]), default="sglang", show_default=True,
+              help="Whose manners to mend: sglang refuses a stream with a 200.")  # fmt: skip
+@click.option("--ready-path", default="/ready", show_default=True, help="Answers 200 when the engine is ready.")
+@click.option("--fallback-path", default="/health", show_default=True, help="Asked where --ready-path is a 404.")
+@click.option("--settle-s", default=0.5, show_default=True, type=_GRACE, help="For routers to see it leave.")
+@click.option("--exit-grace-s", default=60.0, show_default=True, type=_GRACE, help="For requests to finish.")
+@click.option("--engine-grace-s", default=20.0, show_default=True, type=_GRACE, help="From SIGTERM to SIGKILL.")
+@click.option("--store", default="embedded", show_default=True, envvar="ROUTER_STORE", show_envvar=True,
+              help="Where to register.")  # fmt: skip
+@click.option("--state-dir", default="", envvar="ROUTER_STATE_DIR", help="Where the store's socket is.")
+@click.option("--admin", default="none", show_default=True, help="HOST:PORT or unix:PATH of the relay's own admin.")
+@click.option("--log-level", default="INFO", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line on stdout once it listens.")
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def sidecar(**values: Any) -> None:
+    r"""Stand beside one inference server: start it, wait until it is ready, register it, relay to it, drain it.
+
+    \b
+    router sidecar --upstream http://127.0.0.1:30000 --endpoint llama -- \
+        python -m sglang.launch_server --model-path MODEL --port 30000
+
+    Without a COMMAND it watches an engine that somebody else runs. SIGTERM drains: out of rotation everywhere,
+    requests finish, then SIGTERM and SIGKILL to the engine. Exit codes as of `router serve`.
+    """
+    configure_logging(values["log_level"])
+    try:
+        target = parse_target(values["store"], values["state_dir"])
+        settings = _settings(values)
+    except ConfigError as refusal:
+        raise click.UsageError(str(refusal)) from None
+    try:
+        import grpc  # noqa: F401, PLC0415
+    except ImportError as missing:
+        raise click.UsageError(f"{missing}; install it with: pip install 'replica-router[store]'") from None
+    sys.exit(uvloop.run(_run(values, target, settings)))
+
+
+def _settings(values: dict[str, Any]) -> Settings:
+    """Return the relay's settings; ConfigError names the flag."""
+    parts = urlsplit(values["upstream"])
+    if parts.scheme != "http" or parts.port is None:
+        raise ConfigError(f"--upstream: {values['upstream']!r} is not http://HOST:PORT")
+    host, _ = parse_listen(values["listen"], "--listen")
+    if not is_loopback(host) and not values["unauthenticated"]:
+        raise ConfigError(f"--listen {values['listen']}: give --unauthenticated if only routers can reach it there")
+    settings = Settings(
+        listen=[values["listen"]],
+        replica=[values["upstream"]],
+        unauthenticated=values["unauthenticated"],
+        admin=values["admin"],
+        health="none",  # the sidecar watches the engine itself
+        engine=values["engine"],
+        max_concurrency=values["max_concurrency"],
+        log_level=values["log_level"],
+    )
+    settings.check()
+    settings.table(1)
+    return settings
+
+
+async def _run(values: dict[str, Any], target: Target, settings: Settings) -> int:
+    import asyncio  # noqa: PLC0415
+
+    from router.engine_relay import EngineRelay  # noqa: PLC0415
+    from router.sidecar.engine import EngineProcess, ExternalEngine  # noqa: PLC0415
+    from router.sidecar.life import Graces, SidecarLife  # noqa: PLC0415
+    from router.sidecar.ports import StoreUnavailable  # noqa: PLC0415
+    from router.sidecar.readiness import ReadinessWatch  # noqa: PLC0415
+    from router.sidecar.registry import Place, StoreRegistry  # noqa: PLC0415
+
+    relay = EngineRelay(settings)
+    try:
+        await relay.open()
+    except BindError as refusal:
+        click.echo(f"Error: {refusal}", err=True)
+        await relay.supervisor.close()
+        return EXIT_BIND
+    own = urlsplit(relay.supervisor.listen[0])
+    host, port = own.hostname or "", own.port or 0
+    if values["advertise"]:
+        host, port = parse_listen(values["advertise"], "--advertise")
+    replica_id = values["replica_id"] or f"{host}:{port}"
+    node = values["node"] or f"{socket.gethostname()}/{replica_id}"
+    place = Place(
+        values["endpoint"], replica_id, node, values["region"], values["zone"], host, port, values["weight"]
+    )
+    registry = StoreRegistry(target, place)
+    try:
+        last = await registry.last_generation()
+    except StoreUnavailable as failure:
+        _log.warning("the store is away; serving goes on: %s", failure)
+        last = 0
+    command = list(values["command"])
+    engine: Engine = (
+        EngineProcess(command, generation=last) if command else ExternalEngine(values["upstream"], generation=last)
+    )
+    graces = Graces(
+        settle_s=values["settle_s"], exit_s=values["exit_grace_s"], engine_s=values["engine_grace_s"]
+    )
+    paths = {"path": values["ready_path"], "fallback_path": values["fallback_path"]}
+    life = SidecarLife(
+        registry, relay, engine, lambda heard: ReadinessWatch(values["upstream"], heard, **paths), graces=graces
+    )
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, life.stop)
+    registry.attach(on_lapsed=life.lease_restored, on_fenced=life.stop)
+    if values["as_json"]:
+        line = {"event": "ready", "listen": relay.supervisor.listen, "replica": replica_id, "pid": os.getpid()}
+        click.echo(json.dumps(line))
+    try:
+        return await life.run()
+    finally:
+        await registry.close()
+        await relay.supervisor.close()
