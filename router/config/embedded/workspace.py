@@ -54,6 +54,12 @@ class Change:
         self.fresh = False  # inserted by this transaction, whether or not a row was there before
         self.touched: set[str] = set()
 
+    def copy(self) -> Change:
+        """Return another with the same state."""
+        twin = Change(self.before)
+        twin.after, twin.fresh, twin.touched = self.after, self.fresh, set(self.touched)
+        return twin
+
     def kind(self) -> Kind | None:
         """Return what became of the row, None if nothing did."""
         if self.after is None:
@@ -72,6 +78,25 @@ class Workspace:
         self.changes: dict[str, dict[bytes, Change]] = {}  # by lower-case table name, tables in order of first change
         self.mutations = 0
         self._default = default
+        self._undo: dict[tuple[str, bytes], Change | None] = {}
+        self._undo_mutations = 0
+
+    # -- statements
+
+    def begin_statement(self) -> None:
+        """Mark where `undo_statement` goes back to."""
+        self._undo.clear()
+        self._undo_mutations = self.mutations
+
+    def undo_statement(self) -> None:
+        """Undo what was written since `begin_statement`."""
+        for (name, key), change in self._undo.items():
+            if change is None:
+                del self.changes[name][key]
+            else:
+                self.changes[name][key] = change
+        self._undo.clear()
+        self.mutations = self._undo_mutations
 
     # -- reading through the overlay
 
@@ -100,6 +125,10 @@ class Workspace:
             if (after := changes[key].after) is not None:
                 yield key, after
 
+    def default(self, column: Column) -> Stored:
+        """Return a column's default, NULL without one."""
+        return self._default(column) if column.default is not None and self._default is not None else None
+
     # -- writing
 
     def write(self, table: Table, operation: Operation, columns: Sequence[Column], values: Sequence[Stored]) -> bytes:
@@ -110,7 +139,7 @@ class Workspace:
             value = given[column.name.lower()]
             if value is not None and column.type.kind in {"STRING", "BYTES"}:
                 check_length(column.type, value, f"{table.name}.{column.name}")
-        key = self._key(table, given, operation)
+        key = self.key_of(table, given, operation)
         change = self._change(table, key)
         current = change.after
         if operation == "insert" and current is not None:
@@ -171,17 +200,21 @@ class Workspace:
     def _change(self, table: Table, key: bytes) -> Change:
         changes = self.changes.setdefault(table.name.lower(), {})
         change = changes.get(key)
+        name = (table.name.lower(), key)
+        if name not in self._undo:
+            self._undo[name] = None if change is None else change.copy()
         if change is None:
             change = changes[key] = Change(self.base.get(table, key))
         return change
 
-    def _key(self, table: Table, given: dict[str, Stored], operation: Operation) -> bytes:
+    def key_of(self, table: Table, given: dict[str, Stored], operation: Operation) -> bytes:
+        """Return the key of a row to be written; defaults that it needs are put into `given`."""
         values: list[Stored] = []
         for part in table.key:
             name = part.name.lower()
             column = table.columns[name]
-            if name not in given and column.default is not None and self._default and operation != "update":
-                given[name] = self._default(column)
+            if name not in given and column.default is not None and operation != "update":
+                given[name] = self.default(column)
             if name not in given and column.not_null:
                 raise precondition(
                     f"A new row in table {table.name} does not specify a non-null value for NOT NULL column: {part.name}"
@@ -214,7 +247,7 @@ class Workspace:
                 self._check_null(table, column, given[name])
                 row.append(given[name])
                 continue
-            value = self._default(column) if column.default is not None and self._default else None
+            value = self.default(column)
             if value is None and column.not_null:
                 raise precondition(
                     f"A new row in table {table.name} does not specify a non-null value for NOT NULL column: {column.name}"
