@@ -38,7 +38,7 @@ LAYERS = [
 ]
 NO_ASYNCIO = {"base", "codec", "routing", "exchange", "manners"}
 # A layer-2 piece may use these of its own layer; edge speaks to workers in the words of `control`.
-ALLOWED = {("config", "transport"), ("embedded", "transport"), ("edge", "control")}
+ALLOWED = {("config", "transport"), ("config", "embedded"), ("embedded", "transport"), ("edge", "control")}
 
 
 def modules():
