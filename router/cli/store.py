@@ -23,7 +23,7 @@ EXIT_CANNOT_START = 3
 _UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
 
 
-class Duration(click.ParamType):
+class Duration(click.ParamType[float]):
     """A time such as 90s, 30m, 12h or 7d, in seconds."""
 
     name = "duration"
@@ -65,9 +65,17 @@ def check_listen(address: str) -> str:
 @click.option(
     "--listen", envvar="ROUTER_STORE_LISTEN", help="unix:/path or host:port.  [default: unix:<data>/store.sock]"
 )
-@click.option("--durable", is_flag=True, help="Have each commit survive a power cut (4 ms instead of 0.1); kill -9 never loses one.")
+@click.option(
+    "--durable",
+    is_flag=True,
+    help="Have each commit survive a power cut (4 ms instead of 0.1); kill -9 never loses one.",
+)
 @click.option("--retention", type=Duration(), help="Keep change records so long, whatever the streams say.")
-@click.option("--max-readers", type=click.IntRange(min=1), help="Concurrent readers of a partition; Spanner has 20.  [default: no limit]")
+@click.option(
+    "--max-readers",
+    type=click.IntRange(min=1),
+    help="Concurrent readers of a partition; Spanner has 20.  [default: no limit]",
+)
 @click.option("--test-hooks", is_flag=True, hidden=True, help="Faults on demand, for tests.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON line on stdout when ready.")
 @click.pass_context
@@ -91,11 +99,12 @@ def store(
     STREAM; types BOOL INT64 FLOAT64 STRING BYTES TIMESTAMP DATE JSON and ARRAYs of them. No views, foreign keys,
     checks, generated columns, sequences, NUMERIC, named schemas.
 
-    Queries: SELECT [DISTINCT] expressions FROM tables with [INNER|LEFT] JOIN … ON, WHERE, GROUP BY, HAVING, ORDER BY,
-    LIMIT/OFFSET; COUNT MIN MAX SUM AVG; + - * / || comparisons, AND OR NOT, IN, BETWEEN, LIKE, IS NULL; COALESCE IFNULL IF
-    STARTS_WITH ENDS_WITH UPPER LOWER CONCAT LENGTH CURRENT_TIMESTAMP TIMESTAMP_ADD TIMESTAMP_SUB; INFORMATION_SCHEMA's
-    SCHEMATA, TABLES, COLUMNS, INDEXES, CHANGE_STREAMS. INSERT [OR UPDATE|OR IGNORE] … VALUES | SELECT, UPDATE, DELETE,
-    THEN RETURN. Everything else is UNIMPLEMENTED; nothing is ever answered approximately.
+    Queries: SELECT [DISTINCT] expressions FROM tables with [INNER|LEFT] JOIN … ON, WHERE, GROUP BY, HAVING, ORDER
+    BY, LIMIT/OFFSET; COUNT MIN MAX SUM AVG; + - * / || comparisons, AND OR NOT, IN, BETWEEN, LIKE, IS NULL;
+    COALESCE IFNULL IF STARTS_WITH ENDS_WITH UPPER LOWER CONCAT LENGTH CURRENT_TIMESTAMP TIMESTAMP_ADD
+    TIMESTAMP_SUB; INFORMATION_SCHEMA's SCHEMATA, TABLES, COLUMNS, INDEXES, CHANGE_STREAMS. INSERT [OR UPDATE|OR
+    IGNORE] … VALUES | SELECT, UPDATE, DELETE, THEN RETURN. Everything else is UNIMPLEMENTED; nothing is ever
+    answered approximately.
 
     Exit codes: 0 clean, 2 usage, 3 cannot bind, or another process has the data.
     """

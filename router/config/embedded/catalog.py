@@ -99,7 +99,10 @@ class Index:
 
 @dataclass(frozen=True, slots=True)
 class ChangeStream:
-    """`tables`: lower-case name → the columns watched, None for all; None instead of the dict: the whole database."""
+    """`tables`: lower-case name → the columns watched, None for all of them.
+
+    None instead of the dict watches the whole database.
+    """
 
     id: int
     name: str

@@ -1,8 +1,9 @@
 """Change records: from the net changes of a transaction to the bytes that every reader of a partition is sent.
 
 A record is built once, at commit, as the `values` field of a PartialResultSet whose only column is
-ChangeRecord ARRAY<STRUCT<data_change_record, heartbeat_record, child_partitions_record>>. Rows of one transaction that
-share partition, table, kind and columns share a record, in the order of their keys, until it is `MAX_RECORD_BYTES` long.
+ChangeRecord ARRAY<STRUCT<data_change_record, heartbeat_record, child_partitions_record>>. Rows of one transaction
+that share partition, table, kind and columns share a record, in the order of their keys, until it is
+`MAX_RECORD_BYTES` long.
 """
 
 from __future__ import annotations
@@ -67,7 +68,10 @@ def capture(
             _gather(catalog, stream, partitions, table, rows, origin, groups)
     last = {group.partition.id: at for at, group in enumerate(groups)}
     return [
-        (group.partition, _record(stream, group, at, len(groups), len(last), origin, last=last[group.partition.id] == at))
+        (
+            group.partition,
+            _record(stream, group, at, len(groups), len(last), origin, last=last[group.partition.id] == at),
+        )
         for at, group in enumerate(groups)
     ]
 
@@ -100,8 +104,10 @@ def _gather(
                 continue
         row = change.after if change.after is not None else change.before
         assert row is not None
-        root_key = key if root is table else keys.encode(
-            root.key, [row[positions[part.name.lower()]] for part in table.key[: len(root.key)]]
+        root_key = (
+            key
+            if root is table
+            else keys.encode(root.key, [row[positions[part.name.lower()]] for part in table.key[: len(root.key)]])
         )
         where = position(root.id, root_key)
         partition = next(p for p in partitions if p.low <= where < p.high)

@@ -1,8 +1,9 @@
 """Rows in pieces: a PartialResultSet's values cut anywhere, with `chunked_value`, so that its messages stay small.
 
 Merging, by result_set.proto: strings are joined; lists are joined, and if the last element of one and the first of
-the next are strings or lists, these two are merged in turn. So a list is only cut inside or behind a string or a list,
-and a piece that starts with a new element starts with an empty one first, to be merged into what was complete.
+the next are strings or lists, these two are merged in turn. So a list is only cut inside or behind a string or a
+list, and a piece that starts with a new element starts with an empty one first, to be merged into what was
+complete.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _EMPTY: Final = {_STRING: b"\x1a\x00", _LIST: b"\x32\x00"}
 
 
 def split_values(values: bytes, limit: int, tail: bytes) -> list[bytes]:
-    """Return the messages of encoded `values`: about `limit` bytes each, `tail` (token, stats) on the last alone."""
+    """Return the messages of encoded `values`: about `limit` bytes each, `tail` (token, stats) on the last."""
     messages: list[bytes] = []
     batch = b""
     for value in _fields(values):

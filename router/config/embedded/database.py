@@ -1,10 +1,12 @@
 """One database: its clock, its catalog, its rows and its change log. The only place that writes.
 
-A commit is one SQLite transaction without an await: rows, index entries, change records and the timestamp are on disk
-together or not at all, and whoever runs next sees all of it. `safe()` is therefore a promise that costs nothing.
+A commit is one SQLite transaction without an await: rows, index entries, change records and the timestamp are on
+disk together or not at all, and whoever runs next sees all of it. `safe()` is therefore a promise that costs
+nothing.
 
     stand-alone   timestamps come from `CommitClock`
-    follower      after `follow`: `apply_at` and `advance_to` bring the timestamps of an upstream, and `safe()` is the
+    follower      after `follow`: `apply_at` and `advance_to` bring the timestamps of an upstream, and `safe()` is
+    the
                   upstream's watermark; clients' commits and DDL are FAILED_PRECONDITION
 """
 
@@ -163,7 +165,10 @@ class Database:
         return self._relations[table.id].scan(start, end, at, limit, names)
 
     def scan(self, table: Table, ranges: Sequence[Range], at: int) -> Iterator[tuple[bytes, Row]]:
-        """Yield (key, row) of a snapshot. The caller may stop, await and go on: pages are read as they are needed."""
+        """Yield (key, row) of a snapshot.
+
+        The caller may stop, await and go on: pages are read as they are needed.
+        """
         for start, end in ranges:
             low = start
             while rows := self._relations[table.id].scan(low, end, at, _PAGE):
@@ -225,14 +230,15 @@ class Database:
         self._default(column, 0)
 
     def _follow_catalog(self, before: Catalog, after: Catalog, at: int) -> None:
-        old = {item.id: item for item in (*before.tables.values(), *before.indexes.values(), *before.streams.values())}
+        kinds: tuple[dict[str, Any], ...] = (before.tables, before.indexes, before.streams)
+        old = {item.id: item for kind in kinds for item in kind.values()}
         for table in after.tables.values():
             was = old.pop(table.id, None)
             if was is None:
                 self._relations[table.id] = relation = self._relation(table)
                 relation.create()
             elif was is not table:
-                self._alter(was, table)  # type: ignore[arg-type]
+                self._alter(was, table)
         for index in after.indexes.values():
             if old.pop(index.id, None) is None:
                 self._fill(index, at)
@@ -266,7 +272,10 @@ class Database:
         for _, row in self.scan(table, [keys.ALL], self.clock.last()):
             value = row[at]
             if value is None and column.not_null:
-                raise precondition(f"Adding a NOT NULL constraint on a column {table.name}.{column.name} is not allowed because it contains a NULL value.")
+                raise precondition(
+                    f"Adding a NOT NULL constraint on a column {table.name}.{column.name} is not allowed "
+                    "because it contains a NULL value."
+                )
             if shorter and isinstance(value, str | bytes) and len(value) > column.type.length:
                 raise precondition(f"{table.name}.{column.name} has a value longer than {column.type.length}.")
 
@@ -307,8 +316,9 @@ class Database:
     ) -> int:
         """Commit and return the timestamp.
 
-        `workspace` has a transaction's effects so far, validated by the caller; `fill` adds the mutations, and is given
-        the commit timestamp. `silent` leaves the change streams out. Raises StoreError, and then nothing happened.
+        `workspace` has a transaction's effects so far, validated by the caller; `fill` adds the mutations, and is
+        given the commit timestamp. `silent` leaves the change streams out. Raises StoreError, and then nothing
+        happened.
         """
         self._check_leader("commits are")
         at = self.clock.next()  # outside: a rollback must not undo what the clock has stored
@@ -336,7 +346,9 @@ class Database:
         text = text_of_us(at)
         for name, changes in workspace.changes.items():
             places = [
-                place for place, column in enumerate(self.catalog.tables[name].columns.values()) if column.commit_timestamp
+                place
+                for place, column in enumerate(self.catalog.tables[name].columns.values())
+                if column.commit_timestamp
             ]
             if not places:
                 continue
@@ -349,7 +361,9 @@ class Database:
                             filled[place] = text
                     change.after = tuple(filled)
 
-    def _write(self, workspace: Workspace, origin: Origin, *, silent: bool = False) -> list[tuple[Partition, int, bytes]]:
+    def _write(
+        self, workspace: Workspace, origin: Origin, *, silent: bool = False
+    ) -> list[tuple[Partition, int, bytes]]:
         at = origin.at
         for name, changes in workspace.changes.items():
             table = self.catalog.tables[name]
@@ -473,7 +487,9 @@ class Database:
         if self.upstream is None:
             raise RuntimeError("apply_at without follow")
         if at <= self._watermark or at < self._latest:
-            raise ValueError(f"a commit at {wire_of_us(at)} comes after the watermark {wire_of_us(self._watermark)}")
+            raise ValueError(
+                f"a commit at {wire_of_us(at)} comes after the watermark {wire_of_us(self._watermark)}"
+            )
         self.clock.raise_to(at)
         with self.storage.transaction():
             workspace = Workspace(self.catalog, Present(self))

@@ -58,8 +58,7 @@ class Type:
 
 
 SCALARS: Final[dict[str, Type]] = {
-    kind: Type(kind)
-    for kind in ("BOOL", "INT64", "FLOAT64", "TIMESTAMP", "DATE", "STRING", "BYTES", "JSON")
+    kind: Type(kind) for kind in ("BOOL", "INT64", "FLOAT64", "TIMESTAMP", "DATE", "STRING", "BYTES", "JSON")
 }
 BOOL, INT64, FLOAT64 = SCALARS["BOOL"], SCALARS["INT64"], SCALARS["FLOAT64"]
 TIMESTAMP, DATE, STRING = SCALARS["TIMESTAMP"], SCALARS["DATE"], SCALARS["STRING"]

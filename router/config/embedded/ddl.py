@@ -10,7 +10,8 @@
     ALTER CHANGE STREAM s SET FOR … | SET OPTIONS (…) | DROP FOR ALL
     DROP TABLE | INDEX [IF EXISTS] x, DROP CHANGE STREAM s
 
-Types: BOOL INT64 FLOAT64 STRING(n|MAX) BYTES(n|MAX) TIMESTAMP DATE JSON, ARRAY<…> of these. The rest is UNIMPLEMENTED.
+Types: BOOL INT64 FLOAT64 STRING(n|MAX) BYTES(n|MAX) TIMESTAMP DATE JSON, ARRAY<…> of these. The rest is
+UNIMPLEMENTED.
 """
 
 from __future__ import annotations
@@ -442,7 +443,7 @@ class _Parser:
         for name, value in self._options().items():
             if name != "allow_commit_timestamp":
                 raise invalid(f"Option: {name} is unknown.")
-            if value not in {True, False, None} or isinstance(value, int) and not isinstance(value, bool):
+            if value not in {True, False, None} or (isinstance(value, int) and not isinstance(value, bool)):
                 raise invalid("Unexpected value for option: allow_commit_timestamp.")
             allowed = bool(value)
         return allowed
@@ -453,7 +454,12 @@ class _Parser:
             return SetDeletion(table, self._deletion())
         if self.skip("DROP", "ROW", "DELETION", "POLICY"):
             return SetDeletion(table, None)
-        if self._token.upper == "ADD" and self._tokens[self._at + 1].upper in {"CONSTRAINT", "FOREIGN", "CHECK", "SYNONYM"}:
+        if self._token.upper == "ADD" and self._tokens[self._at + 1].upper in {
+            "CONSTRAINT",
+            "FOREIGN",
+            "CHECK",
+            "SYNONYM",
+        }:
             raise unsupported(f"ALTER TABLE {self._words(2)}")
         if self.skip("ADD"):
             self.skip("COLUMN")

@@ -1,7 +1,7 @@
 """Change records on their way to readers: what was committed lately, kept per partition, and who waits for more.
 
-A commit wakes the readers of the partitions it wrote to, and no other. A reader that is up to date takes records from
-memory, where one bytes object serves all; one that is behind reads the log.
+A commit wakes the readers of the partitions it wrote to, and no other. A reader that is up to date takes records
+from memory, where one bytes object serves all; one that is behind reads the log.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Faults on demand, for tests: none of this happens unless a test asks.
 
-In process, a test holds the `TestHooks` it gave to the server. Over the wire (`router store --test-hooks`) the same is
-reached as method /router.store.TestHooks/Call with a JSON object: {"call": "split", "database": …, "stream": …}.
+In process, a test holds the `TestHooks` it gave to the server. Over the wire (`router store --test-hooks`) the same
+is reached as method /router.store.TestHooks/Call with a JSON object: {"call": "split", "database": …, "stream": …}.
 """
 
 from __future__ import annotations

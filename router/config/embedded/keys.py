@@ -1,8 +1,8 @@
 """Keys as bytes whose order is Spanner's order, and key sets as ranges of such bytes.
 
 Each part is a marker and a payload that no other part's is a prefix of, so a key starts with its parent's key, and
-all rows below a prefix lie in [prefix, `end_of(prefix)`). NULL sorts before every value, ascending; a descending part
-is the complement of its bytes. Encoded keys never go on the wire.
+all rows below a prefix lie in [prefix, `end_of(prefix)`). NULL sorts before every value, ascending; a descending
+part is the complement of its bytes. Encoded keys never go on the wire.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every bound of the embedded store, by name. A peer that reaches one gets RESOURCE_EXHAUSTED or what is said here."""
+"""Every bound of the store, by name. A peer that reaches one gets RESOURCE_EXHAUSTED or what is said here."""
 
 from __future__ import annotations
 

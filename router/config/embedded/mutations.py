@@ -67,7 +67,8 @@ def _write(workspace: Workspace, operation: Any, write: Any, text: str) -> None:
     for row in write.values:
         if len(row.values) != len(columns):
             raise invalid(
-                f"Mutation column and value size mismatch: Found: {len(columns)} columns and {len(row.values)} values"
+                "Mutation column and value size mismatch: "
+                f"Found: {len(columns)} columns and {len(row.values)} values"
             )
         values: list[Stored] = [one(plain(value)) for one, value in zip(decode, row.values, strict=True)]
         for at in stamped:

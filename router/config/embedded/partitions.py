@@ -1,9 +1,9 @@
 """Partitions of a change stream: who holds which part of the key space, from when to when.
 
-The key space of a stream is the 32-bit circle of the CRC of a row's root key, so that a row and all that is interleaved
-in it change in one partition, and a split in the middle halves the load. The open partitions of a stream cover
-it without gap or overlap at every timestamp; a split or a merge ends partitions at T and starts their children at T:
-records of commits <= T are the parents', later ones the children's.
+The key space of a stream is the 32-bit circle of the CRC of a row's root key, so that a row and all that is
+interleaved in it change in one partition, and a split in the middle halves the load. The open partitions of a
+stream cover it without gap or overlap at every timestamp; a split or a merge ends partitions at T and starts their
+children at T: records of commits <= T are the parents', later ones the children's.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import secrets
 import zlib
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -58,7 +59,12 @@ class Partitions:
         for row in self._storage.db.execute(
             "SELECT id,stream,token,low,high,started,ended,parents,children FROM partitions ORDER BY id"
         ):
-            self._remember(Partition(*row[:7], json.loads(row[7]), json.loads(row[8] or "[]")))
+            id_, stream, token, low, high, started, ended, parents, children = row
+            self._remember(
+                Partition(
+                    id_, stream, token, low, high, started, ended, json.loads(parents), json.loads(children or "[]")
+                )
+            )
 
     def _remember(self, partition: Partition) -> None:
         self._by_token[partition.token] = partition
@@ -87,7 +93,7 @@ class Partitions:
     def start(self, stream: int, at: int, count: int) -> None:
         """Give a new stream its first partitions."""
         edges = [SPACE * part // count for part in range(count + 1)]
-        for low, high in zip(edges, edges[1:], strict=False):
+        for low, high in pairwise(edges):
             self._add(stream, low, high, at, [])
 
     def _add(self, stream: int, low: int, high: int, at: int, parents: list[str]) -> Partition:
@@ -124,7 +130,7 @@ class Partitions:
         parts = sorted(parts, key=lambda p: p.low)
         if len(parts) < 2 or any(p.ended is not None for p in parts):
             raise ValueError("a merge takes two or more open partitions")
-        if any(left.high != right.low for left, right in zip(parts, parts[1:], strict=False)):
+        if any(left.high != right.low for left, right in pairwise(parts)):
             raise ValueError("a merge takes neighbours")
         whole = self._add(parts[0].stream, parts[0].low, parts[-1].high, at, [p.token for p in parts])
         for part in parts:

@@ -177,7 +177,11 @@ class Read:
                 assert row is not None, "an index entry without its row"
                 yield entry, self._pick(row)
             return
-        found = [(entry, relation.get_at(key, at)) for entry, key in self._database.entries(index, ranges, at) if key not in changes]
+        found = [
+            (entry, relation.get_at(key, at))
+            for entry, key in self._database.entries(index, ranges, at)
+            if key not in changes
+        ]
         for change in changes.values():
             if change.after is not None:
                 entry_of = index_entry(self.table, index, change.after)

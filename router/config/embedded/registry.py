@@ -26,7 +26,10 @@ if TYPE_CHECKING:
 
     from router.config.embedded.limits import Settings
 
-_DATABASE: Final = re.compile(r"(projects/[a-z0-9][a-z0-9.:-]{0,61}/instances/[a-z][a-z0-9-]{0,62}[a-z0-9]?)/databases/([a-z][a-z0-9_-]{0,28}[a-z0-9])", re.ASCII)
+_DATABASE: Final = re.compile(
+    r"(projects/[a-z0-9][a-z0-9.:-]{0,61}/instances/[a-z][a-z0-9-]{0,62}[a-z0-9]?)/databases/([a-z][a-z0-9_-]{0,28}[a-z0-9])",
+    re.ASCII,
+)
 _INSTANCE: Final = re.compile(r"projects/[a-z0-9][a-z0-9.:-]{0,61}/instances/[a-z][a-z0-9-]{0,62}", re.ASCII)
 _TABLES = """
 CREATE TABLE IF NOT EXISTS instances(name TEXT PRIMARY KEY, message BLOB NOT NULL);

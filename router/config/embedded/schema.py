@@ -1,4 +1,4 @@
-"""DDL applied: a catalog and a statement make the next catalog, or an error as Spanner's. And the way back to text."""
+"""DDL applied: a catalog and a statement make the next catalog, or an error as Spanner's. And back to text."""
 
 from __future__ import annotations
 
@@ -20,23 +20,22 @@ from router.config.embedded.catalog import (
 )
 from router.config.embedded.datatypes import KEY_KINDS
 from router.config.embedded.errors import StoreError, invalid, not_found, precondition, unsupported
+from router.config.embedded.lexer import RESERVED
 from router.config.embedded.limits import STREAMS_PER_TABLE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Container, Iterable
 
     from router.config.embedded.ddl import ColumnDef, Option
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,127}", re.ASCII)
-_EXCLUDES = {"exclude_insert": "INSERT", "exclude_update": "UPDATE", "exclude_delete": "DELETE", "exclude_ttl_deletes": "TTL"}
+_EXCLUDES = {
+    "exclude_insert": "INSERT",
+    "exclude_update": "UPDATE",
+    "exclude_delete": "DELETE",
+    "exclude_ttl_deletes": "TTL",
+}
 _UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": DAY_S}
-_RESERVED = frozenset(
-    "ALL AND ANY ARRAY AS ASC AT BETWEEN BY CASE CAST COLLATE CREATE CROSS CURRENT DEFAULT DEFINE DESC DISTINCT ELSE END "
-    "ENUM ESCAPE EXCEPT EXCLUDE EXISTS EXTRACT FALSE FETCH FOLLOWING FOR FROM FULL GROUP GROUPING GROUPS HASH HAVING IF "
-    "IGNORE IN INNER INTERSECT INTERVAL INTO IS JOIN LATERAL LEFT LIKE LIMIT LOOKUP MERGE NATURAL NEW NO NOT NULL NULLS "
-    "OF ON OR ORDER OUTER OVER PARTITION PRECEDING PROTO RANGE RECURSIVE RESPECT RIGHT ROLLUP ROWS SELECT SET SOME STRUCT "
-    "TABLESAMPLE THEN TO TREAT TRUE UNBOUNDED UNION UNNEST USING WHEN WHERE WINDOW WITH WITHIN".split()
-)
 
 
 def apply(
@@ -105,9 +104,7 @@ def _deletion(columns: dict[str, Column], table: str, policy: tuple[str, int] | 
     return DeletionPolicy(column.name, policy[1])
 
 
-def _create_table(
-    catalog: Catalog, statement: ddl.CreateTable, check: Callable[[Column], None] | None
-) -> Catalog:
+def _create_table(catalog: Catalog, statement: ddl.CreateTable, check: Callable[[Column], None] | None) -> Catalog:
     name = statement.name
     if statement.if_not_exists and name.lower() in catalog.tables:
         return catalog
@@ -121,9 +118,12 @@ def _create_table(
             raise precondition(f"Duplicate column name {name}.{definition.name}.")
         columns[definition.name.lower()] = _column(definition, next_id, name, check)
         next_id += 1
-    key = _key_parts(columns, statement.key, lambda part: precondition(
-        f"Table {name} references nonexistent key column {part}."
-    ), name)
+    key = _key_parts(
+        columns,
+        statement.key,
+        lambda part: precondition(f"Table {name} references nonexistent key column {part}."),
+        name,
+    )
     parent = None
     if statement.parent is not None:
         parent = catalog.table(statement.parent)
@@ -152,7 +152,9 @@ def _key_parts(
         if column is None:
             raise missing(name)
         if column.type.kind not in KEY_KINDS:
-            raise precondition(f"Column {name} of {owner} has type {column.type.name()}, which cannot be part of a key.")
+            raise precondition(
+                f"Column {name} of {owner} has type {column.type.name()}, which cannot be part of a key."
+            )
         if any(part.name == column.name for part in key):
             raise precondition(f"{owner} specifies key column {name} more than once.")
         key.append(KeyPart(column.name, column.type, descending))
@@ -182,13 +184,20 @@ def _create_index(catalog: Catalog, statement: ddl.CreateIndex) -> Catalog:
     table = catalog.table(statement.table)
     if not statement.parts:
         raise invalid(f"Index {name} has no key columns.")
-    parts = _key_parts(table.columns, statement.parts, lambda part: invalid(
-        f"Index {name} specifies key column {part} which does not exist in the index's base table."
-    ), f"Index {name}")
+    parts = _key_parts(
+        table.columns,
+        statement.parts,
+        lambda part: invalid(
+            f"Index {name} specifies key column {part} which does not exist in the index's base table."
+        ),
+        f"Index {name}",
+    )
     named = {part.name for part in parts}
     for column in statement.storing:
         if table.column(column).name in named or table.is_key(table.column(column)):
-            raise precondition(f"Index {name} specifies stored column {column} which is a key of the index or its table.")
+            raise precondition(
+                f"Index {name} specifies stored column {column} which is a key of the index or its table."
+            )
     full = parts + tuple(part for part in table.key if part.name not in named)
     index = Index(
         catalog.next_id,
@@ -256,8 +265,8 @@ def _check_crowd(catalog: Catalog, stream: ChangeStream) -> None:
             crowd = 1 + sum(other.watches(table) for other in others)
             if crowd > STREAMS_PER_TABLE:
                 raise precondition(
-                    f"Failed to create or alter Change Stream {stream.name} : because it is not allowed to have more "
-                    f"than {STREAMS_PER_TABLE} Change Streams tracking the same table: {table.name}."
+                    f"Failed to create or alter Change Stream {stream.name} : because it is not allowed to have "
+                    f"more than {STREAMS_PER_TABLE} Change Streams tracking the same table: {table.name}."
                 )
 
 
@@ -297,9 +306,7 @@ def _retention(name: str, value: Option) -> float:
     return float(seconds)
 
 
-def _add_column(
-    catalog: Catalog, statement: ddl.AddColumn, check: Callable[[Column], None] | None
-) -> Catalog:
+def _add_column(catalog: Catalog, statement: ddl.AddColumn, check: Callable[[Column], None] | None) -> Catalog:
     table = catalog.table(statement.table)
     name = statement.column.name
     if name.lower() in table.columns:
@@ -323,7 +330,8 @@ def _drop_column(catalog: Catalog, statement: ddl.DropColumn) -> Catalog:
     for index in catalog.indexes_of(table):
         if column.name in {part.name for part in index.parts} | set(index.storing):
             raise precondition(
-                f"Cannot drop column {column.name} from table {table.name} because it is used by index {index.name}."
+                f"Cannot drop column {column.name} from table {table.name} because it is used by "
+                f"index {index.name}."
             )
     for stream in catalog.streams.values():
         named = (stream.tables or {}).get(table.name.lower())
@@ -342,7 +350,9 @@ def _alter_column(catalog: Catalog, statement: ddl.AlterColumn) -> Catalog:
     column = table.column(statement.column)
     if statement.commit_timestamp is not None:
         if column.type.kind != "TIMESTAMP":
-            raise precondition(f"Option allow_commit_timestamp is only allowed on TIMESTAMP columns, not on {column.name}.")
+            raise precondition(
+                f"Option allow_commit_timestamp is only allowed on TIMESTAMP columns, not on {column.name}."
+            )
         column = dataclasses.replace(column, commit_timestamp=statement.commit_timestamp)
     if statement.type is not None:
         if statement.type.plain() != column.type.plain():
@@ -354,13 +364,12 @@ def _alter_column(catalog: Catalog, statement: ddl.AlterColumn) -> Catalog:
         if any(column.name in {part.name for part in index.parts} for index in catalog.indexes_of(table)):
             raise unsupported(f"ALTER COLUMN of the indexed column {table.name}.{column.name}")
         column = dataclasses.replace(column, type=statement.type, not_null=statement.not_null)
-    return catalog.with_table(
-        dataclasses.replace(table, columns={**table.columns, column.name.lower(): column})
-    )
+    return catalog.with_table(dataclasses.replace(table, columns={**table.columns, column.name.lower(): column}))
 
 
 def _drop(catalog: Catalog, statement: ddl.Drop) -> Catalog:
     name, what = statement.name, statement.what
+    kinds: dict[str, Container[str]]
     kinds = {"TABLE": catalog.tables, "INDEX": catalog.indexes, "CHANGE STREAM": catalog.streams}
     if name.lower() not in kinds[what]:
         if statement.if_exists:
@@ -398,7 +407,7 @@ def statements(catalog: Catalog) -> list[str]:
 
 def quoted(name: str) -> str:
     """Return an identifier as DDL must write it."""
-    return f"`{name}`" if name.upper() in _RESERVED else name
+    return f"`{name}`" if name.upper() in RESERVED else name
 
 
 def _parts_ddl(parts: Iterable[KeyPart]) -> str:

@@ -2,8 +2,8 @@
 
     async with StoreServer(data_dir, "unix:/run/store.sock") as store: ...   or  await start() … await stop()
 
-A StoreError becomes its status; anything else that escapes a method is a fault of ours: INTERNAL, with a log, and the
-server goes on. Socket files are mode 0600, and one that is left over is replaced only if nobody listens on it.
+A StoreError becomes its status; anything else that escapes a method is a fault of ours: INTERNAL, with a log, and
+the server goes on. Socket files are mode 0600, and one that is left over is replaced only if nobody listens on it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import logging
 import os
 import socket
 import stat
+from contextlib import aclosing
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
@@ -27,12 +29,13 @@ from router.config.embedded.stream_query import is_stream_query
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable
-    from pathlib import Path
+    from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 
+    from router.config.embedded.catalog import Table
     from router.config.embedded.database import Database
     from router.config.embedded.hooks import Cut, TestHooks
     from router.config.embedded.registry import OpenDatabase
+    from router.config.embedded.workspace import Workspace
 
 _log = logging.getLogger(__name__)
 _COLLECT_S: Final = 1.0  # between two slices of garbage collection
@@ -152,8 +155,7 @@ class StoreServer:
                 raise BindError(f"cannot listen on {self.address}")
             self.address = f"{self.address.rpartition(':')[0]}:{port}"
         else:
-            found = os.stat(path)
-            self._socket_id = (found.st_dev, found.st_ino)
+            self._socket_id = _identity(path)
         await server.start()
         self._server = server
 
@@ -162,9 +164,8 @@ class StoreServer:
             return
         path = self.address.removeprefix("unix:")
         try:
-            found = os.stat(path)
-            if (found.st_dev, found.st_ino) == self._socket_id:
-                os.unlink(path)
+            if _identity(path) == self._socket_id:
+                Path(path).unlink()
         except FileNotFoundError:  # gRPC removes it on a clean stop
             pass
         self._socket_id = None
@@ -176,7 +177,7 @@ class StoreServer:
             try:
                 cut = await self._enter(rpc, request)
                 if cut is not None:
-                    raise _Cut(cut.code)
+                    raise _Cut(cut.code)  # noqa: TRY301 -- here and below: one way out for every kind of end
                 return await method(request)
             except StoreError as error:
                 await context.abort(_status(error.code), error.text)
@@ -184,31 +185,36 @@ class StoreServer:
                 await context.abort(_status(cut_now.code), "cut by a test")
             except Exception:
                 _log.exception("%s failed", rpc)
-                await context.abort(grpc.StatusCode.INTERNAL, f"the embedded store failed in {rpc}; its log says why")
+                await context.abort(
+                    grpc.StatusCode.INTERNAL, f"the embedded store failed in {rpc}; its log says why"
+                )
 
         return grpc.unary_unary_rpc_method_handler(call, kind.FromString, _serialize)
 
-    def _stream(self, rpc: str, method: Callable[[Any], AsyncIterator[bytes]], kind: Any) -> Any:
+    def _stream(self, rpc: str, method: Callable[[Any], AsyncGenerator[bytes, None]], kind: Any) -> Any:
         async def call(request: Any, context: Any) -> AsyncIterator[bytes]:
             try:
                 cut = await self._enter(rpc, request)
                 sent = 0
                 if cut is not None and cut.messages == 0:
-                    raise _Cut(cut.code)
-                async for message in method(request):
-                    if self.hooks is not None:
-                        await self.hooks.pass_gate()
-                    yield message
-                    sent += 1
-                    if cut is not None and sent >= cut.messages:
-                        raise _Cut(cut.code)
+                    raise _Cut(cut.code)  # noqa: TRY301
+                async with aclosing(method(request)) as messages:
+                    async for message in messages:
+                        if self.hooks is not None:
+                            await self.hooks.pass_gate()
+                        yield message
+                        sent += 1
+                        if cut is not None and sent >= cut.messages:
+                            raise _Cut(cut.code)  # noqa: TRY301
             except StoreError as error:
                 await context.abort(_status(error.code), error.text)
             except _Cut as cut_now:
                 await context.abort(_status(cut_now.code), "cut by a test")
             except Exception:
                 _log.exception("%s failed", rpc)
-                await context.abort(grpc.StatusCode.INTERNAL, f"the embedded store failed in {rpc}; its log says why")
+                await context.abort(
+                    grpc.StatusCode.INTERNAL, f"the embedded store failed in {rpc}; its log says why"
+                )
 
         return grpc.unary_stream_rpc_method_handler(call, kind.FromString, None)
 
@@ -229,7 +235,7 @@ class StoreServer:
             expire_in_s -= _COLLECT_S
             for served in registry.all():
                 try:
-                    while not served.dropped and served.database.collect():
+                    while not served.dropped and served.database.collect():  # noqa: ASYNC110 -- nothing to await
                         await asyncio.sleep(0.01)
                     served.transactions.sweep()
                     if expire_in_s <= 0:
@@ -245,10 +251,12 @@ async def _expire(served: OpenDatabase) -> None:
     if served.database.upstream is not None:
         return
     for table, doomed in served.database.expired():
-        served.database.commit(
-            lambda workspace, _, table=table, doomed=doomed: [workspace.delete(table, key) for key in doomed] and None,
-            system=True,
-        )
+
+        def fill(workspace: Workspace, _at: int, table: Table = table, doomed: list[bytes] = doomed) -> None:
+            for key in doomed:
+                workspace.delete(table, key)
+
+        served.database.commit(fill, system=True)
         await asyncio.sleep(0.01)
 
 
@@ -268,10 +276,16 @@ def _serialize(message: Any) -> bytes:
     return data
 
 
+def _identity(path: str) -> tuple[int, int]:
+    """Return what tells a file from another that took its name."""
+    found = Path(path).stat()
+    return found.st_dev, found.st_ino
+
+
 def _clear_socket(path: str) -> None:
     """Remove a socket file that nobody listens on. BindError where somebody does, or where it is no socket."""
     try:
-        if not stat.S_ISSOCK(os.stat(path).st_mode):
+        if not stat.S_ISSOCK(Path(path).stat().st_mode):
             raise BindError(f"cannot listen on unix:{path}: there is a file that is not a socket")
     except FileNotFoundError:
         return
@@ -280,7 +294,7 @@ def _clear_socket(path: str) -> None:
         try:
             probe.connect(path)
         except (ConnectionRefusedError, FileNotFoundError):
-            os.unlink(path)
+            Path(path).unlink()
             return
         except OSError as error:
             raise BindError(f"cannot listen on unix:{path}: {error}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from google.longrunning import operations_pb2
+from google.longrunning import operations_pb2  # type: ignore[import-untyped]
 from google.protobuf import empty_pb2
 
 from router.config.embedded import ddl, limits, schema
@@ -96,7 +96,9 @@ class AdminService:
 
     async def ListInstances(self, request: Any) -> Any:  # noqa: N802
         """Return all instances on one page."""
-        return _Instances(instances=[_Instance.FromString(data) for data in self._registry.instances(request.parent)])
+        return _Instances(
+            instances=[_Instance.FromString(data) for data in self._registry.instances(request.parent)]
+        )
 
     async def GetInstance(self, request: Any) -> Any:  # noqa: N802
         """Return an instance."""

@@ -1,11 +1,11 @@
 """`TestHooks` over the wire: /router.store.TestHooks/Call, JSON in and out. Only there when hooks are on.
 
-    {"call": "partitions", "database": …, "stream": …}      → {"partitions": [[token, low, high], …]}, the open ones
-    {"call": "split", …, "token": …}                        → {"tokens": […]}
-    {"call": "merge", …, "tokens": […]}                     → {"tokens": […]}
-    {"call": "cut", "method": …, "skip": …, "count": …, "messages": …, "change_stream": …, "code": …}
-    {"call": "hang"}  {"call": "resume"}  {"call": "calls"} → {"calls": {…}}
-    {"call": "set", "silent_streams": …, "end_streams": …, "max_readers": …, "chunk_bytes": …}
+{"call": "partitions", "database": …, "stream": …}      → {"partitions": [[token, low, high], …]}, the open ones
+{"call": "split", …, "token": …}                        → {"tokens": […]}
+{"call": "merge", …, "tokens": […]}                     → {"tokens": […]}
+{"call": "cut", "method": …, "skip": …, "count": …, "messages": …, "change_stream": …, "code": …}
+{"call": "hang"}  {"call": "resume"}  {"call": "calls"} → {"calls": {…}}
+{"call": "set", "silent_streams": …, "end_streams": …, "max_readers": …, "chunk_bytes": …}
 """
 
 from __future__ import annotations
@@ -74,5 +74,5 @@ def handler(service: HooksService) -> Any:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, repr(error))
             raise AssertionError from error  # abort raises
 
-    method = grpc.unary_unary_rpc_method_handler(call, None, None)
+    method: Any = grpc.unary_unary_rpc_method_handler(call, None, None)
     return grpc.method_handlers_generic_handler("router.store.TestHooks", {"Call": method})

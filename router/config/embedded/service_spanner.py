@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import OrderedDict
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from google.protobuf import empty_pb2
@@ -22,7 +23,7 @@ from router.config.embedded.reads import Read
 from router.config.embedded.service_sql import Statements
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
     from router.config.embedded.hooks import TestHooks
     from router.config.embedded.limits import Settings
@@ -78,7 +79,9 @@ class SpannerService:
     async def BatchCreateSessions(self, request: Any) -> Any:  # noqa: N802
         """Return new sessions, up to a hundred, as Spanner."""
         count = min(max(request.session_count, 1), 100)
-        return _BatchSessions(session=[self._session(request.database, request.session_template) for _ in range(count)])
+        return _BatchSessions(
+            session=[self._session(request.database, request.session_template) for _ in range(count)]
+        )
 
     def _session(self, database: str, template: Any) -> Any:
         served = self._registry.database(database)
@@ -164,7 +167,7 @@ class SpannerService:
 
     # -- reads
 
-    async def StreamingRead(self, request: Any) -> AsyncIterator[bytes]:  # noqa: N802
+    async def StreamingRead(self, request: Any) -> AsyncGenerator[bytes, None]:  # noqa: N802
         """Yield the rows of a table or an index, in the order of their keys."""
         served = self._served(request.session)
         selected = await selection.select(served, request.transaction)
@@ -182,7 +185,7 @@ class SpannerService:
             return self._hooks.chunk_bytes
         return self._settings.chunk_bytes
 
-    async def _send(self, chunks: Iterator[Chunk], described: bytes) -> AsyncIterator[bytes]:
+    async def _send(self, chunks: Iterator[Chunk], described: bytes) -> AsyncGenerator[bytes, None]:
         head = wire.metadata(described)
         for chunk in chunks:
             tail = wire.resume_token(chunk.token)
@@ -203,14 +206,15 @@ class SpannerService:
         """Not here."""
         raise unsupported("PartitionQuery")
 
-    async def BatchWrite(self, request: Any) -> AsyncIterator[bytes]:  # noqa: N802
+    async def BatchWrite(self, request: Any) -> AsyncGenerator[bytes, None]:  # noqa: N802
         """Not here."""
+        for _ in ():
+            yield b""
         raise unsupported("BatchWrite")
-        yield b""
 
     # -- SQL
 
-    async def ExecuteStreamingSql(self, request: Any) -> AsyncIterator[bytes]:  # noqa: N802
+    async def ExecuteStreamingSql(self, request: Any) -> AsyncGenerator[bytes, None]:  # noqa: N802
         """Yield the rows of a query, the effects of a DML statement, or the records of a change stream."""
         served = self._served(request.session)
         if request.partition_token:
@@ -220,21 +224,17 @@ class SpannerService:
             query = stream_query.parse(request.sql, request.params.fields)
         if query is not None:
             self._streams.check(request)
-            async for message in self._streams.run(served, query, request.resume_token):
+            messages = self._streams.run(served, query, request.resume_token)
+        else:
+            selected = await selection.select(served, request.transaction)
+            messages = Statements(served, selected).run(request, self._chunk_bytes())
+        async with aclosing(messages):
+            async for message in messages:
                 if self._hooks is not None and self._hooks.chunk_bytes is not None:
                     for piece in resplit(message, self._hooks.chunk_bytes):
                         yield piece
                 else:
                     yield message
-            return
-        selected = await selection.select(served, request.transaction)
-        statements = Statements(served, selected)
-        async for message in statements.run(request, self._chunk_bytes()):
-            if self._hooks is not None and self._hooks.chunk_bytes is not None:
-                for piece in resplit(message, self._hooks.chunk_bytes):
-                    yield piece
-            else:
-                yield message
 
     async def ExecuteSql(self, request: Any) -> Any:  # noqa: N802
         """Return the same in one message."""
@@ -281,7 +281,7 @@ def resplit(message: bytes, limit: int) -> list[bytes]:
     return pieces
 
 
-async def fold(messages: AsyncIterator[bytes]) -> Any:
+async def fold(messages: AsyncGenerator[bytes, None]) -> Any:
     """Return the ResultSet of a stream whose values are not split between messages."""
     result = ResultSet()
     values: list[Any] = []

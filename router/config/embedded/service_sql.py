@@ -1,7 +1,8 @@
 """ExecuteSql and its kin, from request to messages.
 
-A query's resume token says its snapshot, its CURRENT_TIMESTAMP and how many rows were sent: it is run again, which gives
-the same rows, and so many are left out. A DML statement that is repeated with its seqno is answered from memory.
+A query's resume token says its snapshot, its CURRENT_TIMESTAMP and how many rows were sent: it is run again, which
+gives the same rows, and so many are left out. A DML statement that is repeated with its seqno is answered from
+memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from router.config.embedded.timestamps import text_of_us
 from router.config.embedded.values import encoder
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from router.config.embedded.registry import OpenDatabase
     from router.config.embedded.selection import Selected
@@ -41,7 +42,7 @@ class Statements:
         self._served = served
         self._selected = selected
 
-    async def run(self, request: Any, chunk_bytes: int) -> AsyncIterator[bytes]:
+    async def run(self, request: Any, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
         """Yield the messages of a query or a DML statement. StoreError."""
         if request.query_mode != 0:
             raise unsupported("a query mode other than NORMAL")
@@ -71,7 +72,7 @@ class Statements:
 
     # -- queries
 
-    async def _query(self, select: ast.Select, request: Any, chunk_bytes: int) -> AsyncIterator[bytes]:
+    async def _query(self, select: ast.Select, request: Any, chunk_bytes: int) -> AsyncGenerator[bytes, None]:
         database, selected = self._served.database, self._selected
         at, now, skip = selected.at, max(selected.at, database.safe()), 0
         if request.resume_token:
@@ -111,7 +112,9 @@ class Statements:
         if transaction is None:
             if request_is_single_use(request):
                 raise invalid("DML statements may not be performed in single-use transactions, to avoid replay.")
-            raise precondition("DML statements can only be performed in a read-write or partitioned-dml transaction.")
+            raise precondition(
+                "DML statements can only be performed in a read-write or partitioned-dml transaction."
+            )
         if seqno and seqno in transaction.results:
             return transaction.results[seqno]
         if transaction.partitioned and (isinstance(statement, ast.Insert) or statement.returning):
@@ -132,9 +135,9 @@ class Statements:
         assert result is not None
         if transaction.partitioned:
             self._served.transactions.commit(transaction, lambda _workspace, _at: None, "")
-            stats = Stats(row_count_lower_bound=result.count)
+            stats = Stats(row_count_lower_bound=result.changed)
         else:
-            stats = Stats(row_count_exact=result.count)
+            stats = Stats(row_count_exact=result.changed)
         encoders = [encoder(type_) for _, type_ in result.fields]
         message = (
             wire.metadata(metadata(result.fields, self._selected.begun))

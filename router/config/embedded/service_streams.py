@@ -1,7 +1,8 @@
 """Change stream queries: which partitions there are, and the records of one, pushed as they are committed.
 
     no token     one child_partitions_record per partition at `start`, then the end
-    a token      data change records in order; a heartbeat after each quiet interval; then, when the partition has ended,
+    a token      data change records in order; a heartbeat after each quiet interval; then, when the partition has
+    ended,
                  its children's records, or at `end` a heartbeat, and the end
 
 A resume token is the position of the last record sent: the query is continued by a server that never saw it.
@@ -10,6 +11,7 @@ A resume token is the position of the last record sent: the query is continued b
 from __future__ import annotations
 
 import time
+from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final
 
 from router.config.embedded import wire
@@ -21,7 +23,7 @@ from router.config.embedded.selection import wait_until
 from router.config.embedded.timestamps import FOREVER, US_PER_S, wire_of_us
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncGenerator
 
     from router.config.embedded.catalog import ChangeStream
     from router.config.embedded.feeds import Feed, Record
@@ -58,7 +60,7 @@ class Streams:
         if request.transaction.single_use.read_only.WhichOneof("timestamp_bound") not in {None, "strong"}:
             raise invalid("Change stream queries must be strong reads.")
 
-    async def run(self, served: OpenDatabase, query: StreamQuery, resume: bytes) -> AsyncIterator[bytes]:
+    async def run(self, served: OpenDatabase, query: StreamQuery, resume: bytes) -> AsyncGenerator[bytes, None]:
         """Yield the messages of a query. Raises StoreError."""
         if self.open >= self._settings.max_streams:
             raise StoreError("RESOURCE_EXHAUSTED", f"limit max_streams: {self.open} change stream queries are open")
@@ -79,8 +81,9 @@ class Streams:
                 if len(resume) != TOKEN.size or resume[:1] != b"p":
                     raise invalid("Invalid resume_token.")
                 position = TOKEN.unpack(resume)[1:]
-            async for message in self._follow(served, stream, partition, query, position):
-                yield message
+            async with aclosing(self._follow(served, stream, partition, query, position)) as messages:
+                async for message in messages:
+                    yield message
         finally:
             self.open -= 1
 
@@ -96,16 +99,19 @@ class Streams:
         partition: Partition,
         query: StreamQuery,
         position: tuple[int, int],
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         database = served.database
         feed = database.open_feed(partition)
         limit = self._max_readers()
         if limit is not None and feed.readers >= limit:
-            raise StoreError("RESOURCE_EXHAUSTED", f"limit max_readers: {limit} queries read the partition {partition.token}")
+            raise StoreError(
+                "RESOURCE_EXHAUSTED", f"limit max_readers: {limit} queries read the partition {partition.token}"
+            )
         feed.readers += 1
         try:
-            async for message in self._records(served, stream, partition, query, position, feed):
-                yield message
+            async with aclosing(self._records(served, stream, partition, query, position, feed)) as messages:
+                async for message in messages:
+                    yield message
         finally:
             feed.readers -= 1
             database.feeds.close(partition.id, feed)
@@ -118,7 +124,7 @@ class Streams:
         query: StreamQuery,
         position: tuple[int, int],
         feed: Feed,
-    ) -> AsyncIterator[bytes]:
+    ) -> AsyncGenerator[bytes, None]:
         database, hooks = served.database, self._hooks
         until = FOREVER if query.end is None else query.end
         assert query.heartbeat_ms is not None
@@ -212,8 +218,8 @@ def _check_kept(served: OpenDatabase, stream: ChangeStream, at: int) -> None:
     if at < earliest:
         raise StoreError(
             "OUT_OF_RANGE",
-            "Specified start_timestamp is too far in the past. Please specify a start_timestamp within the earliest "
-            f"read timestamp: {wire_of_us(earliest)}. Received start_timestamp: {wire_of_us(at)}.",
+            "Specified start_timestamp is too far in the past. Please specify a start_timestamp within the "
+            f"earliest read timestamp: {wire_of_us(earliest)}. Received start_timestamp: {wire_of_us(at)}.",
         )
 
 
@@ -238,7 +244,8 @@ def _check(served: OpenDatabase, stream: ChangeStream, query: StreamQuery) -> in
     if query.start > latest:
         raise StoreError(
             "OUT_OF_RANGE",
-            f"Specified start_timestamp is too far in the future. Received start_timestamp: {wire_of_us(query.start)}.",
+            "Specified start_timestamp is too far in the future. "
+            f"Received start_timestamp: {wire_of_us(query.start)}.",
         )
     return query.start
 
@@ -247,8 +254,8 @@ def _partition(served: OpenDatabase, stream: ChangeStream, token: str, start: in
     partition = served.database.partitions.get(stream.id, token)
     if partition is None:
         raise invalid(
-            "Specified partition_token is invalid, as it does not belong to the Change Stream associated with the TVF. "
-            f"Received partition_token: {token[:256]}."
+            "Specified partition_token is invalid, as it does not belong to the Change Stream associated with the "
+            f"TVF. Received partition_token: {token[:256]}."
         )
     if start < partition.started or (partition.ended is not None and start > partition.ended):
         ended = partition.ended if partition.ended is not None else served.database.safe()

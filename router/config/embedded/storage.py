@@ -1,9 +1,9 @@
-"""SQLite: rows with validity intervals, the change log, partitions, meta. Knows keys as bytes and values at rest only.
+"""SQLite: rows with validity intervals, the change log, partitions, meta. Knows keys as bytes and values at rest.
 
 A relation (a table or an index) is two SQLite tables, made of its id and its columns' ids: `live_N` has the current
-row of each key `k` with its commit timestamp `f`; `old_N` has what was there before, valid in [f, t). So the present is
-scanned without its past, a snapshot a little back adds the few rows of `old_N` with a later `t`, and garbage is found by
-`t`. Every statement's text is made of integers here; values are always bound.
+row of each key `k` with its commit timestamp `f`; `old_N` has what was there before, valid in [f, t). So the
+present is scanned without its past, a snapshot a little back adds the few rows of `old_N` with a later `t`, and
+garbage is found by `t`. Every statement's text is made of integers here; values are always bound.
 """
 
 from __future__ import annotations
@@ -49,10 +49,11 @@ class Relation:
             f"UNION ALL SELECT {names} FROM {old} WHERE k=?1 AND f<=?2 AND t>?2 LIMIT 1"
         )
         self._retire = (
-            f"INSERT INTO {old}(k,f,t,{names}) SELECT k,f,?1,{names} FROM {live} WHERE k=?2 AND f<?1"  # noqa: S608
+            f"INSERT INTO {old}(k,f,t,{names}) "  # noqa: S608
+            f"SELECT k,f,?1,{names} FROM {live} WHERE k=?2 AND f<?1"
         )
         self._delete = f"DELETE FROM {live} WHERE k=?"  # noqa: S608
-        self._put = f"INSERT INTO {live}(k,f,{names}) VALUES(?,?,{marks})"  # noqa: S608
+        self._put = f"INSERT INTO {live}(k,f,{names}) VALUES(?,?,{marks})"
 
     def get(self, key: bytes) -> Row | None:
         """Return the current row."""
@@ -114,7 +115,9 @@ class Relation:
     def create(self) -> None:
         """Make the SQLite tables."""
         names = ",".join(self.columns)
-        self._db.execute(f"CREATE TABLE live_{self.id}(k BLOB PRIMARY KEY,f INTEGER NOT NULL,{names}) WITHOUT ROWID")
+        self._db.execute(
+            f"CREATE TABLE live_{self.id}(k BLOB PRIMARY KEY,f INTEGER NOT NULL,{names}) WITHOUT ROWID"
+        )
         self._db.execute(
             f"CREATE TABLE old_{self.id}(k BLOB NOT NULL,f INTEGER NOT NULL,t INTEGER NOT NULL,{names},"
             "PRIMARY KEY(k,f)) WITHOUT ROWID"
@@ -177,7 +180,9 @@ class Storage:
 
     def set_meta(self, name: str, value: float | str) -> None:
         """Set a value of the meta table, in the transaction that is open if one is."""
-        self.db.execute("INSERT INTO meta VALUES(?,?) ON CONFLICT(name) DO UPDATE SET value=excluded.value", (name, value))
+        self.db.execute(
+            "INSERT INTO meta VALUES(?,?) ON CONFLICT(name) DO UPDATE SET value=excluded.value", (name, value)
+        )
 
     def add_ddl(self, at: int, statement: str) -> None:
         """Append to the history of the schema."""
@@ -195,7 +200,9 @@ class Storage:
         """Return the greatest id of a record, 0 without one."""
         return self.db.execute("SELECT max(id) FROM log").fetchone()[0] or 0
 
-    def records(self, partition: int, after: tuple[int, int], until: int, limit: int) -> list[tuple[int, int, bytes]]:
+    def records(
+        self, partition: int, after: tuple[int, int], until: int, limit: int
+    ) -> list[tuple[int, int, bytes]]:
         """Return (at, id, record) of a partition with (at, id) > after and at <= until, in order."""
         return self.db.execute(
             "SELECT at,id,record FROM log WHERE partition=? AND (at,id)>(?,?) AND at<=? ORDER BY at,id LIMIT ?",

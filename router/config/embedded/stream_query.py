@@ -1,4 +1,4 @@
-"""The one query that reads a change stream: SELECT ChangeRecord FROM READ_s(start, end, token, heartbeat[, options]).
+"""The query that reads a change stream: SELECT ChangeRecord FROM READ_s(start, end, token, heartbeat[, options]).
 
 Arguments are positional or named (`start_timestamp => @start`), each a parameter or a literal.
 """
@@ -38,7 +38,11 @@ def parse(sql: str, params: Mapping[str, Any]) -> StreamQuery | None:
     tokens = tokenize(sql)
     if len(tokens) < 6 or tokens[0].upper != "SELECT" or tokens[2].upper != "FROM":
         return None
-    if not (tokens[3].kind in {"name", "quoted"} and str(tokens[3].value).upper().startswith("READ_") and tokens[4].text == "("):
+    if not (
+        tokens[3].kind in {"name", "quoted"}
+        and str(tokens[3].value).upper().startswith("READ_")
+        and tokens[4].text == "("
+    ):
         return None
     if tokens[1].upper != "CHANGERECORD" and tokens[1].text not in {"*", "`ChangeRecord`"}:
         raise unsupported("a change stream query that selects anything but ChangeRecord")
@@ -51,19 +55,19 @@ def parse(sql: str, params: Mapping[str, Any]) -> StreamQuery | None:
             name = tokens[at].value if tokens[at].value in _NAMES else None  # type: ignore[assignment]
             at += 2
         if name is None or name in arguments:
-            raise invalid(f"No matching signature for table-valued function {tokens[3].value}")
+            raise invalid(f"No matching signature for table-valued function {tokens[3].text}")
         arguments[name], at = _argument(sql, tokens, at, values)
         if tokens[at].text == ",":
             at += 1
         elif tokens[at].text != ")":
-            raise syntax(sql, tokens[at].at, f"Expected \",\" or \")\" but got {tokens[at].text or 'end of statement'}")
+            raise syntax(sql, tokens[at].at, f'Expected "," or ")" but got {tokens[at].text or "end of statement"}')
     rest = tokens[at + 1 :]
     if rest and rest[0].text == ";":
         rest = rest[1:]
     if rest[0].kind != "end":
         raise unsupported("a change stream query with further clauses")
     if missing := [name for name in _NAMES[:4] if name not in arguments]:
-        raise invalid(f"No matching signature for table-valued function {tokens[3].value}: {missing[0]} is missing")
+        raise invalid(f"No matching signature for table-valued function {tokens[3].text}: {missing[0]} is missing")
     if arguments.get("read_options") not in (None, []):
         raise invalid("read_options must be NULL or empty.")
     token = arguments["partition_token"]
@@ -87,7 +91,7 @@ def _argument(sql: str, tokens: list[Token], at: int, params: Mapping[str, Any])
     token = tokens[at]
     if token.kind == "param":
         if token.value not in params:
-            raise invalid(f"Incomplete query parameters {token.value!s}")
+            raise invalid(f"Incomplete query parameters {token.text[1:].lower()}")
         return plain(params[str(token.value)]), at + 1
     if token.upper == "NULL":
         return None, at + 1

@@ -114,9 +114,9 @@ def us_of_wire(text: str) -> int:
 class CommitClock:
     """Issues commit and safe timestamps for one database.
 
-    Nothing is issued above a bound that was stored before; after a crash the clock goes on from the bound, so it may
-    run at most `RESERVE_US` ahead of the wall clock then. `store(bound)` must be durable when it returns, to the
-    degree that commits are.
+    Nothing is issued above a bound that was stored before; after a crash the clock goes on from the bound, so it
+    may run at most `RESERVE_US` ahead of the wall clock then. `store(bound)` must be durable when it returns, to
+    the degree that commits are.
     """
 
     RESERVE_US: Final = 500_000

@@ -4,7 +4,8 @@
 
 Optimistic: nothing is locked. All reads are of the snapshot at the first read; at commit, if anything that was read
 has changed since, by row or by key range, the transaction is ABORTED and the client runs it again. One that is left
-alone for `TRANSACTION_IDLE_S` is dropped. A commit that is repeated, since its answer was lost, gets the same answer.
+alone for `TRANSACTION_IDLE_S` is dropped. A commit that is repeated, since its answer was lost, gets the same
+answer.
 """
 
 from __future__ import annotations
@@ -111,7 +112,8 @@ class Transactions:
         self.sweep()
         if len(self._open) >= limits.MAX_TRANSACTIONS:
             raise StoreError(
-                "RESOURCE_EXHAUSTED", f"limit MAX_TRANSACTIONS: {limits.MAX_TRANSACTIONS} read-write transactions are open"
+                "RESOURCE_EXHAUSTED",
+                f"limit MAX_TRANSACTIONS: {limits.MAX_TRANSACTIONS} read-write transactions are open",
             )
         transaction = ReadWrite(self._database, silent=silent)
         self._open[transaction.id] = transaction
@@ -131,7 +133,9 @@ class Transactions:
                 raise StoreError("FAILED_PRECONDITION", "This transaction has already been committed.")
             if id_[:2] != b"rw":
                 raise invalid("Transaction id is not valid")
-            raise StoreError("ABORTED", "Transaction not found: it was rolled back, idle for too long, or lost in a restart")
+            raise StoreError(
+                "ABORTED", "Transaction not found: it was rolled back, idle for too long, or lost in a restart"
+            )
         transaction.used_at = time.monotonic()
         self._open.move_to_end(id_)
         return transaction

@@ -1,4 +1,4 @@
-"""Values in their three forms: on the wire (google.protobuf.Value), at rest in SQLite, and in change records (JSON).
+"""Values in three forms: on the wire (google.protobuf.Value), at rest in SQLite, and in change records (JSON).
 
 At rest: BOOL 0 or 1 · INT64 integer · FLOAT64 real, or the text "NaN", which SQLite's reals lack · STRING text ·
 BYTES blob · TIMESTAMP and DATE text (timestamps.py) · JSON its normal form · ARRAY a JSON list of the elements as
@@ -156,7 +156,7 @@ _DECODE: Final[dict[str, Callable[[Any], Stored]]] = {
 
 
 def decoder(type_: Type) -> Callable[[Any], Stored]:
-    """Return what turns a plain wire value (`plain`) of the type into its form at rest, without checking lengths."""
+    """Return what turns a plain wire value (`plain`) of the type into its form at rest; lengths are not checked."""
     if type_.element is None:
         scalar = _DECODE[type_.kind]
         return lambda value: None if value is None else scalar(value)
@@ -201,8 +201,7 @@ def check_length(type_: Type, value: Stored, name: str) -> None:
         return
     if len(value) > limit:
         raise precondition(
-            f"New value exceeds the maximum size limit for this column: {name}, "
-            f"size: {len(value)}, limit: {limit}."
+            f"New value exceeds the maximum size limit for this column: {name}, size: {len(value)}, limit: {limit}."
         )
 
 
@@ -210,10 +209,10 @@ def split_array(element: Type, value: Stored) -> list[Stored]:
     """Return the elements of an ARRAY at rest, at rest themselves."""
     assert isinstance(value, str)
     decode = decoder(element)
-    items: list[Stored] = []
-    for item in json.loads(value):
-        items.append(decode(float(item) if isinstance(item, int) and element.kind == "FLOAT64" else item))
-    return items
+    return [
+        decode(float(item) if isinstance(item, int) and element.kind == "FLOAT64" else item)
+        for item in json.loads(value)
+    ]
 
 
 def join_array(element: Type, items: list[Stored]) -> str:
@@ -234,7 +233,7 @@ def in_record(type_: Type, value: Stored) -> Any:
         assert isinstance(value, bytes)
         return base64.b64encode(value).decode()
     if kind == "TIMESTAMP":
-        return f"{value}Z"
+        return f"{value!s}Z"
     if kind == "ARRAY":
         assert isinstance(value, str)
         return json.loads(value)

@@ -1,4 +1,4 @@
-"""Protobuf bytes by hand, for the messages that are made by the thousand: google.protobuf.Value and PartialResultSet.
+"""Protobuf bytes by hand, for messages that are made by the thousand: google.protobuf.Value and PartialResultSet.
 
 A PartialResultSet is the concatenation of its fields, so a row or a change record is encoded once and joined to a
 resume token, without a message object between. Field numbers from google/spanner/v1/result_set.proto and

@@ -3,8 +3,8 @@
 Used twice: by DML, whose effects the transaction itself sees, and by the mutations of a commit, applied in their
 order to the present. `Base` is what lies below; it also learns which keys were looked at, for validation.
 
-A row is a tuple of values at rest in the order of the table's columns. `Change` is the net effect on one row; its kind
-is what a change record calls it: a row that was deleted and inserted again is an INSERT, as in Spanner.
+A row is a tuple of values at rest in the order of the table's columns. `Change` is the net effect on one row; its
+kind is what a change record calls it: a row that was deleted and inserted again is an INSERT, as in Spanner.
 """
 
 from __future__ import annotations
@@ -70,12 +70,14 @@ class Change:
 
 
 class Workspace:
-    """The changes of a transaction. Every method raises a StoreError and leaves the caller to drop the workspace."""
+    """The changes of a transaction. A StoreError leaves them half done: the caller undoes or drops them."""
 
     def __init__(self, catalog: Catalog, base: Base, default: Callable[[Column], Stored] | None = None) -> None:
         self.catalog = catalog
         self.base = base
-        self.changes: dict[str, dict[bytes, Change]] = {}  # by lower-case table name, tables in order of first change
+        self.changes: dict[
+            str, dict[bytes, Change]
+        ] = {}  # by lower-case table name, tables in order of first change
         self.mutations = 0
         self._default = default
         self._undo: dict[tuple[str, bytes], Change | None] = {}
@@ -131,7 +133,9 @@ class Workspace:
 
     # -- writing
 
-    def write(self, table: Table, operation: Operation, columns: Sequence[Column], values: Sequence[Stored]) -> bytes:
+    def write(
+        self, table: Table, operation: Operation, columns: Sequence[Column], values: Sequence[Stored]
+    ) -> bytes:
         """Apply one row of a mutation; `values` at rest, lengths not yet checked. Returns the row's key."""
         self._count(len(columns))
         given = dict(zip([column.name.lower() for column in columns], values, strict=True))
@@ -143,7 +147,9 @@ class Workspace:
         change = self._change(table, key)
         current = change.after
         if operation == "insert" and current is not None:
-            raise StoreError("ALREADY_EXISTS", f"Row {shown_key(table, given)} in table {table.name} already exists")
+            raise StoreError(
+                "ALREADY_EXISTS", f"Row {shown_key(table, given)} in table {table.name} already exists"
+            )
         if operation == "update" and current is None:
             raise not_found(f"Row {shown_key(table, given)} in table {table.name} not found.")
         if current is None or operation == "replace":
@@ -217,18 +223,23 @@ class Workspace:
                 given[name] = self.default(column)
             if name not in given and column.not_null:
                 raise precondition(
-                    f"A new row in table {table.name} does not specify a non-null value for NOT NULL column: {part.name}"
+                    f"A new row in table {table.name} does not specify a non-null value for "
+                    f"NOT NULL column: {part.name}"
                 )
             value = given.get(name)
             self._check_null(table, column, value)
             if value == COMMIT_TIMESTAMP and part.type.kind == "TIMESTAMP":
-                raise precondition(f"PENDING_COMMIT_TIMESTAMP() in the key column {part.name} is not supported in DML")
+                raise precondition(
+                    f"PENDING_COMMIT_TIMESTAMP() in the key column {part.name} is not supported in DML"
+                )
             values.append(value)
         return keys.encode(table.key, values)
 
     def _check_null(self, table: Table, column: Column, value: Stored) -> None:
         if value is None and column.not_null:
-            raise precondition(f"Cannot specify a null value for column: {table.name}.{column.name} in table: {table.name}")
+            raise precondition(
+                f"Cannot specify a null value for column: {table.name}.{column.name} in table: {table.name}"
+            )
         if value == COMMIT_TIMESTAMP and column.type.kind == "TIMESTAMP" and not column.commit_timestamp:
             raise no_commit_timestamp(table, column)
 
@@ -250,7 +261,8 @@ class Workspace:
             value = self.default(column)
             if value is None and column.not_null:
                 raise precondition(
-                    f"A new row in table {table.name} does not specify a non-null value for NOT NULL column: {column.name}"
+                    f"A new row in table {table.name} does not specify a non-null value for "
+                    f"NOT NULL column: {column.name}"
                 )
             row.append(value)
         change.after = tuple(row)
@@ -319,8 +331,8 @@ def no_commit_timestamp(table: Table, column: Column) -> StoreError:
     """Return the error for a commit timestamp where the column does not take one."""
     return precondition(
         "Cannot write commit timestamp because the allow_commit_timestamp column option is not set to true for "
-        f"column {table.name}.{column.name}, or for all corresponding shared key columns in this table's interleaved "
-        "table hierarchy."
+        f"column {table.name}.{column.name}, or for all corresponding shared key columns in this table's "
+        "interleaved table hierarchy."
     )
 
 

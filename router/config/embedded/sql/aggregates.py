@@ -79,7 +79,11 @@ def make(node: ast.Call, below: Compiler) -> Aggregate:
     if isinstance(node.arguments[0], ast.Star):
         return Aggregate(node.name, None, INT64, distinct=False)
     argument = below.value(node.arguments[0])
-    if argument.type is not None and argument.type.kind in {"JSON", "ARRAY"} and (node.name != "COUNT" or node.distinct):
+    if (
+        argument.type is not None
+        and argument.type.kind in {"JSON", "ARRAY"}
+        and (node.name != "COUNT" or node.distinct)
+    ):
         raise no_signature(node.name, [argument])
     if node.name == "COUNT":
         return Aggregate(node.name, argument, INT64, distinct=node.distinct)

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Literal as Choice
 
 
-
 @dataclass(frozen=True, slots=True)
 class Literal:
     """`kind` a type's name or NULL; `value` as Python has it, of STRING for TIMESTAMP, DATE and JSON."""

@@ -24,7 +24,10 @@ def _parsed(text: str) -> ast.Expression:
 
 
 def default_value(column: Column, at: int) -> Stored:
-    """Return the value of a column that an insert leaves out, for a commit at `at`. StoreError for a bad expression."""
+    """Return the value of a column that an insert leaves out, for a commit at `at`.
+
+    StoreError for an expression that is not of the column's type.
+    """
     assert column.default is not None
     compiler = Compiler(Scope(), Context(Params({}, {}), text_of_us(at), writes=column.commit_timestamp))
     typed = compiler.compile(_parsed(column.default))
@@ -32,5 +35,7 @@ def default_value(column: Column, at: int) -> Stored:
         return text_of_us(at) if at else COMMIT_TIMESTAMP
     found = coerce(typed, column.type.plain())
     if found is None:
-        raise invalid(f"The DEFAULT of column {column.name} has type {shown(typed)}, the column {column.type.name()}")
+        raise invalid(
+            f"The DEFAULT of column {column.name} has type {shown(typed)}, the column {column.type.name()}"
+        )
     return to_rest(column.type, found.run(()))  # type: ignore[no-any-return]

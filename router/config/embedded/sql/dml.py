@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 
 class Result(NamedTuple):
-    """`count` rows were changed; `rows` of `fields` are what THEN RETURN says of them."""
+    """`changed` rows were changed; `rows` of `fields` are what THEN RETURN says of them."""
 
-    count: int
+    changed: int
     fields: list[tuple[str, Type]]
     rows: list[Row]
 
@@ -85,7 +85,10 @@ class Change:
         changed: list[Row] = []
         for given in rows:
             chosen = [column for column in columns if column.name.lower() in given]
-            if statement.mode == "IGNORE" and workspace.get(table, workspace.key_of(table, dict(given), "insert")) is not None:
+            if (
+                statement.mode == "IGNORE"
+                and workspace.get(table, workspace.key_of(table, dict(given), "insert")) is not None
+            ):
                 continue
             operation = "insert_or_update" if statement.mode == "UPDATE" else "insert"
             values = [given[column.name.lower()] for column in chosen]
@@ -95,7 +98,9 @@ class Change:
             changed.append(after)
         return changed
 
-    def _values(self, rows: Sequence[Sequence[ast.Expression]], columns: Sequence[Column]) -> list[dict[str, Stored]]:
+    def _values(
+        self, rows: Sequence[Sequence[ast.Expression]], columns: Sequence[Column]
+    ) -> list[dict[str, Stored]]:
         nothing = Compiler(Scope(), self._context)
         out: list[dict[str, Stored]] = []
         for row in rows:
@@ -114,7 +119,10 @@ class Change:
             raise invalid(f"Inserted row has wrong column count; Has {len(query.columns)}, expected {len(columns)}")
         for (_, type_), column in zip(query.fields, columns, strict=True):
             if type_ != column.type.plain():
-                raise invalid(f"Query column of type {type_.name()} cannot be assigned to {column.name}, which has type {column.type.name()}")
+                raise invalid(
+                    f"Query column of type {type_.name()} cannot be assigned to {column.name}, "
+                    f"which has type {column.type.name()}"
+                )
         out: list[dict[str, Stored]] = []
         for row in query.rows():
             if row is TICK:
@@ -185,7 +193,7 @@ class Change:
 def _assignable(typed: Typed, column: Column) -> Typed:
     found = coerce(typed, column.type.plain())
     if found is None:
-        raise invalid(f"Value of type {shown(typed)} cannot be assigned to {column.name}, which has type {column.type.name()}")
+        raise invalid(
+            f"Value of type {shown(typed)} cannot be assigned to {column.name}, which has type {column.type.name()}"
+        )
     return found
-
-

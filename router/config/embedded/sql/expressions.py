@@ -1,7 +1,7 @@
 """Syntax trees to typed expressions: names to places in a row, operators with SQL's three-valued logic.
 
-A `Compiler` works over a `Scope`. Behind GROUP BY a second one works over groups: there an expression that is grouped by
-stands for its value, an aggregate for its result, and a column that is neither is an error.
+A `Compiler` works over a `Scope`. Behind GROUP BY a second one works over groups: there an expression that is
+grouped by stands for its value, an aggregate for its result, and a column that is neither is an error.
 """
 
 from __future__ import annotations
@@ -42,6 +42,10 @@ _COMPARE: Final[dict[str, Callable[[Any, Any], bool]]] = {
     ">": operator.gt,
     ">=": operator.ge,
 }
+_PENDING: Final = (
+    "The PENDING_COMMIT_TIMESTAMP() function may only be used as a value for INSERT or UPDATE of an appropriately "
+    "typed column"
+)
 
 
 class Slot(NamedTuple):
@@ -257,7 +261,10 @@ class Compiler:
         element = array.type.element
         fitting = coerce(operand, element)
         if fitting is None or element.kind == "JSON":
-            raise invalid(f"No matching signature for operator IN UNNEST for argument types: {shown(operand)}, {array.type.name()}")
+            raise invalid(
+                "No matching signature for operator IN UNNEST for argument types: "
+                f"{shown(operand)}, {array.type.name()}"
+            )
         run, items_of = fitting.run, array.run
 
         def among(row: Row) -> Any:
@@ -267,12 +274,16 @@ class Compiler:
             value = run(row)
             if value is None:
                 return None
-            return True if value in items and value == value else None if None in items else False  # noqa: PLR0124 -- NaN
+            if any(item is not None and item == value for item in items):  # NaN equals nothing
+                return True
+            return None if None in items else False
 
         if array.constant and element != FLOAT64 and array.value:
             wanted_values = set(array.value) - {None}
             missing = None if None in array.value else False
-            return Typed(BOOL, lambda row: None if (value := run(row)) is None else value in wanted_values or missing)
+            return Typed(
+                BOOL, lambda row: None if (value := run(row)) is None else value in wanted_values or missing
+            )
         return Typed(BOOL, among)
 
     def _is_test(self, node: ast.IsTest) -> Typed:
@@ -327,7 +338,7 @@ class Compiler:
             return constant(TIMESTAMP, self.context.now)
         if node.name == "PENDING_COMMIT_TIMESTAMP":
             if not self.context.writes:
-                raise invalid("The PENDING_COMMIT_TIMESTAMP() function may only be used as a value for INSERT or UPDATE of an appropriately typed column")
+                raise invalid(_PENDING)
             return dataclasses.replace(constant(TIMESTAMP, values.COMMIT_TIMESTAMP), pending=True)
         if node.name in {"TIMESTAMP_ADD", "TIMESTAMP_SUB"}:
             if len(node.arguments) != 2 or not isinstance(node.arguments[1], ast.Interval):
@@ -337,7 +348,9 @@ class Compiler:
         if node.name == "TIMESTAMP_DIFF":
             if len(node.arguments) != 3:
                 raise invalid(f"No matching signature for function {node.name}")
-            return functions.difference(self.value(node.arguments[0]), self.value(node.arguments[1]), node.arguments[2])
+            return functions.difference(
+                self.value(node.arguments[0]), self.value(node.arguments[1]), node.arguments[2]
+            )
         function = functions.FUNCTIONS.get(node.name)
         if function is None:
             raise unsupported(f"the function {node.name}")
@@ -347,7 +360,7 @@ class Compiler:
         """Return an expression that is not the commit timestamp to be."""
         typed = self.compile(node)
         if typed.pending:
-            raise invalid("The PENDING_COMMIT_TIMESTAMP() function may only be used as a value for INSERT or UPDATE of an appropriately typed column")
+            raise invalid(_PENDING)
         return typed
 
 
@@ -374,7 +387,9 @@ class GroupCompiler(Compiler):
     def name(self, node: ast.Name) -> Typed:
         """Refuse a column that is not grouped by."""
         self.scope.find(node)
-        raise invalid(f"SELECT list expression references column {node.shown} which is neither grouped nor aggregated")
+        raise invalid(
+            f"SELECT list expression references column {node.shown} which is neither grouped nor aggregated"
+        )
 
     def call(self, node: ast.Call) -> Typed:
         """Return an aggregate's result, or a function of groups."""
@@ -422,7 +437,10 @@ def _comparable(op: str, operands: list[Typed]) -> Type:
     type_ = unify(operands)
     if type_ is None:
         types = ", ".join(shown(operand) for operand in operands)
-        raise invalid(f"No matching signature for operator {op} for argument types: {types}. Supported signature: ANY {op} ANY")
+        raise invalid(
+            f"No matching signature for operator {op} for argument types: {types}. "
+            f"Supported signature: ANY {op} ANY"
+        )
     if type_.kind in {"JSON", "ARRAY"}:
         raise invalid(f"{op} is not defined for arguments of type {type_.name()}")
     return type_

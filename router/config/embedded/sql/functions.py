@@ -1,5 +1,7 @@
-"""The functions of the SQL subset. Each takes typed arguments and returns a typed expression, or an error that says
-which types it would take. NULL in, NULL out, where nothing else is said.
+"""The functions of the SQL subset.
+
+Each takes typed arguments and returns a typed expression, or an error that says which it was given. NULL in, NULL
+out, where nothing else is said.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """INFORMATION_SCHEMA, as far as it is asked for: the user's own objects.
 
-Spanner's tables also list its system schemas. So that no answer differs, a query must say TABLE_SCHEMA = '' where the
-table has that column; `check` sees to it.
+Spanner's tables also list its system schemas. So that no answer differs, a query must say TABLE_SCHEMA = '' where
+the table has that column; `check` sees to it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from router.config.embedded.sql import ast
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from router.config.embedded.catalog import Catalog
+    from router.config.embedded.catalog import Catalog, KeyPart
     from router.config.embedded.database import Database
 
 Row = tuple[Any, ...]
@@ -58,8 +58,9 @@ def _indexes(catalog: Catalog) -> Iterator[Row]:
 
 def _index_columns(catalog: Catalog) -> Iterator[Row]:
     for table in catalog.tables.values():
+        groups: list[tuple[str, str, tuple[KeyPart, ...], tuple[str, ...]]]
         groups = [("PRIMARY_KEY", "PRIMARY_KEY", table.key, ())]
-        groups += [(index.name, "INDEX", index.parts, index.storing) for index in catalog.indexes_of(table)]  # type: ignore[misc]
+        groups += [(index.name, "INDEX", index.parts, index.storing) for index in catalog.indexes_of(table)]
         for name, kind, parts, storing in groups:
             for ordinal, part in enumerate(parts, 1):
                 column = table.columns[part.name.lower()]
@@ -87,24 +88,63 @@ def _stream_tables(catalog: Catalog) -> Iterator[Row]:
 
 _KNOWN: Final[dict[str, tuple[tuple[str, ...], Callable[[Catalog], Iterable[Row]]]]] = {
     "TABLES": (
-        (*_TABLE, *"PARENT_TABLE_NAME ON_DELETE_ACTION TABLE_TYPE SPANNER_STATE INTERLEAVE_TYPE".split(), "ROW_DELETION_POLICY_EXPRESSION"),
+        (
+            *_TABLE,
+            "PARENT_TABLE_NAME",
+            "ON_DELETE_ACTION",
+            "TABLE_TYPE",
+            "SPANNER_STATE",
+            "INTERLEAVE_TYPE",
+            "ROW_DELETION_POLICY_EXPRESSION",
+        ),
         _tables,
     ),
     "COLUMNS": (
         (
             *_TABLE,
-            *"COLUMN_NAME ORDINAL_POSITION COLUMN_DEFAULT DATA_TYPE IS_NULLABLE SPANNER_TYPE IS_GENERATED".split(),
-            *"GENERATION_EXPRESSION IS_STORED SPANNER_STATE IS_IDENTITY IDENTITY_GENERATION IDENTITY_KIND".split(),
-            *"IDENTITY_START_WITH_COUNTER IDENTITY_SKIP_RANGE_MIN IDENTITY_SKIP_RANGE_MAX".split(),
+            "COLUMN_NAME",
+            "ORDINAL_POSITION",
+            "COLUMN_DEFAULT",
+            "DATA_TYPE",
+            "IS_NULLABLE",
+            "SPANNER_TYPE",
+            "IS_GENERATED",
+            "GENERATION_EXPRESSION",
+            "IS_STORED",
+            "SPANNER_STATE",
+            "IS_IDENTITY",
+            "IDENTITY_GENERATION",
+            "IDENTITY_KIND",
+            "IDENTITY_START_WITH_COUNTER",
+            "IDENTITY_SKIP_RANGE_MIN",
+            "IDENTITY_SKIP_RANGE_MAX",
         ),
         _columns,
     ),
     "INDEXES": (
-        (*_TABLE, *"INDEX_NAME INDEX_TYPE PARENT_TABLE_NAME IS_UNIQUE IS_NULL_FILTERED INDEX_STATE SPANNER_IS_MANAGED".split()),
+        (
+            *_TABLE,
+            "INDEX_NAME",
+            "INDEX_TYPE",
+            "PARENT_TABLE_NAME",
+            "IS_UNIQUE",
+            "IS_NULL_FILTERED",
+            "INDEX_STATE",
+            "SPANNER_IS_MANAGED",
+        ),
         _indexes,
     ),
     "INDEX_COLUMNS": (
-        (*_TABLE, *"INDEX_NAME INDEX_TYPE COLUMN_NAME ORDINAL_POSITION COLUMN_ORDERING IS_NULLABLE SPANNER_TYPE".split()),
+        (
+            *_TABLE,
+            "INDEX_NAME",
+            "INDEX_TYPE",
+            "COLUMN_NAME",
+            "ORDINAL_POSITION",
+            "COLUMN_ORDERING",
+            "IS_NULLABLE",
+            "SPANNER_TYPE",
+        ),
         _index_columns,
     ),
     "CHANGE_STREAMS": ((*_STREAM, "ALL"), _streams),
@@ -112,7 +152,9 @@ _KNOWN: Final[dict[str, tuple[tuple[str, ...], Callable[[Catalog], Iterable[Row]
 }
 
 
-def table(database: Database, schema: str, name: str) -> tuple[list[tuple[str, Type, None]], list[Row]]:
+def table(
+    database: Database, schema: str, name: str
+) -> tuple[list[tuple[str, Type, Callable[[Any], None] | None]], list[Row]]:
     """Return the columns and rows of a system table. UNIMPLEMENTED."""
     known = _KNOWN.get(name.upper()) if schema.upper() == "INFORMATION_SCHEMA" else None
     if known is None:

@@ -1,5 +1,7 @@
-"""Tokens to syntax tree, by recursive descent. INVALID_ARGUMENT where the text is not SQL, UNIMPLEMENTED where it is SQL
-that the store does not know; it never guesses which of two a construct may be.
+"""Tokens to syntax tree, by recursive descent.
+
+INVALID_ARGUMENT where the text is not SQL, UNIMPLEMENTED where it is SQL that the store does not know; it never
+guesses which of two a construct may be.
 
 Precedence, loosest first: OR · AND · NOT · comparisons, IS, IN, BETWEEN, LIKE · + - and || · * / · unary signs.
 (GoogleSQL has || level with * and /; no operand can take both, so the answers are the same.)
@@ -10,26 +12,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Literal, TypeVar, cast
 
 from router.config.embedded.errors import StoreError, invalid, unsupported
-from router.config.embedded.lexer import Token, syntax, tokenize
+from router.config.embedded.lexer import RESERVED, Token, syntax, tokenize
 from router.config.embedded.limits import MAX_SQL_DEPTH
 from router.config.embedded.sql import ast
+from router.config.embedded.sql.functions import UNIT_NS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _T = TypeVar("_T")
 
-# Reserved words of GoogleSQL: none of them is a name without backquotes.
-_RESERVED: Final = frozenset(
-    "ALL AND ANY ARRAY AS ASC ASSERT_ROWS_MODIFIED AT BETWEEN BY CASE CAST COLLATE CONTAINS CREATE CROSS CUBE CURRENT "
-    "DEFAULT DEFINE DESC DISTINCT ELSE END ENUM ESCAPE EXCEPT EXCLUDE EXISTS EXTRACT FALSE FETCH FOLLOWING FOR FROM FULL "
-    "GROUP GROUPING GROUPS HASH HAVING IF IGNORE IN INNER INTERSECT INTERVAL INTO IS JOIN LATERAL LEFT LIKE LIMIT LOOKUP "
-    "MERGE NATURAL NEW NO NOT NULL NULLS OF ON OR ORDER OUTER OVER PARTITION PRECEDING PROTO RANGE RECURSIVE RESPECT "
-    "RIGHT ROLLUP ROWS SELECT SET SOME STRUCT TABLESAMPLE THEN TO TREAT TRUE UNBOUNDED UNION UNNEST USING WHEN WHERE "
-    "WINDOW WITH WITHIN".split()
-)
 _COMPARISONS: Final = {"=": "=", "!=": "!=", "<>": "!=", "<": "<", "<=": "<=", ">": ">", ">=": ">="}
-_UNITS: Final = frozenset("NANOSECOND MICROSECOND MILLISECOND SECOND MINUTE HOUR DAY WEEK MONTH QUARTER YEAR".split())
+_UNITS: Final = frozenset(UNIT_NS) | {"WEEK", "MONTH", "QUARTER", "YEAR"}
 
 
 def parse(sql: str) -> ast.Statement:
@@ -77,7 +71,7 @@ class _Parser:
         if token.kind == "end":
             what = "end of statement"
         elif token.kind == "name":
-            what = f"keyword {token.upper}" if token.upper in _RESERVED else f'identifier "{token.text}"'
+            what = f"keyword {token.upper}" if token.upper in RESERVED else f'identifier "{token.text}"'
         elif token.kind == "punct":
             what = f'"{token.text}"'
         else:
@@ -86,7 +80,7 @@ class _Parser:
 
     def _name(self) -> str:
         token = self._token
-        if token.kind == "quoted" or (token.kind == "name" and token.upper not in _RESERVED):
+        if token.kind == "quoted" or (token.kind == "name" and token.upper not in RESERVED):
             self._at += 1
             return str(token.value)
         raise self._unexpected()
@@ -114,7 +108,18 @@ class _Parser:
         return expression
 
     def _left_over(self) -> StoreError:
-        for words in ("UNION", "INTERSECT", "EXCEPT", "WINDOW", "QUALIFY", "TABLESAMPLE", "FOR", "USING", "ON", "|"):
+        for words in (
+            "UNION",
+            "INTERSECT",
+            "EXCEPT",
+            "WINDOW",
+            "QUALIFY",
+            "TABLESAMPLE",
+            "FOR",
+            "USING",
+            "ON",
+            "|",
+        ):
             if self._is(words):
                 return unsupported(f"{words} here")
         return self._unexpected("Expected end of input but got")
@@ -172,9 +177,7 @@ class _Parser:
             limit = self._primary()
             if self._take("OFFSET"):
                 offset = self._primary()
-        return ast.Select(
-            items, table, tuple(joins), where, group_by, having, order_by, limit, offset, distinct
-        )
+        return ast.Select(items, table, tuple(joins), where, group_by, having, order_by, limit, offset, distinct)
 
     def _list(self, one: Callable[[], _T]) -> tuple[_T, ...]:
         items = [one()]
@@ -203,7 +206,7 @@ class _Parser:
         expression = self._expression()
         if self._take("AS"):
             return ast.Item(expression, self._name())
-        if self._token.kind == "quoted" or (self._token.kind == "name" and self._token.upper not in _RESERVED):
+        if self._token.kind == "quoted" or (self._token.kind == "name" and self._token.upper not in RESERVED):
             return ast.Item(expression, self._name())
         return ast.Item(expression)
 
@@ -265,7 +268,7 @@ class _Parser:
     def _alias(self) -> str | None:
         if self._take("AS"):
             return self._name()
-        if self._token.kind == "quoted" or (self._token.kind == "name" and self._token.upper not in _RESERVED):
+        if self._token.kind == "quoted" or (self._token.kind == "name" and self._token.upper not in RESERVED):
             return self._name()
         return None
 
@@ -515,13 +518,23 @@ class _Parser:
             self._need("]")
             return ast.ArrayLiteral(items)
         if token.kind == "name":
-            if token.upper in {"CASE", "CAST", "INTERVAL", "EXISTS", "ARRAY", "STRUCT", "EXTRACT", "NEW", "SAFE_CAST"}:
+            if token.upper in {
+                "CASE",
+                "CAST",
+                "INTERVAL",
+                "EXISTS",
+                "ARRAY",
+                "STRUCT",
+                "EXTRACT",
+                "NEW",
+                "SAFE_CAST",
+            }:
                 return self._keyword(token)
             following = self._tokens[self._at + 1].text
-            if following == "(" and (token.upper not in _RESERVED or token.upper in {"IF", "LEFT", "RIGHT"}):
+            if following == "(" and (token.upper not in RESERVED or token.upper in {"IF", "LEFT", "RIGHT"}):
                 return self._call(token.upper)
         elif token.kind != "quoted":
-            if token.text == "@" or token.text == "?":
+            if token.text in {"@", "?"}:
                 raise unsupported("a system variable or an unnamed parameter")
             raise self._unexpected()
         return self._path()
@@ -569,7 +582,11 @@ class _Parser:
                 raise unsupported(f"a {token.upper} literal")
         if literal is not None:
             self._at += 1
-            if self._token.kind == "string" and isinstance(literal, ast.Literal) and literal.kind in {"STRING", "BYTES"}:
+            if (
+                self._token.kind == "string"
+                and isinstance(literal, ast.Literal)
+                and literal.kind in {"STRING", "BYTES"}
+            ):
                 raise self._unexpected()
         return literal
 

@@ -23,6 +23,7 @@ from router.config.embedded.sql.typed import Typed, coerce, require, to_rest, un
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+
 class Column(NamedTuple):
     """One of a query's results: `run` gives its value at rest, of a row of FROM or of a group.
 
@@ -66,7 +67,9 @@ class Query:
         if select.distinct:
             for column in self.columns:
                 if column.type.kind in {"JSON", "ARRAY"}:
-                    raise invalid(f"Column {column.name} of type {column.type.name()} cannot be used in SELECT DISTINCT")
+                    raise invalid(
+                        f"Column {column.name} of type {column.type.name()} cannot be used in SELECT DISTINCT"
+                    )
         self._extra: list[Callable[[Row], Any]] = []
         self._order = [self._order_item(item) for item in select.order_by]
         self._limit = self._count(select.limit, "LIMIT")
@@ -112,12 +115,18 @@ class Query:
         """Return what a name in GROUP BY or ORDER BY stands for if it is an alias of the select list."""
         if not isinstance(node, ast.Name) or len(node.path) != 1:
             return None
-        found = [item.expression for item in self._select.items if item.alias is not None and item.alias.lower() == node.path[0]]
+        found = [
+            item.expression
+            for item in self._select.items
+            if item.alias is not None and item.alias.lower() == node.path[0]
+        ]
         if not found:
             return None
         if len(found) > 1:
             raise invalid(f"Name {node.shown} is ambiguous")
-        slots = [slot for slots in self.scope.tables.values() for slot in slots if slot.name.lower() == node.path[0]]
+        slots = [
+            slot for slots in self.scope.tables.values() for slot in slots if slot.name.lower() == node.path[0]
+        ]
         if slots and not (isinstance(found[0], ast.Name) and found[0].path[-1] == node.path[0]):
             raise unsupported(f"the name {node.shown}, which is a column and an alias of something else,")
         return found[0]
@@ -164,7 +173,9 @@ class Query:
             if same:
                 place = same[0]
             elif self._select.distinct:
-                raise invalid("ORDER BY clause expression references a column which is not visible after SELECT DISTINCT")
+                raise invalid(
+                    "ORDER BY clause expression references a column which is not visible after SELECT DISTINCT"
+                )
             else:
                 typed = self._over.value(node)
                 self._extra.append(_at_rest(typed))
@@ -258,7 +269,7 @@ class Query:
                 _check_size(len(held))
         for order in reversed(self._order):
             place, key = order.place, order.key
-            held.sort(key=lambda row: key(row[place]), reverse=order.descending)  # noqa: B023 -- used at once
+            held.sort(key=lambda row: key(row[place]), reverse=order.descending)
         yield from held
 
     def _sliced(self, rows: Iterator[Row | None]) -> Iterator[Row | None]:

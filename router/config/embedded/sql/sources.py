@@ -81,7 +81,11 @@ class Source:
         self.name = table.name
         overlaid = view.transaction is not None and view.transaction.written is not None
         self.columns = [
-            (column.name, column.type, _pending(table, column.name) if overlaid and column.commit_timestamp else None)
+            (
+                column.name,
+                column.type,
+                _pending(table, column.name) if overlaid and column.commit_timestamp else None,
+            )
             for column in table.columns.values()
         ]
 

@@ -1,7 +1,7 @@
 """Expressions that know their type, how types meet, and parameters.
 
-Values while a query runs are as at rest (values.py), but for FLOAT64's NaN, which is a float here, and arrays, which
-are lists. An expression is a function of a row, a tuple of all columns of all tables in FROM.
+Values while a query runs are as at rest (values.py), but for FLOAT64's NaN, which is a float here, and arrays,
+which are lists. An expression is a function of a row, a tuple of all columns of all tables in FROM.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Typed:
     """`type` None: an untyped NULL. `coercible`: a literal or a parameter, which may become another type.
 
-    `constant` tells that `run` returns `value` whatever the row. `wire`: an untyped parameter as it came. `pending`: the
-    commit timestamp to be, which only an assignment may take.
+    `constant` tells that `run` returns `value` whatever the row. `wire`: an untyped parameter as it came.
+    `pending`: the commit timestamp to be, which only an assignment may take.
     """
 
     type: Type | None
