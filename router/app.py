@@ -72,6 +72,7 @@ class Supervisor:
         self._monitor = HealthMonitor(self._on_health)
         self._sockets: list[list[socket.socket]] = []
         self._workers: list[WorkerProcess] = []
+        self._may_greet = asyncio.Event()
         self._board_fd = os.memfd_create("router-load-board")
         self._board = self._map_board()
         self._admin: AdminListener | None = None
@@ -95,14 +96,19 @@ class Supervisor:
         _raise_file_limit()
         self._bind()
         await self._start_admin()
-        if self._agent is not None:
-            self._agent.start()
         for index in range(self._settings.workers):
             self._workers.append(
-                WorkerProcess(index, self._greet, self._board_fd, self._sockets[index], self._on_death)
+                WorkerProcess(
+                    index, self._greet, self._board_fd, self._sockets[index], self._on_death, self._may_greet
+                )
             )
         try:
             async with asyncio.timeout(START_LIMIT_S):
+                for worker in self._workers:  # they import while this process reads its checkpoint
+                    await worker.has_process.wait()
+                if self._agent is not None:
+                    self._agent.start()
+                self._may_greet.set()
                 for worker in self._workers:
                     await worker.ready.wait()
         except TimeoutError:
@@ -118,6 +124,7 @@ class Supervisor:
 
     async def close(self) -> None:
         """End everything at once; nothing is left behind."""
+        self._may_greet.set()
         self._monitor.close()
         if self._agent is not None:
             await self._agent.close()

@@ -127,6 +127,7 @@ class Worker:
         gc.collect()
         gc.freeze()
         gc.set_threshold(*GC_THRESHOLDS)
+        gc.enable()
         self._is_running = True
         self._control.send(Ready(os.getpid()))
 
@@ -390,6 +391,7 @@ def main() -> None:
     # A terminal or a service manager signals every process; what it means is the supervisor's to say.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    gc.disable()  # until the first table is there: all of it stays
     control_fd, board_fd, *listen_fds = map(int, sys.argv[1:])
     uvloop.run(_serve(control_fd, board_fd, listen_fds))
 

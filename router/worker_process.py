@@ -53,6 +53,7 @@ class WorkerProcess:
         board_fd: int,
         sockets: list[socket.socket],
         on_death: Callable[[int], None],
+        may_greet: asyncio.Event,
     ) -> None:
         self.index = index
         self.pid = 0
@@ -66,6 +67,8 @@ class WorkerProcess:
         self._board_fd = board_fd
         self._sockets = sockets
         self._on_death = on_death
+        self._may_greet = may_greet
+        self.has_process = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._channel: asyncio.StreamWriter | None = None
         self._questions: dict[int, asyncio.Future[Counted | Explained]] = {}
@@ -194,8 +197,10 @@ class WorkerProcess:
         finally:
             theirs.close()
         self.pid = self._process.pid
+        self.has_process.set()
+        await self._may_greet.wait()
         reader, self._channel = await asyncio.open_unix_connection(sock=ours)
-        if self._is_stopping:  # told to drain before there was anybody to tell
+        if self._is_stopping:  # told to end before there was anybody to tell
             self._channel.close()
             await self._reap()
             return

@@ -22,11 +22,13 @@ async def place(tmp_path, monkeypatch):
     """Make places; end them with the test."""
     made = []
     deaths = []
+    may_greet = asyncio.Event()
+    may_greet.set()
     with contextlib.ExitStack() as stack, (tmp_path / "board").open("wb") as board:
         sock = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
 
         def make():
-            made.append(WorkerProcess(0, start, board.fileno(), [sock], deaths.append))
+            made.append(WorkerProcess(0, start, board.fileno(), [sock], deaths.append, may_greet))
             made[-1].deaths = deaths
             return made[-1]
 

@@ -13,6 +13,7 @@ named in `status`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import secrets
@@ -96,7 +97,12 @@ class ConfigAgent:
 
     def start(self) -> None:
         """Serve from the checkpoint, if there is one, and go on in the background."""
-        self._load()
+        gc.disable()  # all that is made now is here to stay
+        try:
+            self._load()
+        finally:
+            gc.freeze()
+            gc.enable()
         self._tasks = [spawn(self._run(), "config agent"), spawn(self._save_often(), "checkpoints")]
 
     async def close(self) -> None:
@@ -271,6 +277,7 @@ class ConfigAgent:
         self._watermark = Watermark(self._watermark.read(), tokens)
         self._transactions = Transactions()
         await self._put_in_force(changes)
+        gc.freeze()  # else each full collection walks all of it
         self._bootstraps += 1
         _log.info(
             "%s: read %d rows as of %s in %.2f s, %d changed",

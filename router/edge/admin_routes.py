@@ -208,6 +208,7 @@ class AdminRoutes:
                 "ready": state["ready"],
                 "draining": state["draining"],
                 "workers": state["workers"],
+                "config": state["config"],
             }
         )
 
