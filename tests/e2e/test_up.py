@@ -51,7 +51,9 @@ async def test_each_endpoint_is_served(start_router, client, mark, number, code,
     router = await start_router(
         "--no-check", "--replicas", 3, "--time-scale", 0, "--drain-settle-s", 0, command="up", env={MARK: mark}
     )
-    assert len(running(mark)) == 6  # supervisor, worker, three engines, policy server
+    # Supervisor and worker; the store; four sidecars, each with a worker and an engine; and a guard beside each
+    # of the store, the sidecars and the engines, which sees to it that nothing outlives its parent.
+    assert len(running(mark)) == 2 + 2 + 4 * (2 + 1 + 2)
     hosts = router.ready["hosts"]
     used = set()
     for _ in range(30):
