@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import signal
 import sys
@@ -16,8 +15,14 @@ from typing import TYPE_CHECKING
 
 import click
 
+from router.config.errors import StoreError
+from router.config.static import ConfigError
+from router.config.target import default_socket, parse_target
+
 if TYPE_CHECKING:
     from router.config.embedded.limits import Settings
+    from router.config.relay import Relay
+    from router.config.target import Target
 
 EXIT_CANNOT_START = 3
 _UNIT_S = {"s": 1, "m": 60, "h": 3_600, "d": 86_400}
@@ -34,12 +39,6 @@ class Duration(click.ParamType[float]):
         if form is None:
             self.fail(f"{value!r} is not a time such as 90s, 30m, 12h or 7d", param, ctx)
         return float(int(form[1]) * _UNIT_S[form[2]])
-
-
-def default_data() -> Path:
-    """Return where the store's files lie if nothing else is said."""
-    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "router" / "store"
 
 
 def check_listen(address: str) -> str:
@@ -76,6 +75,7 @@ def check_listen(address: str) -> str:
     type=click.IntRange(min=1),
     help="Concurrent readers of a partition; Spanner has 20.  [default: no limit]",
 )
+@click.option("--follow", metavar="UPSTREAM", help="Be a relay: serve what UPSTREAM (as of --store elsewhere) has.")
 @click.option("--test-hooks", is_flag=True, hidden=True, help="Faults on demand, for tests.")
 @click.option("--json", "json_", is_flag=True, help="Print one JSON line on stdout when ready.")
 @click.pass_context
@@ -86,6 +86,7 @@ def store(
     durable: bool,
     retention: float | None,
     max_readers: int | None,
+    follow: str | None,
     test_hooks: bool,
     json_: bool,
 ) -> None:
@@ -112,7 +113,11 @@ def store(
         return
     from router.config.embedded.limits import Settings  # noqa: PLC0415 -- see the module
 
-    data = data or default_data()
+    data = data or default_socket().parent
+    try:
+        upstream = None if follow is None else parse_target(follow, flag="--follow")
+    except ConfigError as refusal:
+        raise click.UsageError(str(refusal)) from None
     address = check_listen(listen or f"unix:{data}/store.sock")
     settings = Settings(durable=durable, retention_s=retention, max_readers=max_readers)
     import uvloop  # noqa: PLC0415
@@ -120,10 +125,12 @@ def store(
     from router.cli.serve import configure_logging  # noqa: PLC0415
 
     configure_logging("INFO")
-    sys.exit(uvloop.run(_serve(data, address, settings, test_hooks=test_hooks, json_=json_)))
+    sys.exit(uvloop.run(_serve(data, address, settings, upstream, test_hooks=test_hooks, json_=json_)))
 
 
-async def _serve(data: Path, address: str, settings: Settings, *, test_hooks: bool, json_: bool) -> int:
+async def _serve(
+    data: Path, address: str, settings: Settings, upstream: Target | None, *, test_hooks: bool, json_: bool
+) -> int:
     from router.config.embedded.hooks import TestHooks  # noqa: PLC0415 -- see the module
     from router.config.embedded.server import BindError, LockedError, StoreServer  # noqa: PLC0415
 
@@ -137,11 +144,24 @@ async def _serve(data: Path, address: str, settings: Settings, *, test_hooks: bo
     except (BindError, LockedError, OSError) as refusal:
         click.echo(f"Error: {refusal}", err=True)
         return EXIT_CANNOT_START
+    relay: Relay | None = None
+    if upstream is not None:
+        from router.config.relay import Relay  # noqa: PLC0415 -- see the module
+
+        relay = Relay(server, upstream)
+        try:
+            await relay.start()
+        except StoreError as refusal:
+            click.echo(f"Error: {refusal}", err=True)
+            await server.stop()
+            return EXIT_CANNOT_START
     if json_:
         click.echo(json.dumps({"event": "ready", "address": server.address, "data": str(data)}))
     else:
         click.echo(f"store at {server.address}; SPANNER_EMULATOR_HOST={server.address}", err=True)
     sys.stdout.flush()
     await stop.wait()
+    if relay is not None:
+        await relay.close()
     await server.stop()
     return 0

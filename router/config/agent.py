@@ -177,19 +177,26 @@ class ConfigAgent:
             except LostPlaceError as reason:
                 _log.warning("reading the store anew: %s", reason)
                 self._watermark = Watermark(self._watermark.read())
-                continue
+                await self._pace.wait()  # a stream that is lost again and again must not be read in a loop
             except SchemaError as refusal:
                 self._trouble(str(refusal))
+                await self._pause()
             except RpcError as failure:
                 self._trouble(_in_words(failure.code().name, failure.details() or ""))
-                if failure.code() in PASSING:
+                # A relay that has not caught up yet has no time at which it can be read.
+                if failure.code() in PASSING or failure.code().name == "OUT_OF_RANGE":
                     await self._pace.wait()
-                    continue
+                else:
+                    await self._pause()
             except Exception as failure:  # a bug, or a message nobody foresaw: the table stays
                 _log.exception("the config agent failed and starts again")
                 self._trouble(f"{type(failure).__name__}: {failure}")
-            self._pace.attempts += 1
-            await asyncio.sleep(REFUSED_RETRY_S)
+                await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait: a person has to mend something."""
+        self._pace.attempts += 1
+        await asyncio.sleep(REFUSED_RETRY_S)
 
     async def _follow(self) -> None:
         """Connect, catch up and follow, until something ends it."""

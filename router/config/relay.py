@@ -118,6 +118,7 @@ class Relay:
                 await self._follow(client)
             except LostPlaceError as reason:
                 _log.warning("reading the upstream anew: %s", reason)
+                await self._pace.wait()
             except RpcError as failure:
                 self._say(f"{failure.code().name}: {failure.details()}")
                 await self._pace.wait()
@@ -205,8 +206,9 @@ class Relay:
 
 def _make_encoder(database: Database, name: str) -> Callable[[Key, Row | None, int], RowChange]:
     streamed = BY_NAME[name]
-    columns = database.catalog.table(name).columns
-    decode = {column: decoder(columns[column].type) for column in streamed.all_columns}
+    table = database.catalog.table(name)
+    columns = [column.name for column in table.columns.values()]
+    decode = {column: decoder(table.column(column).type) for column in streamed.all_columns}
 
     def encode(key: Key, row: Row | None, commit_us: int) -> RowChange:
         stored: dict[str, Any] = {column: decode[column](v) for column, v in zip(streamed.keys, key, strict=True)}
