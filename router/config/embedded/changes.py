@@ -91,7 +91,7 @@ def _gather(
     key_columns = [table.columns[part.name.lower()] for part in table.key]
     keeps_old = stream.capture in {"OLD_AND_NEW_VALUES", "NEW_ROW_AND_OLD_VALUES"}
     whole_row = stream.capture in {"NEW_ROW", "NEW_ROW_AND_OLD_VALUES"}
-    group: _Group | None = None
+    latest: dict[int, _Group] = {}  # of each partition, which is the one that may still grow
     for key, change in sorted_changes(rows):
         kind = change.kind()
         assert kind is not None
@@ -117,15 +117,10 @@ def _gather(
             new = _json(columns, change.after, positions)
         if keeps_old and kind != "INSERT" and change.before is not None:
             old = _json(touched, change.before, positions)
+        group = latest.get(partition.id)
         mod = wire.array([_json(key_columns, row, positions), new, old])
-        if (
-            group is None
-            or group.partition is not partition
-            or group.kind != kind
-            or group.columns != columns
-            or group.size > MAX_RECORD_BYTES
-        ):
-            group = _Group(partition, table, kind, columns)
+        if group is None or group.kind != kind or group.columns != columns or group.size > MAX_RECORD_BYTES:
+            group = latest[partition.id] = _Group(partition, table, kind, columns)
             groups.append(group)
         group.mods.append(mod)
         group.size += len(mod)

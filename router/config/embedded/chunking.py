@@ -43,6 +43,9 @@ def split_values(values: bytes, limit: int, tail: bytes) -> list[bytes]:
 def _pieces(value: bytes, limit: int) -> Iterator[bytes]:
     """Yield Values that merge, in their order, to `value`."""
     limit = max(limit, 8)
+    if value in _EMPTY.values():
+        yield value
+        return
     if value[0] == _STRING:
         yield from (wire.string(part) for part in _text_parts(_payload(value), limit))
         return

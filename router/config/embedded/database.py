@@ -144,6 +144,12 @@ class Database:
         horizon = self.safe() - int(self.settings.version_retention_s * US_PER_S)
         return max(horizon, self.storage.meta("collected") or 0)
 
+    def check_resumed(self, at: int) -> None:
+        """Refuse a snapshot that a token names unless it is history, and still there."""
+        if not 0 < at <= self.safe():
+            raise invalid("Invalid resume_token.")
+        self.check_readable(at)
+
     def check_readable(self, at: int) -> None:
         """Refuse a timestamp whose versions may be gone."""
         if at < self.earliest():

@@ -259,6 +259,8 @@ class _Parser:
             return self._create_index(unique, null_filtered)
         if unique or null_filtered:
             raise self._wrong("'INDEX'")
+        if self._token.kind not in {"name", "quoted"}:
+            raise self._wrong("what to create")
         raise unsupported(f"the statement CREATE {self._words(2)}")
 
     def _create_table(self) -> CreateTable:

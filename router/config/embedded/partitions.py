@@ -1,6 +1,6 @@
 """Partitions of a change stream: who holds which part of the key space, from when to when.
 
-The key space of a stream is the 32-bit circle of the CRC of a row's root key, so that a row and all that is
+The key space of a stream is the 32-bit hash of a row's root key, so that a row and all that is
 interleaved in it change in one partition, and a split in the middle halves the load. The open partitions of a
 stream cover it without gap or overlap at every timestamp; a split or a merge ends partitions at T and starts their
 children at T: records of commits <= T are the parents', later ones the children's.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import secrets
-import zlib
 from dataclasses import dataclass
+from hashlib import blake2b
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
@@ -40,7 +40,7 @@ class Partition:
 
 def position(root: int, root_key: bytes) -> int:
     """Return where a row lies in the key space, from the id of its root table and its root key."""
-    return zlib.crc32(root_key, root & 0xFFFF_FFFF)
+    return int.from_bytes(blake2b(root_key, digest_size=4, key=root.to_bytes(8)).digest())
 
 
 class Partitions:

@@ -83,7 +83,7 @@ class Read:
         if request.resume_token:
             position = parse_token(request.resume_token)
             if transaction is None:
-                database.check_readable(position.at)
+                database.check_resumed(position.at)
         self.position = position
         self._page_rows = _FIRST_PAGE
         if transaction is not None:

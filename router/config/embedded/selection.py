@@ -14,6 +14,7 @@ from router.config.embedded.transactions import ReadWrite, read_only_at, read_on
 if TYPE_CHECKING:
     from router.config.embedded.registry import OpenDatabase
 
+_YEAR_1_S, _YEAR_10000_S = -62_135_596_800, 253_402_300_800
 _POLL_S = 0.005  # while a follower's watermark is behind the timestamp asked for
 
 
@@ -89,11 +90,11 @@ async def _bounded(served: OpenDatabase, read_only: Any, *, single_use: bool) ->
         raise invalid("min_read_timestamp and max_staleness are only allowed in single-use transactions")
     now = database.safe()
     if bound == "read_timestamp":
-        at = us_of(read_only.read_timestamp)
+        at = _moment(read_only.read_timestamp)
     elif bound == "exact_staleness":
-        at = now - _staleness(read_only.exact_staleness)
+        at = max(0, now - _staleness(read_only.exact_staleness))
     elif bound == "min_read_timestamp":
-        at = max(now, us_of(read_only.min_read_timestamp))
+        at = max(now, _moment(read_only.min_read_timestamp))
     elif bound == "max_staleness":
         _staleness(read_only.max_staleness)
         at = now
@@ -108,6 +109,12 @@ async def _bounded(served: OpenDatabase, read_only: Any, *, single_use: bool) ->
             )
         await wait_until(served, at)
     return at
+
+
+def _moment(message: Any) -> int:
+    if not _YEAR_1_S <= message.seconds < _YEAR_10000_S:
+        raise invalid("Invalid timestamp: it must lie in the years 1 to 9999")
+    return us_of(message)
 
 
 def _staleness(duration: Any) -> int:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from router.config.embedded import service_admin, service_hooks, service_spanner
 from router.config.embedded.errors import StoreError
@@ -172,9 +173,17 @@ class StoreServer:
 
     # -- calls
 
+    @staticmethod
+    def _parse(kind: Any, data: bytes) -> Any:
+        try:
+            return kind.FromString(data)
+        except DecodeError as error:
+            raise StoreError("INVALID_ARGUMENT", "the request is not a message of its type") from error
+
     def _unary(self, rpc: str, method: Callable[[Any], Awaitable[Any]], kind: Any) -> Any:
-        async def call(request: Any, context: Any) -> Any:
+        async def call(data: bytes, context: Any) -> Any:
             try:
+                request = self._parse(kind, data)
                 cut = await self._enter(rpc, request)
                 if cut is not None:
                     raise _Cut(cut.code)  # noqa: TRY301 -- here and below: one way out for every kind of end
@@ -189,11 +198,12 @@ class StoreServer:
                     grpc.StatusCode.INTERNAL, f"the embedded store failed in {rpc}; its log says why"
                 )
 
-        return grpc.unary_unary_rpc_method_handler(call, kind.FromString, _serialize)
+        return grpc.unary_unary_rpc_method_handler(call, None, _serialize)
 
     def _stream(self, rpc: str, method: Callable[[Any], AsyncGenerator[bytes, None]], kind: Any) -> Any:
-        async def call(request: Any, context: Any) -> AsyncIterator[bytes]:
+        async def call(data: bytes, context: Any) -> AsyncIterator[bytes]:
             try:
+                request = self._parse(kind, data)
                 cut = await self._enter(rpc, request)
                 sent = 0
                 if cut is not None and cut.messages == 0:
@@ -216,7 +226,7 @@ class StoreServer:
                     grpc.StatusCode.INTERNAL, f"the embedded store failed in {rpc}; its log says why"
                 )
 
-        return grpc.unary_stream_rpc_method_handler(call, kind.FromString, None)
+        return grpc.unary_stream_rpc_method_handler(call, None, None)
 
     async def _enter(self, rpc: str, request: Any) -> Cut | None:
         if self.hooks is None:

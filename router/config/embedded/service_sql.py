@@ -78,7 +78,7 @@ class Statements:
         if request.resume_token:
             at, now, skip = _parse_token(request.resume_token)
             if selected.transaction is None:
-                database.check_readable(at)
+                database.check_resumed(at)
         query = Query(View(database, at, selected.transaction), select, self._context(request, now))
         encoders = [encoder(type_) for _, type_ in query.fields]
         head = wire.metadata(metadata(query.fields, selected.begun))

@@ -81,6 +81,8 @@ class Streams:
                 if len(resume) != TOKEN.size or resume[:1] != b"p":
                     raise invalid("Invalid resume_token.")
                 position = TOKEN.unpack(resume)[1:]
+                if not 0 < position[0] <= max(start, served.database.safe()):
+                    raise invalid("Invalid resume_token.")
             async with aclosing(self._follow(served, stream, partition, query, position)) as messages:
                 async for message in messages:
                     yield message
