@@ -84,9 +84,9 @@ async def test_rows_of_records_and_of_reads_are_the_same(store, make_agent, fold
     agent = await make_agent(store).start().until_connected()
     await store.write(
         put_endpoint("e", policy=' { "retries" : 1,\n "slow_start_s": 2.50 } ', health={"kind": "none"}),
-        put_replica("e", "r", weight=2, capabilities='{"ü": [1, 1.0, 1e3, null, "\\u0041"], "a": {}}'),
+        put_replica("e", "r", weight=2.0, capabilities='{"ü": [1, 1.0, 1e3, null, "\\u0041"], "a": {}}'),
         put_token("someone"),
-        ("insert", "Regions", ("RegionId", "State", "Weight", "UpdatedAt"), ("eu", "READY", 1, "spanner.commit_timestamp()")),
+        ("insert", "Regions", ("RegionId", "State", "Weight", "UpdatedAt"), ("eu", "READY", 1.0, "spanner.commit_timestamp()")),
     )
     await caught_up(agent, store)
     other = await make_agent(store, "other").start().until_connected()
