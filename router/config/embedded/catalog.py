@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, Literal
 
-from router.config.embedded.errors import not_found
+from router.config.embedded.errors import not_found, precondition
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -144,10 +144,12 @@ class Catalog:
         return table
 
     def index(self, name: str, table: Table) -> Index:
-        """Return an index of the table; NOT_FOUND."""
+        """Return an index of the table. NOT_FOUND, FAILED_PRECONDITION for one of another table."""
         index = self.indexes.get(name.lower())
-        if index is None or index.table.lower() != table.name.lower():
+        if index is None:
             raise not_found(f"No index '{name}' was found for table '{table.name}'.")
+        if index.table.lower() != table.name.lower():
+            raise precondition(f"Index '{index.name}' does not index table '{table.name}'.")
         return index
 
     def indexes_of(self, table: Table) -> list[Index]:

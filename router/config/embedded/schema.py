@@ -152,9 +152,7 @@ def _key_parts(
         if column is None:
             raise missing(name)
         if column.type.kind not in KEY_KINDS:
-            raise precondition(
-                f"Column {name} of {owner} has type {column.type.name()}, which cannot be part of a key."
-            )
+            raise invalid(f"Column {name} of {owner} has type {column.type.name()}, which cannot be part of a key.")
         if any(part.name == column.name for part in key):
             raise precondition(f"{owner} specifies key column {name} more than once.")
         key.append(KeyPart(column.name, column.type, descending))

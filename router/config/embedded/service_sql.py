@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from router.config.embedded.selection import Selected
 
 _TOKEN = struct.Struct(">cqqq")
+_CONSTRAINTS: Final = frozenset({"ALREADY_EXISTS", "NOT_FOUND", "FAILED_PRECONDITION"})
 _BATCH: Final = 256  # rows encoded together
 
 
@@ -129,8 +130,10 @@ class Statements:
                     result = step
                 else:
                     await asyncio.sleep(0)  # others' turn
-        except StoreError:
+        except StoreError as error:
             transaction.workspace.undo_statement()
+            if error.code in _CONSTRAINTS:
+                transaction.broken = StoreError(error.code, error.text)
             raise
         assert result is not None
         if transaction.partitioned:

@@ -41,6 +41,8 @@ class ReadWrite:
         self.database = database
         self.silent = silent  # exclude_txn_from_change_streams
         self.partitioned = False
+        # A constraint that DML ran into: whatever follows fails alike, as on Spanner.
+        self.broken: StoreError | None = None
         self.used_at = time.monotonic()
         self.results: dict[int, list[bytes]] = {}  # DML by seqno, so that a repeated request is not run twice
         self._at = 0
@@ -136,6 +138,8 @@ class Transactions:
             raise StoreError(
                 "ABORTED", "Transaction not found: it was rolled back, idle for too long, or lost in a restart"
             )
+        if transaction.broken is not None:
+            raise transaction.broken
         transaction.used_at = time.monotonic()
         self._open.move_to_end(id_)
         return transaction

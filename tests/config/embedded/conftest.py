@@ -25,10 +25,10 @@ from router.config.embedded.transactions import Transactions
 
 NOON = 1_767_268_800_000_000  # 2026-01-01T12:00:00Z in microseconds
 SCHEMA = [
-    "CREATE TABLE Endpoints (EndpointId STRING(64) NOT NULL, State STRING(16), N INT64,"
-    " UpdatedAt TIMESTAMP OPTIONS (allow_commit_timestamp=true)) PRIMARY KEY (EndpointId)",
-    "CREATE TABLE Replicas (EndpointId STRING(64) NOT NULL, ReplicaId STRING(64) NOT NULL, State STRING(16), Weight INT64)"
-    " PRIMARY KEY (EndpointId, ReplicaId), INTERLEAVE IN PARENT Endpoints ON DELETE CASCADE",
+    """CREATE TABLE Endpoints (EndpointId STRING(64) NOT NULL, State STRING(16), N INT64,
+        UpdatedAt TIMESTAMP OPTIONS (allow_commit_timestamp=true)) PRIMARY KEY (EndpointId)""",
+    """CREATE TABLE Replicas (EndpointId STRING(64) NOT NULL, ReplicaId STRING(64) NOT NULL, State STRING(16), Weight INT64)
+        PRIMARY KEY (EndpointId, ReplicaId), INTERLEAVE IN PARENT Endpoints ON DELETE CASCADE""",
     "CREATE INDEX ByState ON Replicas(State)",
     "CREATE CHANGE STREAM RouterStream FOR ALL OPTIONS (value_capture_type='NEW_ROW', retention_period='7d')",
 ]

@@ -163,7 +163,8 @@ def test_any_text_is_parsed_or_refused(text):
     try:
         parse("SELECT " + text)
     except StoreError as error:
-        assert error.code in {"INVALID_ARGUMENT", "UNIMPLEMENTED"}
+        if error.code not in {"INVALID_ARGUMENT", "UNIMPLEMENTED"}:
+            raise
 
 
 @given(st.lists(st.tuples(st.sampled_from(["=", "<", "<=", ">", ">=", "IN"]), st.sampled_from(["A", "N", "W"]), st.integers(0, 4)), min_size=1, max_size=4))
