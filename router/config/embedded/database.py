@@ -12,7 +12,6 @@ nothing.
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from router.config.embedded import keys, schema
@@ -21,10 +20,11 @@ from router.config.embedded.changes import Origin, capture, record_message
 from router.config.embedded.ddl import parse
 from router.config.embedded.errors import invalid, precondition
 from router.config.embedded.feeds import Feeds
-from router.config.embedded.limits import MAX_DDL_STATEMENTS, RECENT_COMMITS, Settings
+from router.config.embedded.limits import MAX_DDL_STATEMENTS, Settings
 from router.config.embedded.partitions import Partitions
 from router.config.embedded.storage import Relation, Row, Storage
 from router.config.embedded.timestamps import US_PER_S, CommitClock, text_of_us, wire_of_us
+from router.config.embedded.validation import RecentCommits
 from router.config.embedded.values import COMMIT_TIMESTAMP
 from router.config.embedded.workspace import Workspace, index_entry
 
@@ -40,14 +40,6 @@ if TYPE_CHECKING:
     from router.config.embedded.workspace import Change
 
 _PAGE: Final = 512  # rows fetched at a time where a scan may stop early
-
-
-class _Touched(NamedTuple):
-    """What a commit wrote, for the validation of transactions that read before it."""
-
-    at: int
-    table: int  # id; 0 for a change of the schema, which touches everything
-    keys: list[bytes]
 
 
 class RowChange(NamedTuple):
@@ -99,10 +91,8 @@ class Database:
         self._relations: dict[int, Relation] = {}
         self._created: dict[int, int] = {}  # stream id → when
         self._next_record = self.storage.last_record() + 1
-        self._recent: deque[_Touched] = deque()
-        self._recent_rows = 0
         self._latest = 0
-        self._recent_from = self.clock.last()  # `_recent` is complete for what came after this
+        self.recent = RecentCommits(self.clock.last())
         self._load()
         self.created_at: int = self.storage.meta("created") or 0
         if not self.created_at:
@@ -162,6 +152,10 @@ class Database:
     def rows(self, table: Table) -> Relation:
         """Return the rows of a table."""
         return self._relations[table.id]
+
+    def relations(self) -> list[Relation]:
+        """Return the rows of every table and the entries of every index."""
+        return list(self._relations.values())
 
     def page(
         self, table: Table, start: bytes, end: bytes, at: int, limit: int, columns: Sequence[Column] | None = None
@@ -225,7 +219,7 @@ class Database:
             self._relations = relations
             self.partitions.load()
             raise
-        self._note(_Touched(at, 0, []))
+        self.recent.note(at, 0, [])
         for feed in self.feeds.all():
             feed.wake()
         return at
@@ -381,7 +375,7 @@ class Database:
             self._relations[table.id].write(ended, begun, at)
             for index in self.catalog.indexes_of(table):
                 self._write_index(table, index, real, at)
-            self._note(_Touched(at, table.id, list(real)))
+            self.recent.note(at, table.id, list(real))
         records: list[tuple[Partition, int, bytes]] = []
         if not silent:
             for stream in self.catalog.streams.values():
@@ -421,30 +415,6 @@ class Database:
                 feed.append([(at, id_, record_message(record, (at, id_)))])
         for feed in touched.values():
             feed.wake()
-
-    # -- validation of transactions
-
-    def _note(self, touched: _Touched) -> None:
-        self._recent.append(touched)
-        self._recent_rows += len(touched.keys) + 1
-        while self._recent_rows > RECENT_COMMITS and len(self._recent) > 1:
-            oldest = self._recent.popleft()
-            self._recent_rows -= len(oldest.keys) + 1
-            self._recent_from = oldest.at
-
-    def changed_since(self, at: int, reads: dict[int, tuple[set[bytes], list[Range]]]) -> bool:
-        """Tell whether a commit after `at` touched what was read: table id → (keys, ranges). In doubt, True."""
-        if at < self._recent_from:
-            return True
-        for touched in reversed(self._recent):
-            if touched.at <= at:
-                break
-            if touched.table == 0:
-                return True
-            seen = reads.get(touched.table)
-            if seen is not None and any(key in seen[0] or keys.overlaps(seen[1], key) for key in touched.keys):
-                return True
-        return False
 
     # -- partitions
 
@@ -523,50 +493,6 @@ class Database:
         if self.upstream is not None:
             raise precondition(f"this store follows {self.upstream}: {what} to be sent there")
 
-    # -- garbage
-
     def retention_s(self, stream: ChangeStream) -> float:
         """Return how long a stream's records are kept."""
         return stream.retention_s if self.settings.retention_s is None else self.settings.retention_s
-
-    def collect(self, most: int = 500) -> int:
-        """Delete up to about `most` versions and as many records that nobody may read any more; return how many."""
-        done = 0
-        now = self.safe()
-        horizon = now - int(self.settings.version_retention_s * US_PER_S)
-        with self.storage.transaction():
-            if horizon > (self.storage.meta("collected") or 0):
-                self.storage.set_meta("collected", horizon)
-            for relation in list(self._relations.values()):
-                if done < most:
-                    done += relation.collect(horizon, most - done)
-            for stream in self.catalog.streams.values():
-                oldest = now - int(self.retention_s(stream) * US_PER_S)
-                for partition in list(self.partitions.of(stream.id)):
-                    if done >= most:
-                        break
-                    gone = self.storage.collect_records(partition.id, oldest, most - done)
-                    done += gone
-                    if not gone and partition.ended is not None and partition.ended < oldest:
-                        self.partitions.forget(partition)
-        return done
-
-    def expired(self, most: int = 500) -> list[tuple[Table, list[bytes]]]:
-        """Return up to about `most` keys per table whose row deletion policy has come true."""
-        found: list[tuple[Table, list[bytes]]] = []
-        now = self.safe()
-        for table in self.catalog.tables.values():
-            policy = table.deletion
-            if policy is None:
-                continue
-            horizon = text_of_us(now - policy.days * 86_400 * US_PER_S)
-            at = table.positions()[policy.column.lower()]
-            doomed = []
-            for key, row in self.scan(table, [keys.ALL], now):
-                if row[at] is not None and row[at] < horizon:
-                    doomed.append(key)
-                    if len(doomed) >= most:
-                        break
-            if doomed:
-                found.append((table, doomed))
-        return found

@@ -21,7 +21,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from router.config.embedded import service_admin, service_hooks, service_spanner
+from router.config.embedded import garbage, service_admin, service_hooks, service_spanner
 from router.config.embedded.errors import StoreError
 from router.config.embedded.limits import MAX_RECEIVE_BYTES, Settings
 from router.config.embedded.registry import LockedError, Registry
@@ -245,7 +245,7 @@ class StoreServer:
             expire_in_s -= _COLLECT_S
             for served in registry.all():
                 try:
-                    while not served.dropped and served.database.collect():  # noqa: ASYNC110 -- nothing to await
+                    while not served.dropped and garbage.collect(served.database):  # noqa: ASYNC110 -- nothing to await
                         await asyncio.sleep(0.01)
                     served.transactions.sweep()
                     if expire_in_s <= 0:
@@ -260,7 +260,7 @@ async def _expire(served: OpenDatabase) -> None:
     """Delete the rows whose deletion policy has come true, as system transactions."""
     if served.database.upstream is not None:
         return
-    for table, doomed in served.database.expired():
+    for table, doomed in garbage.expired(served.database):
 
         def fill(workspace: Workspace, _at: int, table: Table = table, doomed: list[bytes] = doomed) -> None:
             for key in doomed:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from google.longrunning import operations_pb2  # type: ignore[import-untyped]
 from google.protobuf import empty_pb2
 
-from router.config.embedded import ddl, limits, schema
+from router.config.embedded import ddl, limits, schema_text
 from router.config.embedded.errors import CODES, StoreError, not_found, precondition
 from router.config.embedded.messages import Admin, InstanceAdmin, raw, timestamp
 from router.config.embedded.timestamps import US_PER_S
@@ -172,7 +172,7 @@ class AdminService:
     async def GetDatabaseDdl(self, request: Any) -> Any:  # noqa: N802
         """Return statements that make the schema of today."""
         database = self._registry.database(request.database).database
-        return _Ddl(statements=schema.statements(database.catalog))
+        return _Ddl(statements=schema_text.statements(database.catalog))
 
     def _message(self, served: OpenDatabase) -> Any:
         database = served.database

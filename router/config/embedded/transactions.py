@@ -94,7 +94,7 @@ class ReadWrite:
         """Tell whether everything that was read is still so."""
         if self._catalog is not self.database.catalog and (self._reads or self._workspace):
             return False
-        return not self._reads or not self.database.changed_since(self.at, self._reads)
+        return not self._reads or not self.database.recent.changed(self.at, self._reads)
 
 
 class Transactions:

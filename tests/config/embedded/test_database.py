@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from router.config.embedded import keys
+from router.config.embedded import garbage, keys
 from router.config.embedded.database import Database, RowChange
 from router.config.embedded.errors import StoreError
 from router.config.embedded.limits import Settings
@@ -271,7 +271,7 @@ def test_version_gc_keeps_what_may_be_read(make_bench):
     for n in range(20):
         bench.wall.us += 10_000_000
         bench.put("Endpoints", E, ["a", str(n), n])
-    while bench.db.collect(most=3):
+    while garbage.collect(bench.db, most=3):
         pass
     assert code(bench.db.check_readable, first) == "FAILED_PRECONDITION"
     for back in range(6):
@@ -281,7 +281,7 @@ def test_version_gc_keeps_what_may_be_read(make_bench):
     assert bench.db.storage.db.execute(f"SELECT count(*) FROM old_{bench.db.catalog.tables['endpoints'].id}").fetchone()[0] == 6
     assert len(bench.log()) == 21
     bench.wall.us += 601_000_000
-    while bench.db.collect(most=3):
+    while garbage.collect(bench.db, most=3):
         pass
     assert bench.log() == []
 
@@ -292,7 +292,7 @@ def test_partitions_that_ended_long_ago_are_forgotten(make_bench):
     bench.db.split("RouterStream", bench.db.partitions.open(stream)[0].token)
     assert len(bench.db.partitions.of(stream)) == 3
     bench.wall.us += 700_000_000
-    bench.db.collect()
+    garbage.collect(bench.db)
     assert len(bench.db.partitions.of(stream)) == 2
 
 
@@ -302,7 +302,7 @@ def test_row_deletion_policy_is_a_system_transaction(make_bench, helpers):
         "CREATE CHANGE STREAM RouterStream FOR ALL",
     ])  # fmt: skip
     bench.put("T", ["K", "At"], [1, "2025-12-29T00:00:00Z"], [2, "2025-12-31T00:00:00Z"], [3, None])
-    ((table, doomed),) = bench.db.expired()
+    ((table, doomed),) = garbage.expired(bench.db)
     bench.db.commit(lambda workspace, _: [workspace.delete(table, key) for key in doomed], system=True)
     assert [row[0] for row in bench.rows("T")] == [2, 3]
     assert bench.log()[-1][2][0][0][12] is True

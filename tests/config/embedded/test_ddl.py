@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.config.embedded import schema
+from router.config.embedded import schema, schema_text
 from router.config.embedded.catalog import Catalog
 from router.config.embedded.ddl import parse
 from router.config.embedded.errors import StoreError
@@ -33,13 +33,13 @@ def base():
 
 
 def test_the_text_of_a_schema_makes_the_same_schema(base):
-    again = build(schema.statements(base))
-    assert schema.statements(again) == schema.statements(base)
+    again = build(schema_text.statements(base))
+    assert schema_text.statements(again) == schema_text.statements(base)
     assert again.streams["s"].retention_s == 36 * 3600
     assert again.tables["c"].deletion.days == 3
     assert again.tables["c"].columns["n"].default == "7"
     assert again.indexes["i"].null_filtered
-    assert "`Order` ARRAY<STRING(9)>" in schema.statements(base)[0]
+    assert "`Order` ARRAY<STRING(9)>" in schema_text.statements(base)[0]
 
 
 CHANGES = [

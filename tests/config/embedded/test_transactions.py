@@ -83,7 +83,7 @@ def test_a_schema_change_aborts_what_was_begun_before(stocked):
 
 
 def test_too_many_changes_since_abort_rather_than_guess(stocked, monkeypatch):
-    monkeypatch.setattr("router.config.embedded.database.RECENT_COMMITS", 4)
+    monkeypatch.setattr(limits, "RECENT_COMMITS", 4)
     transaction = stocked.transactions.begin()
     stocked.query("SELECT N FROM Endpoints WHERE EndpointId = 'a'", transaction=transaction)
     for n in range(5):

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-import re
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from router.config.embedded import values
-from router.config.embedded.datatypes import BOOL, FLOAT64, INT64, SCALARS, STRING, TIMESTAMP, Type, array_of
+from router.config.embedded.datatypes import BOOL, FLOAT64, INT64, SCALARS, TIMESTAMP, Type, array_of
 from router.config.embedded.errors import StoreError, invalid, unsupported
-from router.config.embedded.sql import aggregates, ast, functions
+from router.config.embedded.sql import aggregates, ast, functions, operators
 from router.config.embedded.sql.typed import (
     NULL,
     Params,
@@ -34,14 +33,6 @@ if TYPE_CHECKING:
     from router.config.embedded.sql.aggregates import Aggregate
 
 Row = tuple[Any, ...]
-_COMPARE: Final[dict[str, Callable[[Any, Any], bool]]] = {
-    "=": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
 _PENDING: Final = (
     "The PENDING_COMMIT_TIMESTAMP() function may only be used as a value for INSERT or UPDATE of an appropriately "
     "typed column"
@@ -186,15 +177,15 @@ class Compiler:
         if node.op in {"AND", "OR"}:
             return self._logic(node)
         left, right = self.compile(node.left), self.compile(node.right)
-        if node.op in _COMPARE:
-            return _comparison(node.op, left, right)
+        if node.op in operators.COMPARE:
+            return operators.comparison(node.op, left, right)
         if node.op == "LIKE":
-            return _like(left, right)
+            return operators.like(left, right)
         if node.op == "||":
             if left.type is not None and left.type.element is not None:
                 raise unsupported("|| of arrays")
             return functions.FUNCTIONS["CONCAT"]([left, right])
-        return _arithmetic(node.op, left, right)
+        return operators.arithmetic(node.op, left, right)
 
     def _logic(self, node: ast.Binary) -> Typed:
         # A chain of one operator is flattened: it is the one thing that is long in real queries.
@@ -224,7 +215,7 @@ class Compiler:
         if node.array is not None:
             return self._in_array(operand, node.array)
         items = [self.compile(item) for item in node.items]
-        type_ = _comparable("IN", [operand, *items])
+        type_ = operators.comparable("IN", [operand, *items])
         operand = require(operand, type_, "The operand of IN")
         fitting = [require(item, type_, "An item of IN") for item in items]
         run = operand.run
@@ -431,86 +422,3 @@ def _literal(node: ast.Literal) -> Typed:
 
 def _folded(result: Typed, operand: Typed) -> Typed:
     return constant(result.type, result.run(()), coercible=operand.coercible) if operand.constant else result
-
-
-def _comparable(op: str, operands: list[Typed]) -> Type:
-    type_ = unify(operands)
-    if type_ is None:
-        types = ", ".join(shown(operand) for operand in operands)
-        raise invalid(
-            f"No matching signature for operator {op} for argument types: {types}. "
-            f"Supported signature: ANY {op} ANY"
-        )
-    if type_.kind in {"JSON", "ARRAY"}:
-        raise invalid(f"{op} is not defined for arguments of type {type_.name()}")
-    return type_
-
-
-def _comparison(op: str, left: Typed, right: Typed) -> Typed:
-    if (left.type is None and left.constant) or (right.type is None and right.constant):
-        raise invalid(f"Operands of {op} cannot be literal NULL")
-    type_ = _comparable(op, [left, right])
-    a, b = require(left, type_, f"The operand of {op}").run, require(right, type_, f"The operand of {op}").run
-    compare = _COMPARE[op]
-
-    def run(row: Row) -> Any:
-        x, y = a(row), b(row)
-        return None if x is None or y is None else compare(x, y)
-
-    return Typed(BOOL, run)
-
-
-def _arithmetic(op: str, left: Typed, right: Typed) -> Typed:
-    type_ = unify([left, right])
-    if type_ == STRING and (left.wire is not None or right.wire is not None):
-        type_ = INT64  # untyped parameters, which the wire writes as text
-    if type_ not in {INT64, FLOAT64} or (left.pending or right.pending):
-        raise invalid(
-            f"No matching signature for operator {op} for argument types: {shown(left)}, {shown(right)}. "
-            f"Supported signatures: INT64 {op} INT64; FLOAT64 {op} FLOAT64"
-        )
-    if op == "/":
-        type_ = FLOAT64
-    pair = [require(operand, type_, f"The operand of {op}") for operand in (left, right)]
-    if op == "/":
-
-        def divide(a: float, b: float) -> float:
-            if b == 0:
-                raise StoreError("OUT_OF_RANGE", f"division by zero: {a} / {b}")
-            return functions.check_float64(a / b, a, b, f"{a} / {b}")
-
-        return functions.strict(FLOAT64, pair, divide)
-    apply = {"+": operator.add, "-": operator.sub, "*": operator.mul}[op]
-    if type_ == INT64:
-        return functions.strict(INT64, pair, lambda a, b: functions.check_int64(apply(a, b), f"{a} {op} {b}"))
-    return functions.strict(FLOAT64, pair, lambda a, b: functions.check_float64(apply(a, b), a, b, f"{a} {op} {b}"))
-
-
-def _like(left: Typed, right: Typed) -> Typed:
-    text, pattern = coerce(left, STRING), coerce(right, STRING)
-    if text is None or pattern is None:
-        if coerce(left, SCALARS["BYTES"]) is not None:
-            raise unsupported("LIKE of BYTES")
-        raise invalid(f"No matching signature for operator LIKE for argument types: {shown(left)}, {shown(right)}")
-    if pattern.constant and pattern.value is not None:
-        match = _pattern(pattern.value)
-        run = text.run
-        return Typed(BOOL, lambda row: None if (value := run(row)) is None else match(value) is not None)
-    return functions.strict(BOOL, [text, pattern], lambda value, like: _pattern(like)(value) is not None)
-
-
-def _pattern(like: str) -> Callable[[str], Any]:
-    parts: list[str] = []
-    at = 0
-    while at < len(like):
-        char = like[at]
-        if char == "\\":
-            at += 1
-            if at == len(like):
-                raise StoreError("OUT_OF_RANGE", "LIKE pattern ends with a backslash")
-            parts.append(re.escape(like[at]))
-        else:
-            parts.append(".*" if char == "%" else "." if char == "_" else re.escape(char))
-        at += 1
-    # Neighbouring %s would make the match slow without making it different.
-    return re.compile(re.sub(r"(?:\.\*)+", ".*", "".join(parts)), re.DOTALL).fullmatch
