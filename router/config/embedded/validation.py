@@ -1,7 +1,7 @@
 """What was written lately, for the validation of read-write transactions.
 
-Did anything change that one of them read? The last `RECENT_COMMITS` rows are kept in memory. In doubt, that is for a
-transaction older than those or than the process, the answer is yes, and it is begun again.
+Did anything change that one of them read? The last `RECENT_COMMITS` rows are kept in memory. In doubt, that is for
+a transaction older than those or than the process, the answer is yes, and it is begun again.
 """
 
 from __future__ import annotations
