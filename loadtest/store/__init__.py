@@ -1,1 +1,1 @@
-"""`python -m loadtest.store`: what the configuration store costs, how fast a commit arrives, what an outage does."""
+"""`python -m loadtest.store`: what the store costs, how fast a commit arrives, what an outage does."""

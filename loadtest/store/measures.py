@@ -11,8 +11,8 @@ from inference_backend.launch import ReplicaProcess
 from loadtest.percentiles import distribution
 from loadtest.store.rig import REPLICA, Process, Router, Traffic, connect, fill, replica_row, store, target
 from router.config.client import COMMIT_TIME, StoreClient
-from router.config.target import parse_target
 from router.config.tail import HEARTBEAT_MS
+from router.config.target import parse_target
 from router.config.wire import Child, DataRecord
 from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
 from router.routing.stage import build
@@ -74,7 +74,7 @@ async def bootstrap(folder: Path, state: Path, replicas: int = 100_000) -> list[
             lag = await router.histogram("router_loop_lag_seconds")
             rows += [
                 _at_most("bootstrap, from ready to following", took_s, 5, "s"),
-                _at_most("worker's loop stalled meanwhile (bucket's upper bound)", lag.quantile(1.0) * 1e3, 10, "ms"),
+                _at_most("worker's loop stalled (bucket's upper bound)", lag.quantile(1.0) * 1e3, 10, "ms"),
                 Row("worker's memory", f"{router.workers_rss_mib():.0f} MiB"),
             ]
         async with Router(folder, empty) as router:
@@ -82,14 +82,16 @@ async def bootstrap(folder: Path, state: Path, replicas: int = 100_000) -> list[
             rows.append(Row("start with a checkpoint, from exec to accepting", f"{took_s:.2f} s"))
             await router.until(replicas)
         await client.close()
-    async with Process("router", "serve", "--replica", "http://127.0.0.1:1", "--health", "none", "--listen",
-                       "127.0.0.1:0", "--admin", "127.0.0.1:0", "--json", "--drain-settle-s", "0") as plain:  # fmt: skip
+    async with Process(
+        "router", "serve", "--replica", "http://127.0.0.1:1", "--health", "none", "--listen", "127.0.0.1:0",
+        "--admin", "127.0.0.1:0", "--json", "--drain-settle-s", "0",
+    ) as plain:  # fmt: skip
         rows.append(Row("start with one static replica, for comparison", f"{plain.ready_s:.2f} s"))
         rows.append(_at_most("so the checkpoint of the large table adds", took_s - plain.ready_s, 1, "s"))
     return rows
 
 
-async def lookup(folder: Path, state: Path) -> list[Row]:
+async def lookup(_folder: Path, _state: Path) -> list[Row]:
     """The cost of finding an endpoint, by the size of the table."""
 
     def cost_ns(replicas: int) -> float:
@@ -121,12 +123,14 @@ async def _serving(client: StoreClient, engine: str) -> None:
     """Add an endpoint `live` with one real replica."""
     port = engine.rpartition(":")[2]
     await client.write([
-        ("insert", "Endpoints", ("EndpointId", "Environment", "State", "UpdatedAt"), [["live", "main", "ACTIVE", COMMIT_TIME]]),
+        ("insert", "Endpoints", ("EndpointId", "Environment", "State", "UpdatedAt"),
+         [["live", "main", "ACTIVE", COMMIT_TIME]]),
         ("insert", "RouteSets", ("RouteSetId", "UpdatedAt"), [["live", COMMIT_TIME]]),
         ("insert", "Routes", ("RouteSetId", "RouteId", "Priority", "Action", "UpdatedAt"),
          [["live", "/", 0, '{"endpoint":"live"}', COMMIT_TIME]]),
         ("insert", "Hosts", ("Host", "RouteSetId", "UpdatedAt"), [["live.localhost", "live", COMMIT_TIME]]),
-        ("insert", "Replicas", REPLICA, [["live", "r", "", "here", "a", "127.0.0.1", port, 1.0, "READY", 1, COMMIT_TIME]]),
+        ("insert", "Replicas", REPLICA,
+         [["live", "r", "", "here", "a", "127.0.0.1", port, 1.0, "READY", 1, COMMIT_TIME]]),
     ])  # fmt: skip
 
 
@@ -206,7 +210,7 @@ async def churn(folder: Path, state: Path, seconds: float = 15.0, changes: float
     ]
 
 
-async def relay(folder: Path, state: Path, readers: int = 300, commits: int = 40) -> list[Row]:
+async def relay(folder: Path, _state: Path, readers: int = 300, commits: int = 40) -> list[Row]:
     """Many readers behind one relay: from the upstream's commit to each of them."""
     edge = folder / "relay"
     async with store(folder):
@@ -230,9 +234,8 @@ async def relay(folder: Path, state: Path, readers: int = 300, commits: int = 40
             async def read(one: StoreClient, from_us: int) -> None:
                 async for records in one.changes(from_us, token, 10_000):
                     now_s = time.time()
-                    latencies_s.extend(
-                        now_s - r.commit_us / 1e6 for r in records if isinstance(r, DataRecord) and r.commit_us > start_us
-                    )
+                    commits_us = [record.commit_us for record in records if isinstance(record, DataRecord)]
+                    latencies_s.extend(now_s - at_us / 1e6 for at_us in commits_us if at_us > start_us)
 
             from_us = await _now_us(clients[0])
             tasks = [spawn(read(clients[i % len(clients)], from_us), "reader") for i in range(readers)]

@@ -86,7 +86,8 @@ class Process:
 
 def store(folder: Path, *options: str) -> Process:
     """Make an embedded store in `folder`."""
-    return Process("router", "store", "--data", str(folder), "--listen", f"unix:{folder}/s.sock", "--json", *options)
+    where = f"unix:{folder}/s.sock"
+    return Process("router", "store", "--data", str(folder), "--listen", where, "--json", *options)
 
 
 def target(folder: Path) -> str:

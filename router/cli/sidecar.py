@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -70,10 +71,8 @@ def sidecar(**values: Any) -> None:
         settings = _settings(values)
     except ConfigError as refusal:
         raise click.UsageError(str(refusal)) from None
-    try:
-        import grpc  # noqa: F401, PLC0415
-    except ImportError as missing:
-        raise click.UsageError(f"{missing}; install it with: pip install 'replica-router[store]'") from None
+    if find_spec("grpc") is None:
+        raise click.UsageError("no grpc; install it with: pip install 'replica-router[store]'")
     sys.exit(uvloop.run(_run(values, target, settings)))
 
 
@@ -134,7 +133,9 @@ async def _run(values: dict[str, Any], target: Target, settings: Settings) -> in
         last = 0
     command = list(values["command"])
     engine: Engine = (
-        EngineProcess(command, generation=last) if command else ExternalEngine(values["upstream"], generation=last)
+        EngineProcess(command, generation=last, stdout=sys.stderr.fileno() if values["as_json"] else None)
+        if command
+        else ExternalEngine(values["upstream"], generation=last)
     )
     graces = Graces(
         settle_s=values["settle_s"], exit_s=values["exit_grace_s"], engine_s=values["engine_grace_s"]

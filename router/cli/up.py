@@ -102,7 +102,9 @@ class Cluster:
         await self._sidecar(POLICY_ENDPOINT, "policy-0", port, ("policy", "--port", str(port)), *paths)
         self.policy = f"http://127.0.0.1:{port}"
 
-    async def _sidecar(self, endpoint: str, replica: str, port: int, engine: tuple[str, ...], *options: str) -> None:
+    async def _sidecar(
+        self, endpoint: str, replica: str, port: int, engine: tuple[str, ...], *options: str
+    ) -> None:
         await self._run(
             "router", "sidecar", "--store", self.store, "--endpoint", endpoint, "--replica", replica,
             "--upstream", f"http://127.0.0.1:{port}", "--log-level", "ERROR", "--settle-s", "0",

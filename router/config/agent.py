@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import logging
 import os
 import secrets
 import socket
+from collections import deque
 from contextlib import aclosing, suppress
 from time import monotonic, perf_counter, time
 from typing import TYPE_CHECKING, Any
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from router.config.client import StoreClient
     from router.config.reduce import Change
     from router.config.settings import Settings
+    from router.config.tail import Tail
     from router.config.wire import DataRecord, Key, Row
     from router.routing.spec import TablePatch
 
@@ -81,7 +84,9 @@ class ConfigAgent:
         self._pace = Pace()
         self._identity = ""
         self._client: StoreClient | None = None
+        self._tail: Tail | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self._backlog: deque[Change] = deque()
         self._has_table = False
         self._is_connected = False
         self._is_changed = False  # since the last checkpoint
@@ -140,7 +145,7 @@ class ConfigAgent:
             "quarantined": len(self._projection.quarantine),
             "held": self._projection.held,
             "attempts": self._pace.attempts,
-            "restarts": self._restarts,
+            "restarts": self._restarts + (0 if self._tail is None else self._tail.restarts),
             "bootstraps": self._bootstraps,
             "checkpoint_age_s": None if self._saved_s is None else round(monotonic() - self._saved_s, 3),
         }
@@ -179,6 +184,8 @@ class ConfigAgent:
                 self._watermark = Watermark(self._watermark.read())
                 await self._pace.wait()  # a stream that is lost again and again must not be read in a loop
             except SchemaError as refusal:
+                # What was refused must not be met again once it is mended: everything is read anew then.
+                self._watermark = Watermark(self._watermark.read())
                 self._trouble(str(refusal))
                 await self._pause()
             except RpcError as failure:
@@ -209,17 +216,19 @@ class ConfigAgent:
         self._client = client = StoreClient(self._target)
         await client.open_session()
         await self._check_database(client)
-        self._pace.succeeded()
         if not self._watermark.positions:
             await self._bootstrap(client)
         self._has_table = True
         self._source = "store"
         self._is_connected = True
         self._trouble("")
-        tail = Tail(client, self._pace, self._watermark, self._transactions, self._take, self._trouble)
+        self._tail = tail = Tail(
+            client, self._pace, self._watermark, self._transactions, self._take, self._trouble
+        )
         try:
             await tail.run()
         finally:
+            self._tail = None
             self._restarts += tail.restarts
             self._is_connected = False
 
@@ -257,6 +266,7 @@ class ConfigAgent:
         if schema.identity != self._identity:
             if self._identity:
                 _log.warning("%s: this is another database than the checkpoint's", self._target)
+                self._book.forget_times()
             self._identity = schema.identity
             self._watermark = Watermark(0)
 
@@ -268,13 +278,12 @@ class ConfigAgent:
         began_s = perf_counter()
         at = await client.read_time()
         read_us = to_micros(at)
-        changes: list[Change] = []
+        tables: dict[str, dict[Key, Row]] = {}
         for table in STREAMED:
-            rows: dict[Key, Row] = {}
+            rows = tables[table.name] = {}
             async with aclosing(client.read_table(table, at)) as blocks:
                 async for block in blocks:
                     rows.update(block)
-            changes += self._book.replace(table.name, rows, read_us)
         tokens: dict[str, int] = {}
         async with aclosing(client.changes(read_us, None, HEARTBEAT_MS)) as stream:
             async for records in stream:
@@ -283,6 +292,10 @@ class ConfigAgent:
             raise LostPlaceError("the change stream has no partitions")
         self._watermark = Watermark(self._watermark.read(), tokens)
         self._transactions = Transactions()
+        # Nothing is taken over before everything is here: what the book has, no later difference would bring.
+        changes = [
+            change for table, rows in tables.items() for change in self._book.replace(table, rows, read_us)
+        ]
         await self._put_in_force(changes)
         gc.freeze()  # else each full collection walks all of it
         self._bootstraps += 1
@@ -312,8 +325,10 @@ class ConfigAgent:
         """Apply a difference in slices, with the loop going round between them."""
         self._is_changed |= bool(changes)
         self._guard(changes)
-        for begin in range(0, len(changes), SLICE):
-            patch = self._projection.step(changes[begin : begin + SLICE])
+        backlog = self._backlog
+        backlog += changes
+        while backlog:
+            patch = self._projection.step([backlog.popleft() for _ in range(min(SLICE, len(backlog)))])
             if patch is not None:
                 self._publish(patch)
             await asyncio.sleep(0)
@@ -341,9 +356,9 @@ class ConfigAgent:
         header = found.header
         self._identity = header.identity
         self._watermark = Watermark(header.watermark_us, header.positions)
-        patch = self._projection.step(self._book.rows())
-        if patch is not None:
-            self._publish(patch)
+        for patch in (self._projection.restore(header.kept), self._projection.step(self._book.rows())):
+            if patch is not None:
+                self._publish(patch)
         self._has_table = True
         self._source = "checkpoint"
         _log.info(
@@ -364,8 +379,9 @@ class ConfigAgent:
         # The places come before the rows: what is said again after a restart does no harm, what is missing would.
         positions = {token: min(at, watermark_us) for token, at in self._watermark.positions.items()}
         header = checkpoint.Header(
-            checkpoint.FORMAT, CLIENT_VERSION, self._target.database, self._identity, watermark_us, positions
-        )
+            checkpoint.FORMAT, CLIENT_VERSION, self._target.database, self._identity, watermark_us, positions,
+            self._projection.kept(),
+        )  # fmt: skip
         self._is_changed = False
         blocks = []
         for block in checkpoint.blocks_of(self._book):
@@ -386,7 +402,7 @@ def _own_name() -> str:
 
 
 def _import_client() -> None:
-    pass
+    importlib.import_module("router.config.tail")
 
 
 def check_schema(row: Row | None) -> SchemaEntry:

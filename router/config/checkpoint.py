@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from router.config.schema import BY_NAME
+from router.config.projection import Kept
+from router.config.schema import BY_NAME, CLIENT_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from router.config.reduce import RowBook
 
 MAGIC = b"router-checkpoint\n"
-FORMAT = 1
+FORMAT = 2
 BLOCK_ROWS = 2_000
 MAX_FILE_BYTES = 2 * 1024 * 1024 * 1024
 
@@ -41,6 +42,7 @@ class Header(msgspec.Struct):
     identity: str
     watermark_us: int
     positions: dict[str, int]
+    kept: Kept = msgspec.field(default_factory=Kept)
 
 
 class Checkpoint(msgspec.Struct):
@@ -52,10 +54,9 @@ class Checkpoint(msgspec.Struct):
     def restore(self, book: RowBook) -> None:
         """Put the rows into an empty book."""
         for table, rows in self.blocks:
-            known = book.tables.get(table)
-            if known is not None and table in BY_NAME:
-                for key, commit_us, row in rows:
-                    known[tuple(key)] = (commit_us, None if row is None else tuple(row))
+            known = book.tables[table]
+            for key, commit_us, row in rows:
+                known[tuple(key)] = (commit_us, None if row is None else tuple(row))
         book.remember_deletions()
 
 
@@ -132,7 +133,17 @@ def _read(path: Path, database: str) -> Checkpoint:
         raise ValueError(f"its format is {header.format}; this router reads {FORMAT}")
     if header.database != database:
         raise ValueError(f"it is of {header.database}, not of {database}")
-    return Checkpoint(header, [_block.decode(piece) for piece in pieces])
+    if header.schema != CLIENT_VERSION:
+        raise ValueError(f"its rows are of schema {header.schema}; this router reads {CLIENT_VERSION}")
+    blocks = [_block.decode(piece) for piece in pieces]
+    for name, rows in blocks:
+        table = BY_NAME.get(name)
+        if table is None:
+            raise ValueError(f"it has rows of a table {name!r}")
+        keys, columns = len(table.keys), len(table.columns)
+        if any(len(key) != keys or (row is not None and len(row) != columns) for key, _, row in rows):
+            raise ValueError(f"it has rows of table {name} of another width")
+    return Checkpoint(header, blocks)
 
 
 def _framed(piece: bytes) -> bytes:

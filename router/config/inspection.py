@@ -76,7 +76,7 @@ async def _inspect(client: StoreClient, target: Target) -> dict[str, Any]:
         "rows": rows,
         "nodes": len(nodes),
         "lapsed_nodes": lapsed,
-        "reaper": duty.get("owner") if parse_timestamp(duty.get("until", "1970-01-01T00:00:00Z")) > now_us else None,
+        "reaper": duty["owner"] if duty and parse_timestamp(duty["until"]) > now_us else None,
     }
 
 

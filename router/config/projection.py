@@ -11,7 +11,7 @@ change. Rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import msgspec
 
@@ -77,6 +77,19 @@ class Capabilities(msgspec.Struct):
     scheme: str = "http"
 
 
+class Kept(msgspec.Struct):
+    """What is in force although the rows say otherwise: last good versions, and what the guard holds.
+
+    Endpoints without replicas; replicas with their endpoint's name; good routes and hosts by their keys.
+    """
+
+    endpoints: list[EndpointSpec] = []
+    replicas: list[tuple[str, ReplicaSpec]] = []
+    routes: list[tuple[tuple[str, ...], tuple[int, str, str]]] = []
+    hosts: list[tuple[tuple[str, ...], str]] = []
+    held: list[tuple[str, ...]] = []
+
+
 class RowError(ValueError):
     """A row that cannot be used; the text is the reason."""
 
@@ -91,7 +104,10 @@ class Projection:
         self._replicas: dict[str, dict[str, ReplicaSpec]] = {}
         self._orphans: dict[str, set[str]] = {}  # replicas that wait for their endpoint
         self._routes: tuple[RouteSpec, ...] = ()
+        self._parked: dict[str, dict[str, ReplicaSpec]] = {}  # of endpoints that are paused
+        self._crowded: dict[tuple[str, str], None] = {}  # replicas for which there was no room
         self._good_routes: dict[Key, tuple[int, str, str]] = {}
+        self._good_hosts: dict[Key, str] = {}
         self._held: dict[Key, None] = {}  # (endpoint,) or (endpoint, replica)
         self.quarantine: dict[tuple[str, Key], str] = {}
         self.ready = 0
@@ -104,23 +120,23 @@ class Projection:
 
         To be called with a whole transaction, or a whole difference, before it is stepped through.
         """
-        lost: list[Key] = []
-        count = 0
+        held: dict[Key, None] = {}
+        lost: set[tuple[str, str]] = set()  # a deletion that cascades is said of the endpoint and of each replica
         for table, key, row in changes:
             if table == "Replicas":
                 known = self._replicas.get(key[0], {}).get(key[1])
                 if known is not None and known.state == "READY" and (row is None or row[6] != "READY"):
-                    lost.append(key)
-                    count += 1
-            elif table == "Endpoints" and (row is None or row[3] != "ACTIVE"):
-                ready = sum(r.state == "READY" for r in self._replicas.get(key[0], {}).values())
+                    held[key] = None
+                    lost.add((key[0], key[1]))
+            elif table == "Endpoints" and (row is None or row[3] == "PAUSED"):
+                ready = {(key[0], r.id) for r in self._replicas.get(key[0], {}).values() if r.state == "READY"}
                 if ready:
-                    lost.append(key)
-                    count += ready
-        if not self._guard or self.ready < GUARD_FLOOR or count <= self._guard * self.ready:
+                    held[key] = None
+                    lost |= ready
+        if not self._guard or self.ready < GUARD_FLOOR or len(lost) <= self._guard * self.ready:
             return 0
-        self._held.update(dict.fromkeys(lost))
-        return count
+        self._held.update(held)
+        return len(lost)
 
     def step(self, changes: Iterable[Change]) -> TablePatch | None:
         """Take changed rows, which the book has already; return the patch they amount to, or None."""
@@ -147,6 +163,52 @@ class Projection:
         patch = self._patch({key[0]: None for key in held if len(key) == 1}, replicas, routing=bool(held))
         return before - self.ready, patch
 
+    def kept(self) -> Kept:
+        """Return what a checkpoint must have beside the rows."""
+        kept = Kept(held=list(self._held))
+        doubtful = [*self.quarantine, *(("Replicas" if len(k) == 2 else "Endpoints", k) for k in self._held)]
+        for table, key in dict.fromkeys(doubtful):
+            if table == "Endpoints" and key[0] in self._endpoints:
+                kept.endpoints.append(self._endpoints[key[0]])
+                if key in self._held:  # with what was deleted together with it
+                    kept.replicas += [(key[0], replica) for replica in self._replicas.get(key[0], {}).values()]
+            elif table == "Replicas":
+                known = self._replicas.get(key[0], {}).get(key[1])
+                if known is not None:
+                    kept.replicas.append((key[0], known))
+            elif table == "Routes" and key in self._good_routes:
+                kept.routes.append((key, self._good_routes[key]))
+            elif table == "Hosts" and key in self._good_hosts:
+                kept.hosts.append((key, self._good_hosts[key]))
+        return kept
+
+    def restore(self, kept: Kept) -> TablePatch:
+        """Put a checkpoint's exceptions in force, before its rows are stepped through; return the patch."""
+        changes: dict[str, EndpointPatch] = {}
+        for spec in kept.endpoints:
+            self._endpoints[spec.name] = spec
+            changes[spec.name] = EndpointPatch(spec.name, spec)
+        for name, replica in kept.replicas:
+            if name not in self._endpoints:
+                row = self._row("Endpoints", (name,))
+                try:
+                    spec = read_endpoint(name, row or (None, None, None, None))
+                except RowError:
+                    continue
+                self._endpoints[name] = spec
+                changes[name] = EndpointPatch(name, spec)
+            known = self._replicas.setdefault(name, {})
+            if replica.id not in known:
+                known[replica.id] = replica
+                self._count += 1
+                self.ready += replica.state == "READY"
+        for name, known in self._replicas.items():
+            changes[name] = EndpointPatch(name, changes[name].spec, tuple(known.values()))
+        self._good_routes.update(kept.routes)
+        self._good_hosts.update(kept.hosts)
+        self._held.update(dict.fromkeys(kept.held))
+        return TablePatch(0, tuple(changes.values()))
+
     @property
     def held(self) -> int:
         """How many rows the shrink guard holds."""
@@ -167,67 +229,79 @@ class Projection:
         changes: dict[str, EndpointPatch] = {}
         gone: list[str] = []
         for name in endpoints:
-            spec, is_there = self._endpoint(name)
-            if not is_there:
-                if name in self._endpoints:
+            spec = self._endpoint(name)
+            known = self._endpoints.get(name)
+            routing |= (spec is None) != (known is None)
+            # Whatever became of it: what waits for it, or was its, is to be looked at again.
+            waiting = self._orphans.pop(name, set())
+            if spec is None:
+                if known is not None:
                     gone.append(name)
-                    self._forget_endpoint(name)
-                    replicas.pop(name, None)
-                    routing = True
-                continue
-            if name not in self._endpoints:
-                routing = True
-                waiting = replicas.setdefault(name, {})
-                waiting.update(dict.fromkeys(self._orphans.pop(name, ())))
-            if self._endpoints.get(name) != spec:
+                    waiting |= self._forget_endpoint(name)
+            elif spec != known:
                 self._endpoints[name] = spec
                 changes[name] = EndpointPatch(name, spec)
+            if waiting:
+                replicas.setdefault(name, {}).update(dict.fromkeys(waiting))
         for name, ids in replicas.items():
-            upsert, remove = self._replica_changes(name, ids)
-            if upsert or remove:
-                spec_change = changes[name].spec if name in changes else None
-                changes[name] = EndpointPatch(name, spec_change, tuple(upsert), tuple(remove))
+            self._add_replicas(changes, name, ids)
+        for name, ids in self._with_room():
+            self._add_replicas(changes, name, ids)
         routes = self._changed_routes() if routing else None
         if not changes and not gone and routes is None:
             return None
         return TablePatch(0, tuple(changes.values()), tuple(gone), routes)
 
-    def _endpoint(self, name: str) -> tuple[EndpointSpec, bool]:
-        """Return the endpoint's settings as they are to be, and whether it is to be there at all."""
+    def _add_replicas(self, changes: dict[str, EndpointPatch], name: str, ids: Iterable[str]) -> None:
+        upsert, remove = self._replica_changes(name, ids)
+        if upsert or remove:
+            before = changes.get(name, EndpointPatch(name))
+            upserted, removed = (*before.upsert, *upsert), (*before.remove, *remove)
+            changes[name] = EndpointPatch(name, before.spec, upserted, removed)
+
+    def _endpoint(self, name: str) -> EndpointSpec | None:
+        """Return the endpoint's settings as they are to be, None if it is not to be there."""
         known = self._endpoints.get(name)
         key = (name,)
         row = self._row("Endpoints", key)
-        is_lost = row is None or row[3] != "ACTIVE"
+        is_lost = row is None or row[3] == "PAUSED"
         if key in self._held:
             if is_lost and known is not None:
-                return known, True
+                return known
             self._held.pop(key, None)
-        if is_lost:
-            self.quarantine.pop(("Endpoints", key), None)
-            return EndpointSpec(name), False
-        assert row is not None
+        self.quarantine.pop(("Endpoints", key), None)
+        if row is None or is_lost:
+            return None
         try:
-            spec = read_endpoint(name, row)
+            return read_endpoint(name, row)
         except RowError as reason:
             self.quarantine["Endpoints", key] = str(reason)
-            return known or EndpointSpec(name), known is not None
-        self.quarantine.pop(("Endpoints", key), None)
-        return spec, True
+            return known
 
-    def _forget_endpoint(self, name: str) -> None:
+    def _forget_endpoint(self, name: str) -> set[str]:
+        """Take an endpoint out; return the replicas that were its. A paused one's are kept for when it is back."""
         del self._endpoints[name]
         left = self._replicas.pop(name, {})
         self.ready -= sum(replica.state == "READY" for replica in left.values())
         self._count -= len(left)
-        for replica_id in left:  # rows that outlive it: paused, or of a parent deleted without them
+        for replica_id in left:
             self._held.pop((name, replica_id), None)
-            if self._row("Replicas", (name, replica_id)) is not None:
-                self._orphans.setdefault(name, set()).add(replica_id)
+        if self._is_paused(name):
+            self._parked[name] = left
+        return set(left)
+
+    def _with_room(self) -> list[tuple[str, dict[str, None]]]:
+        """Return replicas that found no room before and may now."""
+        taken = list(self._crowded)[: max(0, MAX_REPLICAS - self._count)]
+        for key in taken:
+            del self._crowded[key]
+        return [(endpoint, {replica_id: None}) for endpoint, replica_id in taken]
 
     def _replica_changes(self, name: str, ids: Iterable[str]) -> tuple[list[ReplicaSpec], list[str]]:
         published = self._replicas.setdefault(name, {})
         quarantine, held = self.quarantine, self._held
         is_there = name in self._endpoints
+        parked = self._parked.pop(name, {}) if is_there else {}
         upsert: list[ReplicaSpec] = []
         remove: list[str] = []
         for replica_id in ids:
@@ -240,9 +314,8 @@ class Projection:
                 if known is not None and (row is None or row[6] != "READY"):
                     continue
                 del held[key]
+            self._crowded.pop((name, replica_id), None)
             if row is None:
-                if not is_there and name in self._orphans:
-                    self._orphans[name].discard(replica_id)
                 if known is not None:
                     del published[replica_id]
                     self._count -= 1
@@ -253,7 +326,12 @@ class Projection:
                 spec = read_replica(replica_id, row)
             except RowError as reason:
                 quarantine["Replicas", key] = str(reason)
-                continue
+                if not is_there:
+                    self._orphans.setdefault(name, set()).add(replica_id)
+                    continue
+                if known is not None or replica_id not in parked:
+                    continue
+                spec = parked[replica_id]
             if not is_there:
                 self._orphans.setdefault(name, set()).add(replica_id)
                 if not self._is_paused(name):
@@ -262,6 +340,7 @@ class Projection:
             if known is None:
                 if self._count >= MAX_REPLICAS:
                     quarantine["Replicas", key] = f"there are {MAX_REPLICAS} replicas already"
+                    self._crowded[name, replica_id] = None
                     continue
                 self._count += 1
             if spec != known:
@@ -285,32 +364,35 @@ class Projection:
                 self._good_routes.pop(key, None)
                 continue
             try:
-                self._good_routes[key] = read_route(row)
+                route = read_route(row)
             except RowError as reason:
                 self.quarantine["Routes", key] = str(reason)
-            route = self._good_routes.get(key)
-            if route is None:
-                continue
-            if route[2] not in self._endpoints:
-                self.quarantine["Routes", key] = f"endpoint {route[2]!r} is not there"
-                continue
-            by_set.setdefault(key[0], []).append(route)
+            else:
+                if route[2] in self._endpoints:
+                    self._good_routes[key] = route
+                else:
+                    self.quarantine["Routes", key] = f"endpoint {route[2]!r} is not there"
+            good = self._good_routes.get(key)
+            if good is not None and good[2] in self._endpoints:
+                by_set.setdefault(key[0], []).append(good)
         routes: list[RouteSpec] = []
         for key, (_, row) in self._book.tables["Hosts"].items():
             self.quarantine.pop(("Hosts", key), None)
             if row is None:
+                self._good_hosts.pop(key, None)
                 continue
             try:
                 check_host(key[0])
             except ConfigError as reason:
-                self.quarantine["Hosts", key] = str(reason)
+                self.quarantine["Hosts", key] = f"Host: {reason}"
                 continue
             if self._row("RouteSets", (str(row[0]),)) is None:
-                self.quarantine["Hosts", key] = f"route set {row[0]!r} is not there"
-                continue
+                self.quarantine["Hosts", key] = f"RouteSetId: route set {row[0]!r} is not there"
+            else:
+                self._good_hosts[key] = str(row[0])
             routes += [
                 RouteSpec(key[0].lower(), prefix, endpoint, priority)
-                for priority, prefix, endpoint in by_set.get(str(row[0]), ())
+                for priority, prefix, endpoint in by_set.get(self._good_hosts.get(key, ""), ())
             ]
         routes.sort(key=lambda route: (route.host, -route.priority, route.path_prefix, route.endpoint))
         found = tuple(routes)
@@ -330,6 +412,8 @@ class Projection:
 def read_endpoint(name: str, row: Row) -> EndpointSpec:
     """Return the settings that an Endpoints row says; RowError for what it cannot."""
     _check(check_name, name, "EndpointId")
+    if row[3] != "ACTIVE":
+        raise RowError(f"State: {row[3]!r} is neither ACTIVE nor PAUSED")
     policy = _json(row[1], PolicyEntry, "Policy") or PolicyEntry()
     health = _json(row[2], HealthSpec, "Health") or HealthSpec()
     return EndpointSpec(
@@ -349,7 +433,7 @@ def read_replica(replica_id: str, row: Row) -> ReplicaSpec:
     """Return the replica that a Replicas row says; RowError for what it cannot."""
     _check(check_replica_id, replica_id, "ReplicaId")
     _, _, _, host, port, weight, state, _, capabilities = row
-    if state not in _STATES:
+    if not isinstance(state, str) or state not in _STATES:
         raise RowError(f"State: {state!r} is none of {', '.join(sorted(_STATES))}")
     scheme = "http"
     if capabilities is not None and capabilities != "{}":
@@ -365,7 +449,7 @@ def read_replica(replica_id: str, row: Row) -> ReplicaSpec:
     # NaN fails both comparisons; JSON writes it as a text.
     if not isinstance(weight, (int, float)) or not 0.001 <= weight <= 1_000.0:
         raise RowError(f"Weight: {weight!r} is not between 0.001 and 1000")
-    return ReplicaSpec(replica_id, address, float(weight), state)
+    return ReplicaSpec(replica_id, address, float(weight), cast("State", state))
 
 
 def read_route(row: Row) -> tuple[int, str, str]:

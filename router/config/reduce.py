@@ -98,6 +98,15 @@ class RowBook:
             if self.tables[table].get(key) == (commit_us, None):
                 del self.tables[table][key]
 
+    def forget_times(self) -> None:
+        """Let any row replace those that are there: the times of another database say nothing of this one's."""
+        for rows in self.tables.values():
+            for key in [key for key, (_, row) in rows.items() if row is None]:
+                del rows[key]
+            for key, (_, row) in rows.items():
+                rows[key] = (0, row)
+        self._tombstones.clear()
+
     def rows(self) -> Iterator[Change]:
         """Yield every row that is there, tables in the order of the schema."""
         for table, rows in self.tables.items():

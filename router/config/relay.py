@@ -135,7 +135,6 @@ class Relay:
     async def _follow(self, client: StoreClient) -> None:
         await client.open_session()
         await self._bootstrap(client)
-        self._pace.succeeded()
         self._say("")
         tail = Tail(
             client, self._pace, self._watermark, self._transactions, self._take, self._say,
@@ -152,21 +151,22 @@ class Relay:
         """Bring everything to one time of the upstream, as a difference."""
         at = await client.read_time()
         read_us = to_micros(at)
-        changes: list[Change] = []
+        tables: dict[str, dict[Key, Row]] = {}
         for table in STREAMED:
-            rows: dict[Key, Row] = {}
+            rows = tables[table.name] = {}
             async with aclosing(client.read_table(table, at)) as blocks:
                 async for block in blocks:
                     rows.update(block)
-            if table.name == "Meta":
-                check_schema(rows.get((SCHEMA_KEY,)))
-            changes += self._book.replace(table.name, rows, read_us)
+        check_schema(tables["Meta"].get((SCHEMA_KEY,)))
         tokens: dict[str, int] = {}
         async with aclosing(client.changes(read_us, None, HEARTBEAT_MS)) as stream:
             async for records in stream:
                 tokens.update({r.token: max(r.start_us, read_us) for r in records if isinstance(r, Child)})
         if not tokens:
             raise LostPlaceError("the change stream has no partitions")
+        changes = [
+            change for table, rows in tables.items() for change in self._book.replace(table, rows, read_us)
+        ]
         self._ready.clear()
         self._transactions = Transactions()
         self._watermark = Watermark(0, tokens)

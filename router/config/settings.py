@@ -16,7 +16,7 @@ import msgspec
 
 from router.config.static import ConfigError, EndpointEntry, ReplicaEntry, build_table, read_file
 from router.config.target import parse_target
-from router.routing.spec import Engine, HealthSpec, LimitSpec, Policy, TableSpec, TimeoutSpec
+from router.routing.spec import Engine, HealthSpec, HttpPath, LimitSpec, Policy, TableSpec, TimeoutSpec
 from router.transport.codec.h1.limits import ServerLimits
 from router.transport.sockets import keep_alive
 
@@ -86,6 +86,10 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
                 raise ConfigError(f"--{name.replace('_', '-')}: nan is not a number to use")
         if any(not token.strip() for token in self.auth_token):
             raise ConfigError("--auth-token: a token is empty; is the variable set?")
+        try:
+            msgspec.convert(self.health_path, HttpPath)
+        except msgspec.ValidationError:
+            raise ConfigError(f"--health-path: {self.health_path!r} is not a path beginning with /") from None
         if not self.listen:
             raise ConfigError("--listen: at least one address is needed")
         for address in self.listen:

@@ -14,6 +14,8 @@ Policy = Literal["p2c", "round_robin", "random", "least_inflight"]
 State = Literal["STARTING", "READY", "DRAINING", "DOWN"]
 Engine = Literal["any", "sglang"]
 """Whose manners to mend; see `engine_manners`."""
+HttpPath = Annotated[str, msgspec.Meta(pattern=r"\A/[!-~]*\Z", max_length=1_024)]
+HttpPathOrNone = Annotated[str, msgspec.Meta(pattern=r"\A(/[!-~]*)?\Z", max_length=1_024)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=7 * 86_400.0)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0.0, le=7 * 86_400.0)]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
@@ -29,8 +31,8 @@ class HealthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     kind: Literal["none", "tcp", "http"] = "tcp"
-    path: str = "/ready"
-    fallback_path: str = "/health"
+    path: HttpPath = "/ready"
+    fallback_path: HttpPathOrNone = "/health"
     interval_s: PositiveSeconds = 1.0
     timeout_s: PositiveSeconds = 2.0
     unhealthy_after: PositiveCount = 3
