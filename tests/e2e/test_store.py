@@ -29,9 +29,11 @@ async def folder():
 @pytest_asyncio.fixture(loop_scope="session")
 async def store(folder):
     found = StoreProcess(folder)
-    await found.start()
-    yield found
-    await asyncio.to_thread(found.end)
+    try:
+        await found.start()
+        yield found
+    finally:
+        await asyncio.to_thread(found.end)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
