@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
 
-.PHONY: run test install compile lint bench loadtest clean
+.PHONY: run test install compile lint bench bench-store loadtest clean
 
 run: compile            ## two simulated replicas, the router, a check of every protocol; then serves
 	$(BIN)/router up $(ARGS)
@@ -30,6 +30,9 @@ lint: install           ## ruff and mypy --strict
 
 bench: compile          ## against Envoy, nginx, HAProxy and sglang-router, in one interleaved run
 	$(BIN)/python -m loadtest.compare $(ARGS)
+
+bench-store: compile    ## the store: delay, bootstrap, look-up, outage, churn, relay
+	$(BIN)/python -m loadtest.store $(ARGS)
 
 loadtest: compile       ## locust, headless, against `router up`
 	$(BIN)/python -m loadtest.run $(ARGS)

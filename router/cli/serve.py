@@ -1,4 +1,4 @@
-"""`router serve`: the daemon with a static table."""
+"""`router serve`: the daemon, with a table of its own or one streamed from a store."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import uvloop
 
 from router.app import EXIT_BIND, EXIT_FATAL, BindError, Supervisor
 from router.cli.options import make_settings, settings_options
+from router.config.target import parse_target
 
 if TYPE_CHECKING:
     from router.config.settings import Settings
@@ -21,15 +22,19 @@ if TYPE_CHECKING:
 @settings_options
 @click.option("--check", is_flag=True, help="Check settings and table, say so, and exit 0 or 2.")
 def serve(check: bool, **values: Any) -> None:
-    r"""Serve a static table of replicas.
+    r"""Relay requests to replicas: those named here, those of a file, or those of a store.
 
     \b
     router serve --replica http://127.0.0.1:30000 --replica http://127.0.0.1:30001
     router serve --config router.toml --workers 2
+    router serve --store embedded
 
     SIGTERM drains, SIGINT ends at once, SIGHUP reads the file again and reopens the access log.
     """
     settings = make_settings(values)
+    if check and settings.store:
+        click.echo(f"ok: {parse_target(settings.store, settings.state_dir)}")
+        return
     if check:
         table = settings.table(1)
         replicas = sum(len(endpoint.replicas) for endpoint in table.endpoints)

@@ -412,7 +412,7 @@ class Projection:
 def read_endpoint(name: str, row: Row) -> EndpointSpec:
     """Return the settings that an Endpoints row says; RowError for what it cannot."""
     _check(check_name, name, "EndpointId")
-    if row[3] != "ACTIVE":
+    if row[3] not in ("ACTIVE", "PAUSED"):
         raise RowError(f"State: {row[3]!r} is neither ACTIVE nor PAUSED")
     policy = _json(row[1], PolicyEntry, "Policy") or PolicyEntry()
     health = _json(row[2], HealthSpec, "Health") or HealthSpec()
