@@ -1,8 +1,10 @@
-"""Looks at the first event of a stream before the response is passed on, where the endpoint asks for it.
+"""Turns SGLang's bad manners into good ones, where the endpoint asks for it. Of the exchange's layer.
 
-SGLang refuses a stream with 200 and an error in its first event; here it becomes the 503 it is without
-`stream`, which a client may repeat. Stands between the replica's stream and the exchange, holds the head and at
-most 4 KiB, and is out of the way after that. Of the exchange's layer.
+* It refuses a *stream* with 200 and an error in its first event; that becomes the 503 it is without `stream`,
+  which a client may repeat. `FirstEventGuard` stands between the replica's stream and the exchange, holds the head
+  and at most 4 KiB, and is out of the way after that.
+* It goes on generating for up to 4 s after the client of a *whole* answer has gone. `abort` tells it to stop, by
+  the request id that the router gave it in `x-override-rid`.
 """
 
 from __future__ import annotations
@@ -11,11 +13,14 @@ from typing import TYPE_CHECKING
 
 from router.errors import Kind, ProxyError, Source
 from router.first_event import FirstEvent, Pass, Refused, is_stream
-from router.stream import ResponseReceiver
+from router.http import RequestHead, RequestShape
+from router.stream import PendingStream, ResponseReceiver
 
 if TYPE_CHECKING:
+    from router.core import Pool
     from router.exchange import Exchange
     from router.http import Headers, ResponseHead
+    from router.routing.load import Replica
     from router.stream import UpstreamStream
 
 # Of other statuses the engine's own words tell more than ours would: they pass as they are.
@@ -95,3 +100,53 @@ class FirstEventGuard(ResponseReceiver):
         self._exchange.response_head(head, end and not held)
         if held:
             self._exchange.response_data(held, end)
+
+
+class AbortCall(ResponseReceiver):
+    """POST /abort_request; what becomes of it is nobody's concern."""
+
+    __slots__ = ("_authority", "_rid")
+
+    def __init__(self, replica: Replica, rid: bytes) -> None:
+        self._rid = rid
+        self._authority = replica.address.partition("://")[2].encode()
+
+    def upstream_ready(self, stream: UpstreamStream) -> None:
+        """Say it."""
+        body = b'{"rid":"' + self._rid + b'"}'
+        shape = RequestShape(b"POST", b"/abort_request", self._authority)
+        shape.fields = [(b"content-type", b"application/json")]
+        stream.send_head(RequestHead(shape, len(body)), False)
+        stream.send_data(body, True)
+
+    def upstream_failed(self, error: ProxyError) -> None:
+        """Nothing to do: an engine that cannot be reached generates for nobody."""
+
+    def response_informational(self, head: ResponseHead) -> None:
+        """Nothing to do."""
+
+    def response_head(self, head: ResponseHead, end: bool) -> None:
+        """Nothing to do."""
+
+    def response_data(self, data: bytes, end: bool) -> None:
+        """Nothing to do."""
+
+    def response_trailers(self, trailers: Headers) -> None:
+        """Nothing to do."""
+
+    def response_reset(self, error: ProxyError) -> None:
+        """Nothing to do."""
+
+    def pause_request(self) -> None:
+        """Nothing to do: it is one short write."""
+
+    def resume_request(self) -> None:
+        """Nothing to do."""
+
+
+def abort(pool: Pool, replica: Replica, connect_s: float, rid: bytes) -> None:
+    """Tell the engine to stop generating for the request that it knows as `rid`."""
+    call = AbortCall(replica, rid)
+    stream = pool.open(replica, call, connect_s, fresh=False)
+    if not isinstance(stream, PendingStream):
+        call.upstream_ready(stream)

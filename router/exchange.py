@@ -18,7 +18,7 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 from router.counters import BOUNDS_S
-from router.engine_manners import FirstEventGuard
+from router.engine_manners import FirstEventGuard, abort
 from router.errors import WIRE, Kind, ProxyError, Retry, Source
 from router.http import NO_FIELDS, ResponseHead
 from router.local_reply import error_event, local_reply
@@ -98,6 +98,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         "_request_id",
         "_response_paused",
         "_retries",
+        "_rid",
         "_sent_bytes",
         "_sent_s",
         "_started_s",
@@ -143,6 +144,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         self._refusal: ProxyError | None = None
         self._response_paused = False
         self._finished = False
+        self._rid = b""  # by which an engine that is told of it can be told to stop
         self._tunnel_ends = 0
         self.tried: tuple[Replica, ...] = ()
         self.watch_tick = -1
@@ -195,6 +197,9 @@ class Exchange(RequestReceiver, ResponseReceiver):
             (b"x-forwarded-host", shape.authority),
             _FORWARDED_PROTO[shape.scheme],
         )
+        if endpoint.mends_sglang and shape.method == b"POST":
+            self._rid = core.make_id()
+            head.added.append((b"x-override-rid", self._rid))
         if self._deadline_s:
             core.wheel.watch(self)
         self._open(fresh=False)
@@ -497,6 +502,9 @@ class Exchange(RequestReceiver, ResponseReceiver):
             self._answer(error)
         elif upstream is not None:
             self._counters.aborts += 1
+            endpoint, lease = self._endpoint, self._lease
+            if self._rid and not self._status and endpoint is not None and lease is not None:
+                abort(self._core.pool, lease.replica, endpoint.timeouts.connect_s, self._rid)
         self._finish(error)
 
     def _answer(self, error: ProxyError) -> None:

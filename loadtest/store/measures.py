@@ -19,6 +19,7 @@ from router.routing.stage import build
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
     from pathlib import Path
 
 PER_ENDPOINT = 100
@@ -269,6 +270,6 @@ async def _now_us(client: StoreClient) -> int:
     return int(at.seconds) * 1_000_000 + int(at.nanos) // 1_000
 
 
-MEASURES = {
+MEASURES: dict[str, Callable[[Path, Path], Coroutine[None, None, list[Row]]]] = {
     "delay": delay, "bootstrap": bootstrap, "lookup": lookup, "outage": outage, "churn": churn, "relay": relay,
 }  # fmt: skip

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from router.sidecar.ports import Engine
 
 _log = logging.getLogger("router.sidecar")
+# SGLang then takes the request id from `x-override-rid`, by which the relay can tell it to stop.
+ENGINE_ENV = {"SGLANG_ENABLE_REQUEST_HEADER_OVERRIDES": "1"}
 _GRACE = click.FloatRange(0.0, 7 * 86_400.0)
 
 
@@ -132,8 +134,9 @@ async def _run(values: dict[str, Any], target: Target, settings: Settings) -> in
         _log.warning("the store is away; serving goes on: %s", failure)
         last = 0
     command = list(values["command"])
+    stdout = sys.stderr.fileno() if values["as_json"] else None  # of which the one JSON line is
     engine: Engine = (
-        EngineProcess(command, generation=last, stdout=sys.stderr.fileno() if values["as_json"] else None)
+        EngineProcess(command, generation=last, env=ENGINE_ENV, stdout=stdout)
         if command
         else ExternalEngine(values["upstream"], generation=last)
     )
