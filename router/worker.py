@@ -118,6 +118,7 @@ class Worker:
         self._is_running = False
         self._added = 0  # replicas since the collector was last told
         self.draining = False
+        self._drained_by_s = 0.0
 
     async def run(self, sockets: list[socket.socket]) -> None:
         """Accept, and say so."""
@@ -144,7 +145,10 @@ class Worker:
                 found = explain(self.core.table, message.host, message.path, self.clock.read())
                 self._control.send(Explained(message.question, msgspec.Raw(msgspec.msgpack.encode(found))))
             case Drain():
-                spawn(self._drain(message.deadline_s), "drain")
+                self._drained_by_s = monotonic() + message.deadline_s  # a second one may only hurry the first
+                if not self.draining:
+                    self.draining = True
+                    spawn(self._drain(), "drain")
             case SetLogLevel():
                 logging.getLogger().setLevel(message.level)
             case ReopenLogs():
@@ -199,18 +203,16 @@ class Worker:
             self._next_tick_s = monotonic() + TICK_S
             self._loop.call_later(TICK_S, self._tick)
 
-    async def _drain(self, deadline_s: float) -> None:
+    async def _drain(self) -> None:
         """Finish what is under way; cut what is left at the deadline, WebSockets with 1012."""
-        self.draining = True
         self.gate.is_draining = True
         self.listener.stop_accepting()
-        ends_s = monotonic() + deadline_s
         self.listener.drain()
-        while self.core.in_flight and monotonic() < ends_s:  # noqa: ASYNC110 - no event on the hot path for this
+        while self.core.in_flight and monotonic() < self._drained_by_s:  # noqa: ASYNC110 - no event on the hot path for this
             await asyncio.sleep(DRAIN_POLL_S)
         self.clock.read()
         cut = self.listener.cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self.core.in_flight else 0
-        while self.listener.open_connections and monotonic() < ends_s + 1.0:  # noqa: ASYNC110
+        while self.listener.open_connections and monotonic() < self._drained_by_s + 1.0:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL_S)
         self._control.send(Drained(cut))
         self.close()

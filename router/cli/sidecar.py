@@ -18,7 +18,7 @@ import uvloop
 from router.app import EXIT_BIND, BindError
 from router.cli.serve import configure_logging
 from router.config.settings import Settings, is_loopback, parse_listen
-from router.config.static import ConfigError
+from router.config.static import ConfigError, check_name, check_replica_id
 from router.config.target import parse_target
 
 if TYPE_CHECKING:
@@ -83,6 +83,13 @@ def _settings(values: dict[str, Any]) -> Settings:
     parts = urlsplit(values["upstream"])
     if parts.scheme != "http" or parts.port is None:
         raise ConfigError(f"--upstream: {values['upstream']!r} is not http://HOST:PORT")
+    for flag, check in (("endpoint", check_name), ("replica_id", check_replica_id)):
+        try:
+            check(values[flag] or "unnamed")
+        except ConfigError as refusal:
+            raise ConfigError(f"--{flag.removesuffix('_id')}: {refusal}") from None
+    if values["advertise"]:
+        parse_listen(values["advertise"], "--advertise")
     host, _ = parse_listen(values["listen"], "--listen")
     if not is_loopback(host) and not values["unauthenticated"]:
         raise ConfigError(f"--listen {values['listen']}: give --unauthenticated if only routers can reach it there")

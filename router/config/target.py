@@ -19,6 +19,7 @@ from typing import Literal
 from router.config.static import ConfigError
 
 DEFAULT_DATABASE = "projects/router/instances/router/databases/router"
+MAX_SOCKET_PATH_BYTES = 107
 _NAMES = re.compile(r"[a-z][a-z0-9:.-]{1,62}/[a-z][a-z0-9-]{1,62}/[a-z][a-z0-9_-]{1,29}")
 _PLACE = re.compile(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})")
 Kind = Literal["embedded", "emulator", "spanner", "omni", "relay"]
@@ -76,9 +77,9 @@ def parse_target(text: str, state: str = "", flag: str = "--store") -> Target:
     if not mark:
         kind, mark, rest = text.partition(":")
         if kind == "embedded":
-            return Target("embedded", f"unix:{rest or default_socket(state)}")
+            return Target("embedded", _socket(rest or str(default_socket(state)), flag))
         if kind == "relay" and rest.startswith("/"):
-            return Target("relay", f"unix:{rest}")
+            return Target("relay", _socket(rest, flag))
     elif kind == "spanner":
         if not _NAMES.fullmatch(rest):
             raise ConfigError(f"{flag}: {text!r} is not spanner://PROJECT/INSTANCE/DATABASE")
@@ -93,6 +94,12 @@ def parse_target(text: str, state: str = "", flag: str = "--store") -> Target:
         f"{flag}: {text!r} is not embedded, emulator://HOST:PORT, spanner://PROJECT/INSTANCE/DATABASE, "
         "omni://HOST:PORT or relay://HOST:PORT"
     )
+
+
+def _socket(path: str, flag: str) -> str:
+    if len(path.encode()) > MAX_SOCKET_PATH_BYTES:
+        raise ConfigError(f"{flag}: a socket's path has at most {MAX_SOCKET_PATH_BYTES} bytes: {path}")
+    return f"unix:{path}"
 
 
 def _database(names: str) -> str:
