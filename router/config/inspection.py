@@ -7,12 +7,10 @@ from contextlib import aclosing
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from router.config.agent import SchemaError, check_schema
 from router.config.client import RpcError, Status, StoreClient
 from router.config.errors import StoreError
-from router.config.reaper import DUTY_KEY
+from router.config.reaper import DUTY_KEY, read_duty
 from router.config.schema import SCHEMA_KEY, STREAMED
 from router.config.timestamps import format_timestamp, parse_timestamp, to_micros
 from router.config.wire import Child, DataRecord, Heartbeat
@@ -51,7 +49,7 @@ async def _inspect(client: StoreClient, target: Target) -> dict[str, Any]:
         schema = check_schema(meta.get((SCHEMA_KEY,)))
     except SchemaError as refusal:
         raise StoreError(f"{target}: {refusal}") from None
-    duty = msgspec.json.decode((meta.get((DUTY_KEY,)) or ("{}",))[0])
+    duty = read_duty((meta.get((DUTY_KEY,)) or (None,))[0])
     now_us = to_micros(at)
     positions = await _positions(client, now_us)
     watermark_us = min(positions.values(), default=now_us)
@@ -76,7 +74,7 @@ async def _inspect(client: StoreClient, target: Target) -> dict[str, Any]:
         "rows": rows,
         "nodes": len(nodes),
         "lapsed_nodes": lapsed,
-        "reaper": duty["owner"] if duty and parse_timestamp(duty["until"]) > now_us else None,
+        "reaper": duty.owner if duty is not None and duty.until_us > now_us else None,
     }
 
 

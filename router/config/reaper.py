@@ -11,13 +11,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from random import random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from router.config.client import COMMIT_TIME
 from router.config.errors import StoreError
-from router.config.lease import SHARDS
+from router.config.lease import LEASE_S, SHARDS
 from router.config.pace import Pace
 from router.config.timestamps import format_timestamp, parse_timestamp
 from router.config.writer import open_writer
@@ -37,6 +37,24 @@ MAX_SHARE = 0.3
 SHARE_FLOOR = 10
 """Ready replicas of an endpoint; a smaller one may lose all of them with its one node."""
 DUTY_KEY = "reaper"
+_EVER = "1970-01-01T00:00:00Z"
+
+
+class Duty(NamedTuple):
+    """Row `reaper` of Meta: who reaps, until when, and from when on; microseconds of the store's time."""
+
+    owner: str
+    until_us: int
+    from_us: int
+
+
+def read_duty(text: object) -> Duty | None:
+    """Return the duty that the row says; None if there is none, or none that can be read."""
+    try:
+        found = msgspec.json.decode(text if isinstance(text, str) else "")
+        return Duty(str(found["owner"]), parse_timestamp(found["until"]), parse_timestamp(found.get("from", _EVER)))
+    except (msgspec.DecodeError, KeyError, TypeError, AttributeError, ValueError):
+        return None
 
 
 class Reaper:
@@ -48,6 +66,7 @@ class Reaper:
         self._delete_after_s = delete_after_s
         self._pace = Pace()
         self.is_on_duty = False
+        self._is_patient_enough = False
         self.reaped = 0
         self.refused: dict[str, int] = {}
         """Endpoint to how many of its replicas were spared: the alarm."""
@@ -69,8 +88,10 @@ class Reaper:
 
     async def turn(self, writer: Writer) -> None:
         """Take up the duty if nobody has it, and then do it."""
-        self.is_on_duty = bool(await writer.transact(self._take_duty))
+        self.is_on_duty, self._is_patient_enough = await writer.transact(self._take_duty)
         if not self.is_on_duty:
+            return
+        if not self._is_patient_enough:
             return
         down, deleted, self.refused = await writer.transact(self._reap)
         self.reaped += down
@@ -82,18 +103,31 @@ class Reaper:
                 "more than %.0f %%", count, endpoint, MAX_SHARE * 100,
             )  # fmt: skip
 
-    async def _take_duty(self, t: Transaction) -> bool:
+    async def _take_duty(self, t: Transaction) -> tuple[bool, bool]:
+        """Return whether the duty is ours, and whether it may be done yet.
+
+        A duty that had run out means that nobody could write for a while: every node's lease may have run out with
+        it, and each gets the time of a lease to come back before anybody is taken for dead.
+        """
         rows, _ = await t.execute("SELECT V FROM Meta WHERE K = @key", {"key": DUTY_KEY})
         (((now,),), _) = await t.execute("SELECT CURRENT_TIMESTAMP()")
         now_us = parse_timestamp(now)
-        if rows and rows[0][0]:
-            duty = msgspec.json.decode(rows[0][0])
-            if duty.get("owner") != self._name and parse_timestamp(duty["until"]) > now_us:
-                return False
-        value = {"owner": self._name, "until": format_timestamp(now_us + int(DUTY_S * 1e6))}
+        duty = read_duty(rows[0][0] if rows else None)
+        from_us = now_us
+        if duty is not None and duty.until_us > now_us:
+            if duty.owner != self._name:
+                return False, False
+            from_us = duty.from_us
+        elif duty is not None:
+            from_us = now_us + int(LEASE_S * 1e6)
+        value = {
+            "owner": self._name,
+            "until": format_timestamp(now_us + int(DUTY_S * 1e6)),
+            "from": format_timestamp(from_us),
+        }
         columns = ("K", "V", "UpdatedAt")
         t.write("insert_or_update", "Meta", columns, (DUTY_KEY, msgspec.json.encode(value).decode(), COMMIT_TIME))
-        return True
+        return True, from_us <= now_us
 
     async def _reap(self, t: Transaction) -> tuple[int, int, dict[str, int]]:
         nodes, _ = await t.execute(

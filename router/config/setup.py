@@ -16,7 +16,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import spanner
 
 from router.config.errors import StoreError, StoreUnavailableError
-from router.config.schema import CLIENT_VERSION, MIGRATIONS, SCHEMA_KEY
+from router.config.schema import MIGRATIONS, SCHEMA_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -89,36 +89,37 @@ def _initialise(
     if not database.exists():
         say(f"making database {target.database}")
         database.create().result(OPERATION_S)
-    version, identity = _version(database)
+    version, row = _version(database)
     if version > len(migrations):
         say(f"the schema is at {version}, newer than this program's {len(migrations)}: left as it is")
         return version
     for step in range(version + 1, len(migrations) + 1):
         say(f"migrating to schema {step}")
         database.update_ddl(list(migrations[step - 1])).result(OPERATION_S)
-    # Written in any case: an init may have broken off just before.
-    _write_version(database, len(migrations), identity)
+    if version < len(migrations) or not row:
+        # Also where there is nothing to migrate: an init may have broken off just before this.
+        value = {"oldest_client": 1, "identity": secrets.token_hex(16), **row, "version": len(migrations)}
+        _write_schema_row(database, value)
     return len(migrations)
 
 
-def _version(database: Any) -> tuple[int, str]:
-    """Return the schema's version, 0 if there is none, and the database's identity, made if there is none."""
+def _version(database: Any) -> tuple[int, dict[str, Any]]:
+    """Return the schema's version, 0 if there is none, and the row that says it, empty if it is missing."""
     database.reload()
     statements = [" ".join(statement.split()) for statement in database.ddl_statements]
     if not any(statement.startswith("CREATE TABLE Meta ") for statement in statements):
-        return 0, secrets.token_hex(16)
+        return 0, {}
     with database.snapshot() as snapshot:
         rows = list(snapshot.read("Meta", ["V"], spanner.KeySet(keys=[[SCHEMA_KEY]])))  # type: ignore[no-untyped-call]
     if rows:
-        value = dict(rows[0][0])
-        return int(value["version"]), str(value["identity"])
+        value = dict(rows[0][0] or {})
+        return int(value.get("version", 0)) or 1, value
     if any(statement.startswith("CREATE CHANGE STREAM ") for statement in statements):
-        return 1, secrets.token_hex(16)  # an init that broke off before it said so
+        return 1, {}  # an init that broke off before it said so
     raise StoreError("the schema is half made, by an init that broke off: drop the database and try again")
 
 
-def _write_version(database: Any, version: int, identity: str) -> None:
-    value = {"version": version, "oldest_client": min(version, CLIENT_VERSION), "identity": identity}
+def _write_schema_row(database: Any, value: dict[str, Any]) -> None:
     with database.batch() as batch:
         batch.insert_or_update(
             "Meta", ["K", "V", "UpdatedAt"],

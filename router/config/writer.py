@@ -112,6 +112,10 @@ class Writer:
             t.write("insert_or_update", "Endpoints", columns, (name, *known.values(), COMMIT_TIME))
             for host in hosts:
                 for prefix in prefixes:
+                    there = await _row(t, "Routes", ("RouteSetId", "RouteId"), (host.lower(), prefix), ("Action",))
+                    other = name if there is None else _endpoint_of(there[0])
+                    if other != name:
+                        raise StoreError(f"--host: {host} {prefix} leads to {other!r}; `router route update` moves it")
                     await _write_route(t, host, prefix, name, 0)
             return {"endpoint": name, **_shown(known)}
 
