@@ -97,6 +97,7 @@ async def test_a_read_at_an_upstream_time_is_the_upstreams(upstream, make_relay)
     from google.protobuf.timestamp_pb2 import Timestamp
 
     relay = await make_relay(upstream)
+    await same(relay, upstream)  # its history begins where it began
     commits = [await upstream.write(put_endpoint(f"e{i}")) for i in range(5)]
     await reaches(relay, commits[-1])
     for at_us in commits:
