@@ -19,14 +19,15 @@ from typing import TYPE_CHECKING
 
 from router.config.agent import SchemaError, check_schema
 from router.config.client import RpcError, StoreClient
+from router.config.embedded import keys
 from router.config.embedded.database import RowChange
 from router.config.embedded.errors import StoreError as EngineError
 from router.config.embedded.values import decoder
 from router.config.errors import StoreError
 from router.config.pace import Pace
 from router.config.reduce import RowBook, Transactions, Watermark
-from router.config.schema import BY_NAME, SCHEMA_KEY, STREAMED
-from router.config.setup import initialise
+from router.config.schema import BY_NAME, MIGRATIONS, SCHEMA_KEY, STREAMED
+from router.config.setup import connect, make_database
 from router.config.tail import LostPlaceError, Tail
 from router.config.target import Target
 from router.config.timestamps import to_micros
@@ -34,7 +35,7 @@ from router.config.wire import Child
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
     from router.config.embedded.database import Database
@@ -47,6 +48,7 @@ _log = logging.getLogger("router.relay")
 HEARTBEAT_MS = 100
 SLICE = 1_000  # rows of a difference that are applied at a time
 REFUSED_RETRY_S = 10.0
+NOW_US = 1 << 62  # later than anything that was applied
 
 
 class Relay:
@@ -69,13 +71,14 @@ class Relay:
     async def start(self) -> None:
         """Make the schema, or take up what the last run left; then follow in the background."""
         if not self._has_database():
-            await asyncio.to_thread(initialise, self._own)
+            await asyncio.to_thread(lambda: make_database(connect(self._own), self._own))
         database = self._database()
         if database.upstream is None:
-            database.follow(str(self._upstream))
+            if database.catalog.tables:
+                raise StoreError("this data is a store's own, not a relay's: give another --data")
+            database.follow(str(self._upstream), [statement for step in MIGRATIONS for statement in step])
         elif database.upstream != str(self._upstream):
             raise StoreError(f"this data follows {database.upstream}, not {self._upstream}: give another --data")
-        await self._read_own()
         self._task = spawn(self._run(), "relay")
 
     async def close(self) -> None:
@@ -93,23 +96,6 @@ class Relay:
 
     def _database(self) -> Database:
         return self._server.database(self._own.database)
-
-    async def _read_own(self) -> None:
-        """Know the rows that are served already."""
-        client = StoreClient(self._own)
-        try:
-            await client.open_session()
-            at = await client.read_time()
-            if not to_micros(at):
-                return  # nothing was ever applied
-            for table in STREAMED:
-                rows: dict[Key, Row] = {}
-                async with aclosing(client.read_table(table, at)) as blocks:
-                    async for block in blocks:
-                        rows.update(block)
-                self._book.replace(table.name, rows, to_micros(at))
-        finally:
-            await client.close()
 
     async def _run(self) -> None:
         while True:
@@ -164,17 +150,37 @@ class Relay:
                 tokens.update({r.token: max(r.start_us, read_us) for r in records if isinstance(r, Child)})
         if not tokens:
             raise LostPlaceError("the change stream has no partitions")
-        changes = [
-            change for table, rows in tables.items() for change in self._book.replace(table, rows, read_us)
-        ]
-        self._ready.clear()
-        self._transactions = Transactions()
+        # What was taken and not applied is in what was read now, or was undone again.
+        self._book, self._transactions, self._ready = RowBook(), Transactions(), []
         self._watermark = Watermark(0, tokens)
-        for begin in range(0, len(changes), SLICE):
-            self._apply(read_us, changes[begin : begin + SLICE])
-            await asyncio.sleep(0)
+        differing = 0
+        for name, rows in tables.items():
+            self._book.replace(name, rows, read_us)
+            changes = self._difference(name, rows, read_us)
+            differing += len(changes)
+            for begin in range(0, len(changes), SLICE):
+                self._database().apply_at(read_us, changes[begin : begin + SLICE])
+                await asyncio.sleep(0)
         self._database().advance_to(read_us)
-        _log.info("%s: %d rows differed", self._upstream, len(changes))
+        _log.info("%s: %d rows differed", self._upstream, differing)
+
+    def _difference(self, name: str, rows: dict[Key, Row], read_us: int) -> list[RowChange]:
+        """Return what makes the table, as it is on disk, the one that was read."""
+        database = self._database()
+        table = database.catalog.table(name)
+        encode = self._encoder(name)
+        written_at = list(table.columns).index("updatedat")
+        present = dict(database.scan(table, [keys.ALL], NOW_US))
+        changes = []
+        for key, row in rows.items():
+            change = encode(key, row, read_us)
+            assert change.row is not None
+            before = present.pop(keys.encode(table.key, change.key), None)
+            if before is None or _without(before, written_at) != _without(change.row, written_at):
+                changes.append(change)
+        positions = [list(table.columns).index(part.name.lower()) for part in table.key]
+        changes += [RowChange(name, tuple(row[at] for at in positions), None) for row in present.values()]
+        return changes
 
     def _take(self, records: list[DataRecord]) -> None:
         changes = self._book.take(records)
@@ -202,6 +208,10 @@ class Relay:
         if known is None:
             known = self._encoders[name] = _make_encoder(self._database(), name)
         return known
+
+
+def _without(row: Sequence[Any], at: int) -> tuple[Any, ...]:
+    return (*row[:at], *row[at + 1 :])
 
 
 def _make_encoder(database: Database, name: str) -> Callable[[Key, Row | None, int], RowChange]:

@@ -54,7 +54,7 @@ def initialise(
     reach(target)
     client = connect(target)
     try:
-        return _initialise(client, target, say, migrations)
+        return _migrate(make_database(client, target, say), say, migrations)
     except exceptions.ServiceUnavailable as failure:
         raise StoreUnavailableError(f"{target} does not answer: {failure.message}") from None
     except exceptions.GoogleAPICallError as failure:
@@ -75,9 +75,8 @@ def reach(target: Target, timeout_s: float = REACH_S) -> None:
             raise StoreUnavailableError(f"{target} does not answer within {timeout_s:g} s{hint}") from None
 
 
-def _initialise(
-    client: Any, target: Target, say: Callable[[str], None], migrations: Sequence[Sequence[str]]
-) -> int:
+def make_database(client: Any, target: Target, say: Callable[[str], None] = lambda _: None) -> Any:
+    """Make instance and database where they are missing; return the database, as the official client has it."""
     instance = client.instance(target.instance)
     if not target.is_secure and not instance.exists():
         say(f"making instance {target.instance}")
@@ -89,6 +88,10 @@ def _initialise(
     if not database.exists():
         say(f"making database {target.database}")
         database.create().result(OPERATION_S)
+    return database
+
+
+def _migrate(database: Any, say: Callable[[str], None], migrations: Sequence[Sequence[str]]) -> int:
     version, row = _version(database)
     if version > len(migrations):
         say(f"the schema is at {version}, newer than this program's {len(migrations)}: left as it is")

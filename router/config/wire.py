@@ -136,7 +136,7 @@ def change_records(value: Any) -> Iterator[Record]:
                 start_us = parse_timestamp(start.string_value)
                 for partition in partitions.list_value.values:
                     yield Child(start_us, partition.list_value.values[0].string_value)
-    except (ValueError, IndexError, msgspec.DecodeError) as failure:
+    except (ValueError, LookupError, RecursionError, msgspec.DecodeError) as failure:
         raise WireError(f"a change record cannot be read: {failure}") from failure
 
 

@@ -115,7 +115,8 @@ class Writer:
                     there = await _row(t, "Routes", ("RouteSetId", "RouteId"), (host.lower(), prefix), ("Action",))
                     other = name if there is None else _endpoint_of(there[0])
                     if other != name:
-                        raise StoreError(f"--host: {host} {prefix} leads to {other!r}; `router route update` moves it")
+                        hint = "`router route update` moves it"
+                        raise StoreError(f"--host: {host} {prefix} leads to {other!r}; {hint}")
                     await _write_route(t, host, prefix, name, 0)
             return {"endpoint": name, **_shown(known)}
 

@@ -201,14 +201,15 @@ class Database:
             raise invalid(f"more than {MAX_DDL_STATEMENTS} statements in one schema change")
         return [self._apply_statement(text) for text in statements]
 
-    def _apply_statement(self, text: str) -> int:
+    def _apply_statement(self, text: str, at: int | None = None) -> int:
         statement = parse(text)
         before = self.catalog
         after = schema.apply(before, statement, self._check_default)
         if after is before:
             return self.clock.safe()
         relations = dict(self._relations)
-        at = self.clock.next()  # outside: a rollback must not undo what the clock has stored
+        if at is None:
+            at = self.clock.next()  # outside: a rollback must not undo what the clock has stored
         try:
             with self.storage.transaction():
                 self.catalog = after
@@ -450,8 +451,14 @@ class Database:
 
     # -- following an upstream
 
-    def follow(self, upstream: str) -> None:
-        """Take commits from `upstream` alone from now on."""
+    def follow(self, upstream: str, schema_statements: Sequence[str] = ()) -> None:
+        """Take commits from `upstream` alone from now on.
+
+        The statements make the schema at the beginning of time: whatever this host's clock says, the upstream's
+        commits come after it.
+        """
+        for at, text in enumerate(schema_statements, 1):
+            self._apply_statement(text, at)
         self.storage.set_meta("upstream", upstream)
         self.upstream = upstream
 

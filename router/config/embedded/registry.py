@@ -146,6 +146,8 @@ class Registry:
         """Return the database of a session's name: any name will do, so that sessions outlive the server."""
         name, slash, id_ = session.rpartition("/sessions/")
         served = self._databases.get(name)
+        if served is not None and served.database.upstream is not None and not served.database.safe():
+            raise StoreError("UNAVAILABLE", f"this relay has not caught up with {served.database.upstream} yet")
         if served is None or not slash or not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", id_):
             raise not_found(f"Session not found: {session[:256]}")
         return served
