@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 from importlib.util import find_spec
+from time import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -139,7 +140,7 @@ async def _run(values: dict[str, Any], target: Target, settings: Settings) -> in
         last = await registry.last_generation()
     except StoreUnavailable as failure:
         _log.warning("the store is away; serving goes on: %s", failure)
-        last = 0
+        last = int(time())  # above any that counted from one: the row of an older run must not fence this one
     command = list(values["command"])
     stdout = sys.stderr.fileno() if values["as_json"] else None  # of which the one JSON line is
     engine: Engine = (

@@ -1,10 +1,8 @@
 """The TOML file: every key becomes what the table says, every bad value names its place."""
 
-import msgspec
 import pytest
 
-from router.config.static import ConfigError, EndpointEntry, ReplicaEntry, build_table, read_file
-from router.routing.load import BOARD_SLOTS
+from router.config.static import ConfigError, EndpointEntry, build_table, read_file
 from router.routing.spec import (
     EndpointSpec,
     HealthSpec,

@@ -2,7 +2,8 @@
 
 from router.routing.load import Lease
 from router.routing.spec import EndpointPatch, EndpointSpec, ReplicaSpec, RouteSpec, TablePatch, TableSpec
-from router.routing.stage import Stage, build as build_table, without_replicas
+from router.routing.stage import Stage, without_replicas
+from router.routing.stage import build as build_table
 
 T0 = 100.0
 
