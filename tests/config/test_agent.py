@@ -160,7 +160,7 @@ async def test_the_clients_import_does_not_hold_the_loop():
 # -- breaks ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("messages", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("messages", [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 1, 5)), 2, 3])
 async def test_a_stream_that_is_cut_again_and_again_loses_and_repeats_nothing(store, make_agent, messages):
     await filled(store, 3)
     agent = await make_agent(store).start().until_connected()
@@ -398,9 +398,9 @@ async def check_watermark_property(make_store, make_agent, seed, seconds):
     assert watermarks is not None
 
 
-@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("seed", [1, 2])
 async def test_what_is_known_at_the_watermark_is_what_the_store_had_then(make_store, make_agent, seed):
-    await check_watermark_property(make_store, make_agent, seed, 2.0)
+    await check_watermark_property(make_store, make_agent, seed, 1.5)
 
 
 @pytest.mark.slow
@@ -501,8 +501,8 @@ async def test_a_place_that_is_lost_over_and_over_is_not_a_hot_loop(make_store, 
     )
     await poll(lambda: agent.status["bootstraps"] > 1)
     before = agent.status["bootstraps"]
-    await asyncio.sleep(2.0)
-    assert agent.status["bootstraps"] - before <= 10
+    await asyncio.sleep(1.5)
+    assert agent.status["bootstraps"] - before <= 8
     assert len(agent.replicas()) == 20
 
 
@@ -863,8 +863,8 @@ async def test_a_store_that_is_away_is_asked_patiently(make_agent, folder):
     agent = make_agent(f"embedded:{folder}/nobody", store_start_timeout_s=0.0).start()
     await agent.until_error("UNAVAILABLE")
     spent = real_time.process_time()
-    assert await attempts_in(3.0, lambda: agent.status["attempts"]) <= 8
-    assert real_time.process_time() - spent < 3.0 * 0.1
+    assert await attempts_in(2.0, lambda: agent.status["attempts"]) <= 8
+    assert real_time.process_time() - spent < 2.0 * 0.1
 
 
 async def test_a_store_that_refuses_everything_is_asked_patiently(store, make_agent):
@@ -879,7 +879,7 @@ async def test_a_store_whose_bootstrap_never_ends_is_asked_patiently(store, make
     store.hooks.cuts.append(Cut(count=FOREVER, change_stream=True))
     agent = make_agent(store, store_start_timeout_s=0.0).start()
     await agent.until_error("UNAVAILABLE")
-    assert await attempts_in(3.0, calls(store, "CreateSession")) <= 15
+    assert await attempts_in(2.0, calls(store, "CreateSession")) <= 10
     store.hooks.cuts.clear()
     await agent.until_connected()
 
@@ -893,14 +893,14 @@ async def test_a_stream_that_is_cut_after_each_message_is_asked_patiently(make_s
     store.hooks.cuts.append(Cut(count=FOREVER, messages=1, change_stream=True))
     await store.stop()
     await store.start(init=False)
-    counted = asyncio.ensure_future(attempts_in(4.0, calls(store, "ExecuteStreamingSql")))
+    counted = asyncio.ensure_future(attempts_in(2.0, calls(store, "ExecuteStreamingSql")))
     i = 0
     while not counted.done():
         i += 1
         await store.write(put_replica("e", "r0", port=str(i + 1)), put_endpoint(f"x{i % 7}", policy={"retries": i}))
         await asyncio.sleep(0.02)
     # Three partitions: each is cut the moment it says something; 5 a second and a burst at the beginning.
-    assert await counted <= 5 * 4 + 8
+    assert await counted <= 5 * 2 + 8
     store.hooks.cuts.clear()
     await caught_up(agent, store)
 
@@ -912,7 +912,7 @@ async def test_readers_beyond_the_limit_wait_for_their_turn(store, make_agent):
     second = make_agent(store, "second").start()
     await second.until_error("max_readers")
     assert len(second.replicas()) == 20  # the bootstrap needs no place
-    assert await attempts_in(2.0, calls(store, "ExecuteStreamingSql")) <= 10
+    assert await attempts_in(1.5, calls(store, "ExecuteStreamingSql")) <= 8
     await first.close()
     await store.write(put_replica("e", "new"))
     await poll(lambda: "new" in second.replicas())

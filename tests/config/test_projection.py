@@ -620,7 +620,7 @@ def writes(draw):
 
 
 @given(st.lists(writes(), min_size=1, max_size=25))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_patches_lead_to_the_table_that_the_rows_say(transactions):
     book = Book(shrink_guard=0.0)
     for transaction in transactions:
@@ -635,7 +635,7 @@ def test_patches_lead_to_the_table_that_the_rows_say(transactions):
 
 
 @given(st.lists(writes(), min_size=1, max_size=15))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_the_quarantine_is_that_of_the_rows_whatever_their_order(transactions):
     book = Book(shrink_guard=0.0)
     for transaction in transactions:

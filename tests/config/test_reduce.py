@@ -27,7 +27,7 @@ commits = st.lists(
 
 
 @given(commits, st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_any_order_and_repetition_gives_the_rows_of_commit_order(transactions, data):
     records = [
         record(T, *(((key,), None if value is None else row(value)) for key, value in writes), at=1_000 + i)
@@ -54,7 +54,7 @@ def test_any_order_and_repetition_gives_the_rows_of_commit_order(transactions, d
 
 
 @given(commits, st.integers(0, 12), st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_snapshot_among_the_records_changes_nothing_in_the_end(transactions, cut, data):
     """Whatever was read at one time, and whatever records came before and after it, in any order."""
     records = [

@@ -30,6 +30,15 @@ async def test_it_makes_instance_database_and_schema(make_store):
     assert len(found["identity"]) == 32
 
 
+async def test_the_stores_of_the_other_tests_have_what_it_makes(store, make_store):
+    real = await make_store("real", init=False)
+    await init(real)
+    assert real.database.storage.ddl() and store.database.storage.ddl()
+    assert [text for _, text in real.database.storage.ddl()] == [text for _, text in store.database.storage.ddl()]
+    kinds = [{name: type(value) for name, value in (await schema(one)).items()} for one in (real, store)]
+    assert kinds[0] == kinds[1]
+
+
 async def test_repeating_it_does_no_harm(store):
     await store.write(put_endpoint("e"))
     before = await snapshot(store.target)
