@@ -46,7 +46,12 @@ class StaticTable:
         if name not in {entry.name for entry in self._entries}:
             raise ValueError(f"endpoint: there is none named {name!r}")
         entry = ReplicaEntry(address=url, id=url.partition("://")[2].rstrip("/"), weight=weight)
-        added, removed = [*self._added, (name, entry)], self._removed - {entry.id}
+        # One of the file's that was removed by hand is back by being removed no more.
+        is_files = entry.id in self._removed and any(
+            _id(replica) == entry.id for known in self._entries if known.name == name for replica in known.replica
+        )
+        added = self._added if is_files else [*self._added, (name, entry)]
+        removed = self._removed - {entry.id}
         table = self._build(self._entries, added, removed)
         self._added, self._removed = added, removed
         return entry.id, name, table
@@ -73,5 +78,9 @@ def _merge(
     return [
         replica
         for replica in (*entry.replica, *mine)
-        if (replica.id or replica.address.partition("://")[2].rstrip("/")) not in removed
+        if _id(replica) not in removed
     ]
+
+
+def _id(replica: ReplicaEntry) -> str:
+    return replica.id or replica.address.partition("://")[2].rstrip("/")

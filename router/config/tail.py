@@ -160,8 +160,12 @@ class Tail:
 
     def _let_go(self) -> None:
         self._flush = None
-        for part in self._transactions.overdue(monotonic() - TRANSACTION_S + 0.001):
-            self._take(part)
+        for part in list(self._transactions.overdue(monotonic() - TRANSACTION_S + 0.001)):
+            try:
+                self._take(part)
+            except Exception as failure:  # ends the tail as it would from a stream
+                if not self._ended.done():
+                    self._ended.set_exception(failure)
         first_s = self._transactions.first_s()
         if first_s is not None:
             delay_s = max(0.0, first_s + TRANSACTION_S - monotonic())

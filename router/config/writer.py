@@ -330,6 +330,8 @@ class Writer:
     ) -> Item:
         """Create or change a region; `failover` are the regions to spill over to, in order."""
         _refuse(check_name, region, "REGION")
+        if weight is not None and not 0.0 <= weight <= 1_000.0:  # NaN is neither
+            raise StoreError(f"--weight: {weight} is not between 0 and 1000")
 
         async def work(t: Transaction) -> Item:
             columns = ("State", "Weight", "Failover")

@@ -11,9 +11,10 @@ number a second, so that a table of 10^5 replicas is checked more slowly rather 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from contextlib import suppress
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from random import random
 from time import monotonic
 from typing import TYPE_CHECKING
@@ -29,7 +30,10 @@ if TYPE_CHECKING:
     from router.routing.image import TableImage
     from router.routing.spec import HealthSpec, ReplicaSpec, TablePatch
 
+_log = logging.getLogger(__name__)
+
 MAX_CHECKS_PER_S = 1_000.0
+SWEEP_FLOOR = 64
 MAX_PARALLEL = 256  # checks under way at a time: each is a socket
 
 
@@ -135,7 +139,14 @@ class HealthMonitor:
         known = self._checks.pop((endpoint, replica_id), None)
         if known is not None:
             known.is_wanted = False
+            self._sweep()
         self.verdicts.pop((endpoint, replica_id), None)
+
+    def _sweep(self) -> None:
+        """Drop those that left from the schedule, once they are most of it: an interval may be days."""
+        if len(self._again) > 2 * len(self._checks) + SWEEP_FLOOR:
+            self._again = [entry for entry in self._again if entry[2].is_wanted]
+            heapify(self._again)
 
     async def _start_checks(self) -> None:
         while True:
@@ -166,7 +177,11 @@ class HealthMonitor:
                     await self._wake.wait()
 
     async def _run(self, due: Check) -> None:
-        complaint = await check(due.address, due.spec)
+        try:
+            complaint = await check(due.address, due.spec)
+        except Exception:  # our bug: it must not end this replica's checks
+            _log.exception("a health check failed by itself")
+            complaint = "the check failed by itself"
         if not due.is_wanted:
             return
         self._judge(due, complaint)
