@@ -5,13 +5,16 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
 
-.PHONY: run test install compile lint bench bench-store loadtest clean
+.PHONY: run test test-slow install compile lint bench bench-store loadtest clean
 
 run: compile            ## two simulated replicas, the router, a check of every protocol; then serves
 	$(BIN)/router up $(ARGS)
 
-test: compile           ## every test
-	$(BIN)/python -m pytest $(ARGS)
+test: compile           ## every test but those marked slow
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+test-slow: compile      ## the others: the real SGLang on a CPU if it is installed, many seeds, long outages
+	$(BIN)/python -m pytest -m slow $(ARGS)
 
 install: $(STAMP)       ## .venv with everything but the peers of the benchmark
 

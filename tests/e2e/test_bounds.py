@@ -82,7 +82,7 @@ async def download(sock, size, pause_s):
 
 
 @pytest.mark.parametrize(
-    "size", [256 * MIB, pytest.param(1024 * MIB, marks=pytest.mark.slow)], ids=["256MiB", "1GiB"]
+    "size", [256 * MIB, 1024 * MIB], ids=["256MiB", "1GiB"]
 )
 async def test_a_slow_reader_costs_no_memory(start_router, engine, connection, size, record_property):
     router = await start_router(replicas=[engine.url])
@@ -166,7 +166,6 @@ class Idle(asyncio.Protocol):
             self.open.set_exception(exc or ConnectionError("closed"))
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(150)
 async def test_idle_websockets_are_cheap(start_router, raise_file_limit, until, record_property):
     """10,000 of them, or as many as the limit on open files allows: both of this process and of the worker."""

@@ -304,7 +304,8 @@ async def test_a_store_that_is_away_does_not_keep_an_engine_from_serving(folder,
 
     await until(serves, 15)
     await store.start(init=False)
-    await row_is(store, until, "s1", "READY", 1)
+    row = await row_is(store, until, "s1", "READY")
+    assert row["generation"] > 1_000_000_000, "above any that counted up from one: an older row must not fence it"
 
 
 async def test_a_store_killed_and_started_again_costs_no_request(store, beside, router, client, until):
