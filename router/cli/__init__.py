@@ -30,3 +30,15 @@ main.add_command(store)
 main.add_command(compile_)
 for group in (endpoint, replica, route, token, region):
     main.add_command(group)
+
+
+def _keep_lines(command: click.Command) -> None:
+    r"""Let paragraphs marked `\b` keep their lines: click looks for a backspace, which no docstring should hold."""
+    if command.help:
+        command.help = command.help.replace("\\b\n", "\b\n")
+    if isinstance(command, click.Group):
+        for inner in command.commands.values():
+            _keep_lines(inner)
+
+
+_keep_lines(main)
