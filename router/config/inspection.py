@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 HEARTBEAT_MS = 100
 PARTITION_S = 3.0
-READERS_SQL = "SELECT COUNT(*) FROM SPANNER_SYS.CHANGE_STREAM_READERS"
+READERS_SQL = "SELECT SUM(READERS) FROM SPANNER_SYS.CHANGE_STREAM_READERS"
 """Of the embedded store alone."""
 
 
@@ -111,4 +111,4 @@ async def _readers(client: StoreClient) -> int | None:
         if failure.code() in (Status.INVALID_ARGUMENT, Status.NOT_FOUND, Status.UNIMPLEMENTED):
             return None
         raise
-    return int(rows[0][0])
+    return int(rows[0][0] or 0)

@@ -90,6 +90,11 @@ class Feeds:
         """Return a feed that somebody reads."""
         return self._feeds.get(partition)
 
+    def readers(self) -> Iterator[tuple[int, int]]:
+        """Yield each partition that is read, with how many read it."""
+        for partition, feed in self._feeds.items():
+            yield partition, feed.readers
+
     def all(self) -> Iterator[Feed]:
         """Yield every feed."""
         yield from list(self._feeds.values())

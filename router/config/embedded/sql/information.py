@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from router.config.embedded.database import Database
 
 Row = tuple[Any, ...]
+READERS: Final = ("SPANNER_SYS", "CHANGE_STREAM_READERS")
+"""A table of this store alone: how many follow each partition now."""
 _TABLE: Final = ("TABLE_CATALOG", "TABLE_SCHEMA", "TABLE_NAME")
 _STREAM: Final = ("CHANGE_STREAM_CATALOG", "CHANGE_STREAM_SCHEMA", "CHANGE_STREAM_NAME")
 _OTHER: Final = {
@@ -156,6 +158,8 @@ def table(
     database: Database, schema: str, name: str
 ) -> tuple[list[tuple[str, Type, Callable[[Any], None] | None]], list[Row]]:
     """Return the columns and rows of a system table. UNIMPLEMENTED."""
+    if (schema.upper(), name.upper()) == READERS:
+        return [("PARTITION_ID", INT64, None), ("READERS", INT64, None)], list(database.feeds.readers())
     known = _KNOWN.get(name.upper()) if schema.upper() == "INFORMATION_SCHEMA" else None
     if known is None:
         raise unsupported(f"the table {schema}.{name}")
