@@ -308,6 +308,7 @@ async def test_a_store_that_is_away_does_not_keep_an_engine_from_serving(folder,
     assert row["generation"] > 1_000_000_000, "above any that counted up from one: an older row must not fence it"
 
 
+@pytest.mark.slow
 async def test_a_store_killed_and_started_again_costs_no_request(store, beside, router, client, until):
     sidecar = await beside("s1")
     await row_is(store, until, "s1", "READY")
@@ -348,6 +349,7 @@ async def test_a_row_that_somebody_deletes_comes_back(store, beside, until):
     await row_is(store, until, "s1", "READY", 2)
 
 
+@pytest.mark.slow
 async def test_an_endpoint_that_is_not_there_yet_is_waited_for(store, beside, until):
     async with store.writer() as writer:
         await writer.delete_endpoint("e")

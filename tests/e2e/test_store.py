@@ -115,6 +115,7 @@ async def test_without_store_and_checkpoint_it_ends_with_its_own_code(run_router
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 async def test_without_a_schema_it_says_what_to_do(run_router, folder):
     bare = StoreProcess(folder)
     await bare.start(init=False)
@@ -322,6 +323,7 @@ async def test_a_loss_of_most_replicas_is_held_until_it_is_accepted(store, serve
     assert (await router.ask("/config/accept")).status_code == 405
 
 
+@pytest.mark.slow
 async def test_what_is_done_by_hand_is_refused_beside_a_store(store, serve, engines, client, until):
     await fill(store, engines)
     router = await serve()
