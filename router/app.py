@@ -67,7 +67,7 @@ class Supervisor:
         self.listen: list[str] = []
         self.admin = ""
         self._static = None if settings.store else StaticTable(settings)
-        self._agent = ConfigAgent(settings, self._publish, self.end) if settings.store else None
+        self._agent = ConfigAgent(settings, self._publish, self.end, self._replace) if settings.store else None
         self._image = TableImage()
         self._monitor = HealthMonitor(self._on_health)
         self._sockets: list[list[socket.socket]] = []
@@ -299,6 +299,10 @@ class Supervisor:
             for worker in self._workers:
                 worker.send_packed(packed)
         self._monitor.follow(numbered, self._image)
+
+    def _replace(self, spec: TableSpec) -> None:
+        """Bring the workers from the table in force to `spec`."""
+        self._publish(self._image.diff(spec))
 
     # -- edge.admin.AdminSource -----------------------------------------------------------------------
 

@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from router.errors import Kind, ProxyError, Source
 from router.first_event import FirstEvent, Pass, Refused, is_stream
@@ -17,7 +17,7 @@ from router.http import RequestHead, RequestShape
 from router.stream import PendingStream, ResponseReceiver
 
 if TYPE_CHECKING:
-    from router.core import Pool
+    from router.core import Core
     from router.exchange import Exchange
     from router.http import Headers, ResponseHead
     from router.routing.load import Replica
@@ -25,17 +25,19 @@ if TYPE_CHECKING:
 
 # Of other statuses the engine's own words tell more than ours would: they pass as they are.
 _FULL = (429, 503)
+ABORT_S: Final = 5.0
 
 
 class FirstEventGuard(ResponseReceiver):
     """One response on its way to `exchange`."""
 
-    __slots__ = ("_exchange", "_first", "_head")
+    __slots__ = ("_exchange", "_first", "_head", "_is_refused")
 
     def __init__(self, exchange: Exchange) -> None:
         self._exchange = exchange
         self._head: ResponseHead | None = None
         self._first: FirstEvent | None = None
+        self._is_refused = False  # then the exchange is over, and what comes in the same read is not for it
 
     def upstream_ready(self, stream: UpstreamStream) -> None:
         """Pass it on."""
@@ -60,6 +62,8 @@ class FirstEventGuard(ResponseReceiver):
 
     def response_data(self, data: bytes, end: bool) -> None:
         """Decide on the first event; pass on what comes after."""
+        if self._is_refused:
+            return
         first = self._first
         if first is None:
             self._exchange.response_data(data, end)
@@ -67,6 +71,7 @@ class FirstEventGuard(ResponseReceiver):
         decision = first.feed(data)
         if isinstance(decision, Refused) and decision.status in _FULL:
             self._first = None
+            self._is_refused = True
             detail = "the replica refused the stream in its first event"
             self._exchange.response_refused(ProxyError(Kind.AT_CAPACITY, Source.UPSTREAM, detail=detail))
         elif isinstance(decision, (Pass, Refused)) or end:
@@ -74,12 +79,16 @@ class FirstEventGuard(ResponseReceiver):
 
     def response_trailers(self, trailers: Headers) -> None:
         """Pass on what was held, and the trailers."""
+        if self._is_refused:
+            return
         if self._first is not None:
             self._let_go(False)
         self._exchange.response_trailers(trailers)
 
     def response_reset(self, error: ProxyError) -> None:
         """Pass it on; what was held is dropped, so that the client gets a status instead."""
+        if self._is_refused:
+            return
         self._first = None
         self._exchange.response_reset(error)
 
@@ -103,16 +112,42 @@ class FirstEventGuard(ResponseReceiver):
 
 
 class AbortCall(ResponseReceiver):
-    """POST /abort_request; what becomes of it is nobody's concern."""
+    """POST /abort_request; what becomes of it is nobody's concern, but it ends after `ABORT_S`."""
 
-    __slots__ = ("_authority", "_rid")
+    __slots__ = ("_authority", "_ends_s", "_is_over", "_pending", "_rid", "_stream", "watch_tick")
 
-    def __init__(self, replica: Replica, rid: bytes) -> None:
+    def __init__(self, replica: Replica, rid: bytes, ends_s: float) -> None:
         self._rid = rid
         self._authority = replica.address.partition("://")[2].encode()
+        self._ends_s = ends_s
+        self._is_over = False
+        self._pending: PendingStream | None = None
+        self._stream: UpstreamStream | None = None
+        self.watch_tick = -1
+
+    def begin(self, opened: UpstreamStream | PendingStream) -> None:
+        """Take what the pool returned."""
+        if isinstance(opened, PendingStream):
+            self._pending = opened
+        else:
+            self.upstream_ready(opened)
+
+    def next_deadline(self) -> float | None:
+        """Part of the deadline wheel's contract."""
+        return None if self._is_over else self._ends_s
+
+    def handle_deadline(self, now: float) -> None:
+        """Give up on an engine that hangs."""
+        self._is_over = True
+        if self._pending is not None:
+            self._pending.cancel()
+        if self._stream is not None:
+            self._stream.reset(ProxyError(Kind.DEADLINE, Source.ROUTER))
 
     def upstream_ready(self, stream: UpstreamStream) -> None:
         """Say it."""
+        self._pending = None
+        self._stream = stream
         body = b'{"rid":"' + self._rid + b'"}'
         shape = RequestShape(b"POST", b"/abort_request", self._authority)
         shape.fields = [(b"content-type", b"application/json")]
@@ -120,22 +155,27 @@ class AbortCall(ResponseReceiver):
         stream.send_data(body, True)
 
     def upstream_failed(self, error: ProxyError) -> None:
-        """Nothing to do: an engine that cannot be reached generates for nobody."""
+        """An engine that cannot be reached generates for nobody."""
+        self._is_over = True
 
     def response_informational(self, head: ResponseHead) -> None:
         """Nothing to do."""
 
     def response_head(self, head: ResponseHead, end: bool) -> None:
-        """Nothing to do."""
+        """Note the end."""
+        self._is_over |= end
 
     def response_data(self, data: bytes, end: bool) -> None:
-        """Nothing to do."""
+        """Note the end."""
+        self._is_over |= end
 
     def response_trailers(self, trailers: Headers) -> None:
-        """Nothing to do."""
+        """Note the end."""
+        self._is_over = True
 
     def response_reset(self, error: ProxyError) -> None:
-        """Nothing to do."""
+        """Note the end."""
+        self._is_over = True
 
     def pause_request(self) -> None:
         """Nothing to do: it is one short write."""
@@ -144,9 +184,8 @@ class AbortCall(ResponseReceiver):
         """Nothing to do."""
 
 
-def abort(pool: Pool, replica: Replica, connect_s: float, rid: bytes) -> None:
+def abort(core: Core, replica: Replica, connect_s: float, rid: bytes) -> None:
     """Tell the engine to stop generating for the request that it knows as `rid`."""
-    call = AbortCall(replica, rid)
-    stream = pool.open(replica, call, connect_s, fresh=False)
-    if not isinstance(stream, PendingStream):
-        call.upstream_ready(stream)
+    call = AbortCall(replica, rid, core.clock.now + ABORT_S)
+    core.wheel.watch(call)
+    call.begin(core.pool.open(replica, call, connect_s, fresh=False))

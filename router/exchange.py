@@ -165,7 +165,9 @@ class Exchange(RequestReceiver, ResponseReceiver):
         endpoint = core.table.route(shape.authority, shape.path)
         refusal = core.gate.check(head, self._peer)
         if refusal is not None or endpoint is None:
-            self._refuse(refusal or ProxyError(Kind.NO_ROUTE, Source.ROUTER))
+            # A table without any endpoint is one that has not come yet: try again, rather than never.
+            missing = Kind.NO_ROUTE if core.table.endpoints else Kind.NO_REPLICA
+            self._refuse(refusal or ProxyError(missing, Source.ROUTER))
             return
         self._endpoint = endpoint
         self._counters = counters = endpoint.counters
@@ -435,7 +437,8 @@ class Exchange(RequestReceiver, ResponseReceiver):
             self._fail(error)
 
     def response_refused(self, error: ProxyError) -> None:
-        """Answer in the replica's stead: what it said in its first event was a refusal."""
+        """Answer in the replica's stead: it said in its first event that it did nothing with the request."""
+        self._reached = _REACHED_NO
         self._fail(error)
 
     def pause_request(self) -> None:
@@ -504,7 +507,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
             self._counters.aborts += 1
             endpoint, lease = self._endpoint, self._lease
             if self._rid and not self._status and endpoint is not None and lease is not None:
-                abort(self._core.pool, lease.replica, endpoint.timeouts.connect_s, self._rid)
+                abort(self._core, lease.replica, endpoint.timeouts.connect_s, self._rid)
         self._finish(error)
 
     def _answer(self, error: ProxyError) -> None:

@@ -158,7 +158,7 @@ async def _run(values: dict[str, Any], target: Target, settings: Settings) -> in
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, life.stop)
-    registry.attach(on_lapsed=life.lease_restored, on_fenced=life.stop)
+    registry.attach(on_lapsed=life.lease_restored, on_fenced=life.leave)
     if values["as_json"]:
         line = {"event": "ready", "listen": relay.supervisor.listen, "replica": replica_id, "pid": os.getpid()}
         click.echo(json.dumps(line))

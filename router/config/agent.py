@@ -33,6 +33,7 @@ from router.config.reduce import RowBook, Transactions, Watermark
 from router.config.schema import CLIENT_VERSION, SCHEMA_KEY, STREAMED
 from router.config.target import parse_target, state_dir
 from router.config.timestamps import format_timestamp, to_micros
+from router.routing.image import TableImage
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from router.config.settings import Settings
     from router.config.tail import Tail
     from router.config.wire import DataRecord, Key, Row
-    from router.routing.spec import TablePatch
+    from router.routing.spec import TablePatch, TableSpec
 
 _log = logging.getLogger("router.config")
 
@@ -66,10 +67,17 @@ class SchemaEntry(msgspec.Struct):
 
 
 class ConfigAgent:
-    """One per host, in the supervisor. `publish` gets each patch; `end` the exit code when there is no way on."""
+    """One per host, in the supervisor.
+
+    `publish` gets each patch, `replace` a whole table after a fault, `end` the exit code when there is no way on.
+    """
 
     def __init__(
-        self, settings: Settings, publish: Callable[[TablePatch], None], end: Callable[[int], None]
+        self,
+        settings: Settings,
+        publish: Callable[[TablePatch], None],
+        end: Callable[[int], None],
+        replace: Callable[[TableSpec], None] = lambda _: None,
     ) -> None:
         self._target = parse_target(settings.store, settings.state_dir)
         self._path = state_dir(settings.state_dir) / f"{self._target.key}.checkpoint"
@@ -78,7 +86,9 @@ class ConfigAgent:
         self._publish = publish
         self._end = end
         self._book = RowBook()
+        self._shrink_guard = settings.shrink_guard
         self._projection = Projection(self._book, settings.shrink_guard)
+        self._replace = replace
         self._watermark = Watermark()
         self._transactions = Transactions()
         self._pace = Pace()
@@ -125,6 +135,7 @@ class ConfigAgent:
     def accept_held(self) -> int:
         """Let through what the shrink guard holds; return how many ready replicas that takes out."""
         count, patch = self._projection.accept()
+        self._is_changed = True
         if patch is not None:
             self._publish(patch)
         return count
@@ -198,7 +209,26 @@ class ConfigAgent:
             except Exception as failure:  # a bug, or a message nobody foresaw: the table stays
                 _log.exception("the config agent failed and starts again")
                 self._trouble(f"{type(failure).__name__}: {failure}")
+                self._rebuild()
                 await self._pause()
+
+    def _rebuild(self) -> None:
+        """Work the table out anew from all rows: a step that failed left the table without what was taken over.
+
+        What is in force although the rows say otherwise stays in force.
+        """
+        try:
+            kept = self._projection.kept()
+            self._watermark = Watermark(self._watermark.read())
+            self._backlog.clear()
+            self._projection = Projection(self._book, self._shrink_guard)
+            image = TableImage()
+            for patch in (self._projection.restore(kept), self._projection.step(self._book.rows())):
+                if patch is not None:
+                    image.apply(patch)
+            self._replace(image.spec())
+        except Exception:
+            _log.exception("the table could not be worked out anew; the last one stays")
 
     async def _pause(self) -> None:
         """Wait: a person has to mend something."""
@@ -325,13 +355,23 @@ class ConfigAgent:
         """Apply a difference in slices, with the loop going round between them."""
         self._is_changed |= bool(changes)
         self._guard(changes)
-        backlog = self._backlog
-        backlog += changes
-        while backlog:
-            patch = self._projection.step([backlog.popleft() for _ in range(min(SLICE, len(backlog)))])
-            if patch is not None:
-                self._publish(patch)
-            await asyncio.sleep(0)
+        # What grows comes first, then routes, then what goes: no route leads to what is not all there yet.
+        self._backlog += changes
+        growth = deque(change for change in self._backlog if _is_growth(change))
+        rest = deque(change for change in self._backlog if not _is_growth(change))
+        self._backlog = deque((*growth, *rest))
+        for part, is_growth in ((growth, True), (rest, False)):
+            while part:
+                slice_ = [part.popleft() for _ in range(min(SLICE, len(part)))]
+                patch = self._projection.step(slice_, defer_routes=is_growth)
+                if patch is not None:
+                    self._publish(patch)
+                for _ in slice_:
+                    self._backlog.popleft()
+                await asyncio.sleep(0)
+        patch = self._projection.step(())  # routes that were deferred
+        if patch is not None:
+            self._publish(patch)
 
     def _guard(self, changes: list[Change]) -> None:
         held = self._projection.guard(changes)
@@ -376,15 +416,16 @@ class ConfigAgent:
     async def _save(self) -> None:
         """Write a checkpoint; one that cannot be written is a warning, not the end of serving."""
         watermark_us = self._watermark.read(self._transactions.oldest_us())
-        # The places come before the rows: what is said again after a restart does no harm, what is missing would.
+        # What is said again after a restart does no harm, what is missing would.
         positions = {token: min(at, watermark_us) for token, at in self._watermark.positions.items()}
         header = checkpoint.Header(
             checkpoint.FORMAT, CLIENT_VERSION, self._target.database, self._identity, watermark_us, positions,
             self._projection.kept(),
         )  # fmt: skip
         self._is_changed = False
+        encoding = checkpoint.blocks_of(self._book)  # as of now, like the header
         blocks = []
-        for block in checkpoint.blocks_of(self._book):
+        for block in encoding:
             blocks.append(block)
             await asyncio.sleep(0)
         try:
@@ -394,6 +435,11 @@ class ConfigAgent:
             _log.warning("the checkpoint could not be written: %s", failure)
         else:
             self._saved_s = monotonic()
+
+
+def _is_growth(change: Change) -> bool:
+    table, _, row = change
+    return row is not None and (table == "Replicas" or (table == "Endpoints" and row[3] != "PAUSED"))
 
 
 def _own_name() -> str:

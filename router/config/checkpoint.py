@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from router.config.reduce import RowBook
+    from router.config.wire import Key, Row
 
 MAGIC = b"router-checkpoint\n"
 FORMAT = 2
@@ -65,12 +67,12 @@ _block: msgspec.msgpack.Decoder[_Block] = msgspec.msgpack.Decoder(_Block)
 
 
 def blocks_of(book: RowBook) -> Iterator[bytes]:
-    """Yield the rows, encoded, a block at a time.
+    """Return the rows as they are now, to be encoded a block at a time; the book may change meanwhile."""
+    return _encoded([(table, list(rows.items())) for table, rows in book.tables.items()])
 
-    The book may change between two blocks: positions taken before the first make the tail say it again.
-    """
-    for table, rows in book.tables.items():
-        items = list(rows.items())
+
+def _encoded(tables: list[tuple[str, list[tuple[Key, tuple[int, Row | None]]]]]) -> Iterator[bytes]:
+    for table, items in tables:
         for begin in range(0, len(items), BLOCK_ROWS):
             block = [(key, commit_us, row) for key, (commit_us, row) in items[begin : begin + BLOCK_ROWS]]
             yield msgspec.msgpack.encode((table, block))
@@ -79,19 +81,24 @@ def blocks_of(book: RowBook) -> Iterator[bytes]:
 def write(path: Path, header: Header, blocks: list[bytes]) -> None:
     """Replace the file; the old one stays as `.1`. OSError if the disk does not take it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_suffix(".new")
+    # A name of its own: another router of this user, or a write that a stop overtook, may be at it as well.
+    new = path.with_name(f"{path.name}.{os.getpid()}.{secrets.token_hex(4)}.new")
     digest = hashlib.sha256()
-    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        for piece in (MAGIC, *map(_framed, (msgspec.msgpack.encode(header), *blocks))):
-            digest.update(piece)
-            file.write(piece)
-        file.write(digest.digest())
-        file.flush()
-        os.fsync(file.fileno())
-    with suppress(FileNotFoundError):
-        path.replace(previous(path))
-    new.replace(path)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for piece in (MAGIC, *map(_framed, (msgspec.msgpack.encode(header), *blocks))):
+                digest.update(piece)
+                file.write(piece)
+            file.write(digest.digest())
+            file.flush()
+            os.fsync(file.fileno())
+        with suppress(FileNotFoundError):
+            path.replace(previous(path))
+        new.replace(path)
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
     directory = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(directory)

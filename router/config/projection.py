@@ -104,6 +104,7 @@ class Projection:
         self._replicas: dict[str, dict[str, ReplicaSpec]] = {}
         self._orphans: dict[str, set[str]] = {}  # replicas that wait for their endpoint
         self._routes: tuple[RouteSpec, ...] = ()
+        self._routes_due = False
         self._parked: dict[str, dict[str, ReplicaSpec]] = {}  # of endpoints that are paused
         self._crowded: dict[tuple[str, str], None] = {}  # replicas for which there was no room
         self._good_routes: dict[Key, tuple[int, str, str]] = {}
@@ -138,8 +139,11 @@ class Projection:
         self._held.update(held)
         return len(lost)
 
-    def step(self, changes: Iterable[Change]) -> TablePatch | None:
-        """Take changed rows, which the book has already; return the patch they amount to, or None."""
+    def step(self, changes: Iterable[Change], *, defer_routes: bool = False) -> TablePatch | None:
+        """Take changed rows, which the book has already; return the patch they amount to, or None.
+
+        With `defer_routes` routes are left for a later step, unless an endpoint goes that they may lead to.
+        """
         endpoints: dict[str, None] = {}
         replicas: dict[str, dict[str, None]] = {}
         routing = False
@@ -150,7 +154,7 @@ class Projection:
                 endpoints[key[0]] = None
             elif table in _ROUTING:
                 routing = True
-        return self._patch(endpoints, replicas, routing=routing)
+        return self._patch(endpoints, replicas, routing=routing, defer_routes=defer_routes)
 
     def accept(self) -> tuple[int, TablePatch | None]:
         """Let go of everything held; return how many replicas that takes out, and the patch."""
@@ -224,7 +228,12 @@ class Projection:
     # -- one patch ------------------------------------------------------------------------------------
 
     def _patch(
-        self, endpoints: dict[str, None], replicas: dict[str, dict[str, None]], *, routing: bool
+        self,
+        endpoints: dict[str, None],
+        replicas: dict[str, dict[str, None]],
+        *,
+        routing: bool,
+        defer_routes: bool = False,
     ) -> TablePatch | None:
         changes: dict[str, EndpointPatch] = {}
         gone: list[str] = []
@@ -247,7 +256,11 @@ class Projection:
             self._add_replicas(changes, name, ids)
         for name, ids in self._with_room():
             self._add_replicas(changes, name, ids)
-        routes = self._changed_routes() if routing else None
+        self._routes_due |= routing
+        routes = None
+        if self._routes_due and (gone or not defer_routes):
+            self._routes_due = False
+            routes = self._changed_routes()
         if not changes and not gone and routes is None:
             return None
         return TablePatch(0, tuple(changes.values()), tuple(gone), routes)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from random import random
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -31,11 +31,13 @@ _log = logging.getLogger("router.reaper")
 
 PERIOD_S = 3.0
 DUTY_S = 12.0  # the lease of the reaper itself
+STEADY_S = 4.5  # since the last turn: every lease has 6.7 s left when the store goes away, and needs time to return
 STAND_BY_S = 10.0
 DELETE_AFTER_S = 60.0
 MAX_SHARE = 0.3
 SHARE_FLOOR = 10
 """Ready replicas of an endpoint; a smaller one may lose all of them with its one node."""
+MAX_NODES = 200  # looked at in one turn
 DUTY_KEY = "reaper"
 _EVER = "1970-01-01T00:00:00Z"
 
@@ -93,7 +95,11 @@ class Reaper:
             return
         if not self._is_patient_enough:
             return
-        down, deleted, self.refused = await writer.transact(self._reap)
+        suspects = await self._suspects(writer)
+        if not suspects:
+            self.refused = {}
+            return
+        down, deleted, self.refused = await writer.transact(lambda t: self._reap(t, suspects))
         self.reaped += down
         if down or deleted:
             _log.warning("reaped: %d replicas of lapsed nodes are down, %d rows are deleted", down, deleted)
@@ -106,20 +112,20 @@ class Reaper:
     async def _take_duty(self, t: Transaction) -> tuple[bool, bool]:
         """Return whether the duty is ours, and whether it may be done yet.
 
-        A duty that had run out means that nobody could write for a while: every node's lease may have run out with
-        it, and each gets the time of a lease to come back before anybody is taken for dead.
+        A gap in it means that nobody could write for a while: every node's lease may have run out meanwhile, and
+        each gets the time of a lease to come back before anybody is taken for dead.
         """
         rows, _ = await t.execute("SELECT V FROM Meta WHERE K = @key", {"key": DUTY_KEY})
         (((now,),), _) = await t.execute("SELECT CURRENT_TIMESTAMP()")
         now_us = parse_timestamp(now)
         duty = read_duty(rows[0][0] if rows else None)
         from_us = now_us
-        if duty is not None and duty.until_us > now_us:
-            if duty.owner != self._name:
+        if duty is not None:
+            if duty.until_us > now_us and duty.owner != self._name:
                 return False, False
-            from_us = duty.from_us
-        elif duty is not None:
-            from_us = now_us + int(LEASE_S * 1e6)
+            last_us = duty.until_us - int(DUTY_S * 1e6)
+            was_steady = duty.until_us > now_us and now_us - last_us <= STEADY_S * 1e6
+            from_us = duty.from_us if was_steady else now_us + int(LEASE_S * 1e6)
         value = {
             "owner": self._name,
             "until": format_timestamp(now_us + int(DUTY_S * 1e6)),
@@ -129,41 +135,55 @@ class Reaper:
         t.write("insert_or_update", "Meta", columns, (DUTY_KEY, msgspec.json.encode(value).decode(), COMMIT_TIME))
         return True, from_us <= now_us
 
-    async def _reap(self, t: Transaction) -> tuple[int, int, dict[str, int]]:
-        nodes, _ = await t.execute(
-            "SELECT NodeId, LeaseExpiresAt, CURRENT_TIMESTAMP() FROM Nodes "
-            "WHERE Shard BETWEEN 0 AND @last AND LeaseExpiresAt < CURRENT_TIMESTAMP()",
+    async def _suspects(self, writer: Writer) -> dict[str, set[str]]:
+        """Return the nodes whose lease seems to have run out, with the endpoints their replicas are of.
+
+        Looked up outside of any transaction: one that had read the whole index would be aborted by each renewal.
+        """
+        nodes = await writer.query(
+            "SELECT NodeId FROM Nodes WHERE Shard BETWEEN 0 AND @last AND LeaseExpiresAt < CURRENT_TIMESTAMP()",
             {"last": SHARDS - 1},
         )
-        lapsing: dict[str, list[Any]] = {}
-        long_gone: list[tuple[str, str]] = []
-        for node, expires, now in nodes:
-            is_long_gone = parse_timestamp(now) - parse_timestamp(expires) > self._delete_after_s * 1e6
+        suspects: dict[str, set[str]] = {}
+        for (node,) in nodes[:MAX_NODES]:
+            rows = await writer.query("SELECT EndpointId FROM Replicas WHERE NodeId = @node", {"node": node})
+            suspects[node] = {endpoint for (endpoint,) in rows}
+        return suspects
+
+    async def _reap(self, t: Transaction, suspects: dict[str, set[str]]) -> tuple[int, int, dict[str, int]]:
+        """Judge each suspect anew, by its own row: a renewal or a change in between aborts the transaction."""
+        lapsed: dict[str, bool] = {}  # to whether it is long gone
+        for node in suspects:
             rows, _ = await t.execute(
-                "SELECT EndpointId, ReplicaId, State FROM Replicas WHERE NodeId = @node", {"node": node}
+                "SELECT LeaseExpiresAt, CURRENT_TIMESTAMP() FROM Nodes WHERE NodeId = @node", {"node": node}
             )
-            for endpoint, replica, state in rows:
-                if state != "DOWN":
-                    lapsing.setdefault(endpoint, []).append((replica, state))
-                elif is_long_gone:
-                    long_gone.append((endpoint, replica))
-            if is_long_gone and all(state == "DOWN" for _, _, state in rows):
-                t.write("delete", "Nodes", (), (node,))
-        refused = {}
-        down = 0
-        for endpoint, replicas in lapsing.items():
-            lost = sum(state == "READY" for _, state in replicas)
+            for expires, now in rows:
+                over_us = parse_timestamp(now) - parse_timestamp(expires)
+                if over_us > 0:
+                    lapsed[node] = over_us > self._delete_after_s * 1e6
+        keeping = set[str]()  # nodes some of whose replicas are not deleted yet
+        refused: dict[str, int] = {}
+        down = deleted = 0
+        for endpoint in sorted(set[str]().union(*(suspects[node] for node in lapsed))):
             rows, _ = await t.execute(
-                "SELECT COUNT(*) FROM Replicas WHERE EndpointId = @endpoint AND State = 'READY'",
-                {"endpoint": endpoint},
+                "SELECT ReplicaId, NodeId, State FROM Replicas WHERE EndpointId = @endpoint", {"endpoint": endpoint}
             )
-            ready = int(rows[0][0])
+            theirs = [(replica, node, state) for replica, node, state in rows if node in lapsed]
+            lapsing = [(replica, state) for replica, _, state in theirs if state != "DOWN"]
+            gone = [(endpoint, replica) for replica, node, state in theirs if state == "DOWN" and lapsed[node]]
+            keeping |= {node for _, node, state in theirs if state != "DOWN"}
+            lost = sum(state == "READY" for _, state in lapsing)
+            ready = sum(state == "READY" for _, _, state in rows)
+            if gone:
+                deleted += len(gone)
+                t.write("delete", "Replicas", (), *gone)
             if ready >= SHARE_FLOOR and lost > MAX_SHARE * ready:
                 refused[endpoint] = lost
-                continue
-            down += len(replicas)
-            t.write("update", "Replicas", ("EndpointId", "ReplicaId", "State", "UpdatedAt"),
-                    *((endpoint, replica, "DOWN", COMMIT_TIME) for replica, _ in replicas))  # fmt: skip
-        if long_gone:
-            t.write("delete", "Replicas", (), *long_gone)
-        return down, len(long_gone), refused
+            elif lapsing:
+                down += len(lapsing)
+                t.write("update", "Replicas", ("EndpointId", "ReplicaId", "State", "UpdatedAt"),
+                        *((endpoint, replica, "DOWN", COMMIT_TIME) for replica, _ in lapsing))  # fmt: skip
+        for node, is_long_gone in lapsed.items():
+            if is_long_gone and node not in keeping:
+                t.write("delete", "Nodes", (), (node,))
+        return down, deleted, refused

@@ -167,10 +167,11 @@ class Transactions:
 class Watermark:
     """Positions of the open partitions, and the time up to which everything is known. Never moves back."""
 
-    __slots__ = ("_ended", "_reached_us", "positions")
+    __slots__ = ("_complete", "_ended", "_reached_us", "positions")
 
     def __init__(self, reached_us: int = 0, positions: dict[str, int] | None = None) -> None:
         self._reached_us = reached_us
+        self._complete: dict[str, int] = dict(positions or {})
         self._ended: dict[str, int] = {}
         self.positions: dict[str, int] = dict(positions or {})
 
@@ -178,24 +179,35 @@ class Watermark:
         """Begin to follow a partition; False if it is or was followed: both parents of a merge name the child."""
         if token in self.positions or token in self._ended:
             return False
-        self.positions[token] = start_us
+        self.positions[token] = self._complete[token] = start_us
         return True
 
-    def move(self, token: str, to_us: int) -> None:
-        """Note that the partition said everything up to `to_us`."""
+    def move(self, token: str, to_us: int, *, is_record: bool = False) -> None:
+        """Note that the partition said everything up to `to_us`, where it is to be read on from.
+
+        After a record another of the same time may follow: everything is known up to just before it.
+        """
         self.positions[token] = max(self.positions[token], to_us)
+        complete_us = to_us - 1 if is_record else to_us
+        self._complete[token] = max(self._complete[token], complete_us)
 
     def end(self, token: str) -> None:
         """The partition has handed over to its children, which are open already."""
         self._ended[token] = self.positions.pop(token, 0)
+        self._complete.pop(token, None)
         for old in [old for old, at_us in self._ended.items() if at_us < self._reached_us - TOMBSTONE_US]:
             del self._ended[old]
 
     def read(self, oldest_pending_us: int | None = None) -> int:
         """Return microseconds up to which every change is applied."""
         if self.positions:
-            reached = min(self.positions.values())
+            reached = min(self._complete.values())
             if oldest_pending_us is not None:
                 reached = min(reached, oldest_pending_us - 1)
             self._reached_us = max(self._reached_us, reached)
         return self._reached_us
+
+    def safe_to_apply(self, oldest_pending_us: int | None = None) -> int:
+        """Return the time before which no commit is still to come: one at that very time may be."""
+        reached = min(self.positions.values(), default=self._reached_us)
+        return reached if oldest_pending_us is None else min(reached, oldest_pending_us - 1)

@@ -190,9 +190,11 @@ class Relay:
 
     def _release(self) -> None:
         """Apply, in order, what no earlier commit can come before any more."""
-        watermark_us = self._watermark.read(self._transactions.oldest_us())
+        oldest_us = self._transactions.oldest_us()
+        # Readers get a commit at once; that its time is over is said only when nothing of it can come any more.
+        safe_us, watermark_us = self._watermark.safe_to_apply(oldest_us), self._watermark.read(oldest_us)
         ready = self._ready
-        while ready and ready[0][0] <= watermark_us:
+        while ready and ready[0][0] <= safe_us:
             commit_us, _, changes = heappop(ready)
             self._apply(commit_us, changes)
         self._book.forget(watermark_us)

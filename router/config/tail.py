@@ -156,7 +156,7 @@ class Tail:
                 self._take(whole)
             elif self._flush is None:
                 self._flush = asyncio.get_running_loop().call_later(TRANSACTION_S, self._let_go)
-            self._watermark.move(token, record.commit_us)
+            self._watermark.move(token, record.commit_us, is_record=True)
 
     def _let_go(self) -> None:
         self._flush = None

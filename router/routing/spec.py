@@ -61,7 +61,7 @@ class TimeoutSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class LimitSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits of size and number; 0 means none."""
 
-    max_body_bytes: Annotated[int, msgspec.Meta(ge=0)] = 0
+    max_body_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
     max_concurrency: Count = 0  # requests in flight on one replica
 
 

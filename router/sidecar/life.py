@@ -126,6 +126,10 @@ class SidecarLife:
             self._hurry.set()
         self._stop.set()
 
+    def leave(self) -> None:
+        """Begin the end without hurry, however often it is said: a newer incarnation has taken over."""
+        self._stop.set()
+
     def lease_restored(self) -> None:
         """Write the row anew: the node's lease had lapsed, and the reaper may have changed or removed the row."""
         self._publisher.again()

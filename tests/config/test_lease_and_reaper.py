@@ -288,9 +288,10 @@ async def test_a_renewal_between_reading_and_writing_aborts_the_reaper(store):
     attempts = []
     async with store.writer() as writer, store.writer() as sidecar:
         await writer.transact(reaper._take_duty)
+        suspects = await reaper._suspects(writer)
 
         async def work(t):
-            found = await reaper._reap(t)
+            found = await reaper._reap(t, suspects)
             attempts.append(found[0])
             if len(attempts) == 1:
                 assert await renew(sidecar, "n", "")
@@ -308,9 +309,10 @@ async def test_a_replica_that_becomes_ready_in_between_aborts_the_reaper_too(sto
     reaper = Reaper(store.target, "me")
     attempts = []
     async with store.writer() as writer, store.writer() as sidecar:
+        suspects = await reaper._suspects(writer)
 
         async def work(t):
-            found = await reaper._reap(t)
+            found = await reaper._reap(t, suspects)
             attempts.append(found[0])
             if len(attempts) == 1:
                 await sidecar.delete_replica("e", "r")
@@ -356,4 +358,18 @@ async def test_after_an_outage_longer_than_a_lease_nodes_get_the_time_of_a_lease
         await lapsed(store, f"n{i}", ago_s=0.1)
     await turn(store, reaper)
     await turn(store)
+    assert set((await states(store)).values()) == {"READY"}
+
+
+async def test_an_outage_shorter_than_the_duty_but_longer_than_a_lease_has_left_is_waited_out_too(store):
+    """The duty is 12 s, a lease has 6.7 s left when the store goes: what counts is how long nobody reaped."""
+    await store.write(put_endpoint("e"), put_replica("e", "r", node="n"))
+    await held(store, "n")
+    reaper = await turn(store)
+    until = format_timestamp(store.database.safe() + int((module.DUTY_S - module.STEADY_S - 1) * 1e6))
+    duty = {"owner": "me", "until": until, "from": "1970-01-01T00:00:00Z"}
+    await store.write(put_meta(DUTY_KEY, json.dumps(duty)))  # as after seven seconds without a turn
+    await lapsed(store, "n", ago_s=0.1)
+    await turn(store, reaper)
+    assert reaper.is_on_duty
     assert set((await states(store)).values()) == {"READY"}

@@ -106,7 +106,8 @@ async def test_records_and_heartbeats_move_the_place(rig):
     one = rig(FakeClient(a=[[[row(at=20)], [Heartbeat(30)], [row(at=40), row("f", at=41)], HANG]]))
     await poll(lambda: one.progress == 3)
     assert one.taken == [[row(at=20)], [row(at=40)], [row("f", at=41)]]
-    assert one.read() == 41
+    assert one.read() == 40  # another record of 41 may follow
+    assert one.watermark.positions["a"] == 41
     assert one.client.reads == [("a", 10)]
 
 
@@ -117,7 +118,7 @@ async def test_records_and_heartbeats_move_the_place(rig):
 )
 async def test_what_passes_is_read_on_from_its_place(rig, broken):
     one = rig(FakeClient(a=[[[row(at=20)], broken], [[row(at=20), row("f", at=25)], HANG]]))
-    await poll(lambda: one.read() == 25)
+    await poll(lambda: one.read() == 24)
     assert one.client.reads == [("a", 10), ("a", 20)]  # inclusively
     assert one.tail.restarts == 1
     assert one.pace.attempts == 1

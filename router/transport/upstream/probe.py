@@ -76,6 +76,7 @@ class HealthMonitor:
         self._gap_s = 1.0 / max_checks_per_s
         self._free = asyncio.Semaphore(max_parallel)
         self._checks: dict[tuple[str, str], Check] = {}
+        self._members: dict[str, set[str]] = {}  # the replicas of each endpoint
         self._first: deque[Check] = deque()
         self._again: list[tuple[float, int, Check]] = []
         self._scheduled = 0  # breaks ties in the heap
@@ -90,8 +91,8 @@ class HealthMonitor:
         A replica that stayed at its address keeps its verdict.
         """
         for name in patch.gone:
-            for key in [key for key in self._checks.keys() | self.verdicts.keys() if key[0] == name]:
-                self._leave(*key)
+            for replica_id in list(self._members.get(name, ())):
+                self._leave(name, replica_id)
         for change in patch.endpoints:
             for replica_id in change.remove:
                 self._leave(change.name, replica_id)
@@ -117,6 +118,7 @@ class HealthMonitor:
 
     def _enter(self, endpoint: str, replica: ReplicaSpec, spec: HealthSpec) -> None:
         name = (endpoint, replica.id)
+        self._members.setdefault(endpoint, set()).add(replica.id)
         known = self._checks.get(name)
         if known is not None:
             if known.address == replica.address and known.spec == spec:
@@ -136,6 +138,11 @@ class HealthMonitor:
             self._on_change(endpoint, replica.id, True)
 
     def _leave(self, endpoint: str, replica_id: str) -> None:
+        members = self._members.get(endpoint)
+        if members is not None:
+            members.discard(replica_id)
+            if not members:
+                del self._members[endpoint]
         known = self._checks.pop((endpoint, replica_id), None)
         if known is not None:
             known.is_wanted = False
