@@ -293,6 +293,7 @@ class Supervisor:
 
     def _publish(self, patch: TablePatch) -> None:
         """Bring the next version of the table to every worker. ValueError: it cannot be, and nothing changed."""
+        pack(Patch(patch))  # what cannot be sent must not be taken either
         numbered = self._image.apply(patch)
         for part in parts_of(numbered):
             packed = pack(Patch(part))

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import click
 
 from router.config.errors import StoreError
+from router.config.settings import is_loopback, parse_listen
 from router.config.static import ConfigError
 from router.config.target import default_socket, parse_target
 
@@ -65,6 +66,9 @@ def check_listen(address: str) -> str:
     "--listen", envvar="ROUTER_STORE_LISTEN", help="unix:/path or host:port.  [default: unix:<data>/store.sock]"
 )
 @click.option(
+    "--unauthenticated", is_flag=True, help="Listen beyond loopback: the store asks nobody who they are."
+)
+@click.option(
     "--durable",
     is_flag=True,
     help="Have each commit survive a power cut (4 ms instead of 0.1); kill -9 never loses one.",
@@ -83,6 +87,7 @@ def store(
     context: click.Context,
     data: Path | None,
     listen: str | None,
+    unauthenticated: bool,
     durable: bool,
     retention: float | None,
     max_readers: int | None,
@@ -119,6 +124,9 @@ def store(
     except ConfigError as refusal:
         raise click.UsageError(str(refusal)) from None
     address = check_listen(listen or f"unix:{data}/store.sock")
+    is_open = not address.startswith("unix:") and not is_loopback(parse_listen(address, "--listen")[0])
+    if is_open and not unauthenticated:
+        raise click.UsageError(f"--listen {address}: give --unauthenticated if only routers can reach it there")
     settings = Settings(durable=durable, retention_s=retention, max_readers=max_readers)
     import uvloop  # noqa: PLC0415
 
