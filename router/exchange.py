@@ -322,6 +322,9 @@ class Exchange(RequestReceiver, ResponseReceiver):
         endpoint, lease, upstream, core = self._endpoint, self._lease, self._upstream, self._core
         if endpoint is None or lease is None or self._status:
             return False
+        newer = core.table.endpoints.get(endpoint.name)
+        if newer is not None:  # the one in force when the request came may be many versions old by now
+            self._endpoint = endpoint = newer
         untouched = error.retry is Retry.SAFE
         if error.retry is Retry.IF_REUSED and upstream is not None and upstream.reused:
             untouched = upstream.is_untouched()
@@ -501,13 +504,16 @@ class Exchange(RequestReceiver, ResponseReceiver):
             pending.cancel()
         if upstream is not None:
             upstream.reset(error)
+            endpoint, lease = self._endpoint, self._lease
+            # It may generate on: for nobody, whether the client left or the time is up. Not if it refused.
+            if self._rid and not self._status and error.kind is not Kind.AT_CAPACITY:
+                assert endpoint is not None
+                assert lease is not None
+                abort(self._core, lease.replica, endpoint.timeouts.connect_s, self._rid)
         if error.kind not in _SILENT:
             self._answer(error)
         elif upstream is not None:
             self._counters.aborts += 1
-            endpoint, lease = self._endpoint, self._lease
-            if self._rid and not self._status and endpoint is not None and lease is not None:
-                abort(self._core, lease.replica, endpoint.timeouts.connect_s, self._rid)
         self._finish(error)
 
     def _answer(self, error: ProxyError) -> None:

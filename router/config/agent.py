@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from router.config.client import StoreClient
+    from router.config.reaper import Reaper
     from router.config.reduce import Change
     from router.config.settings import Settings
     from router.config.tail import Tail
@@ -95,6 +96,7 @@ class ConfigAgent:
         self._identity = ""
         self._client: StoreClient | None = None
         self._tail: Tail | None = None
+        self._reaper: Reaper | None = None
         self._tasks: list[asyncio.Task[None]] = []
         self._backlog: deque[Change] = deque()
         self._has_table = False
@@ -158,6 +160,9 @@ class ConfigAgent:
             "attempts": self._pace.attempts,
             "restarts": self._restarts + (0 if self._tail is None else self._tail.restarts),
             "bootstraps": self._bootstraps,
+            "reaping": self._reaper is not None and self._reaper.is_on_duty,
+            "reaped": 0 if self._reaper is None else self._reaper.reaped,
+            "spared": 0 if self._reaper is None else sum(self._reaper.refused.values()),
             "checkpoint_age_s": None if self._saved_s is None else round(monotonic() - self._saved_s, 3),
         }
 
@@ -186,7 +191,8 @@ class ConfigAgent:
         if self._has_reaper and self._target.kind != "relay":  # a relay takes no writes
             from router.config.reaper import Reaper  # noqa: PLC0415
 
-            self._tasks.append(spawn(Reaper(self._target, _own_name()).run(), "reaper"))
+            self._reaper = Reaper(self._target, _own_name())
+            self._tasks.append(spawn(self._reaper.run(), "reaper"))
         while True:
             try:
                 await self._follow()

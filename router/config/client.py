@@ -214,19 +214,22 @@ class StoreClient:
                 await self._send_commit(request, transaction.mutations)
             except RpcError as failure:
                 if failure.code() is not Status.ABORTED or attempt == MAX_ABORTS - 1:
+                    await self._roll_back(begun.id)
                     raise
             except BaseException:
-                with suppress(RpcError):
-                    await self._rollback(
-                        _Rollback(session=self._session, transaction_id=begun.id),
-                        metadata=self._metadata, timeout=CALL_TIMEOUT_S,
-                    )  # fmt: skip
+                await self._roll_back(begun.id)
                 raise
             else:
                 return result
             await asyncio.sleep(delay_s * (0.5 + random()))
             delay_s = min(delay_s * 2, 1.0)
         raise AssertionError("the last attempt raises")
+
+    async def _roll_back(self, transaction: bytes) -> None:
+        """Let go of what the transaction holds; a store that is away lets go by itself."""
+        request = _Rollback(session=self._session, transaction_id=transaction)
+        with suppress(RpcError):
+            await self._rollback(request, metadata=self._metadata, timeout=CALL_TIMEOUT_S)
 
     async def execute(
         self, sql: str, params: Mapping[str, Parameter] | None = None, transaction: bytes = b"", sequence: int = 0

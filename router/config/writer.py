@@ -194,7 +194,13 @@ class Writer:
 
         async def work(t: Transaction) -> None:
             await _expect_endpoint(t, endpoint)
-            await _fence(t, endpoint, replica, generation)
+            if await _fence(t, endpoint, replica, generation) == generation:
+                row = await _row(t, "Replicas", ("EndpointId", "ReplicaId"), (endpoint, replica), ("NodeId",))
+                if row is not None and row[0] != values.get("node", ""):
+                    raise FencedError(
+                        f"replica {endpoint}/{replica} is at generation {generation} on node {row[0]} already: "
+                        "two sidecars have one name"
+                    )
             known: dict[str, Any] = dict(zip(_REPLICA, ("", "", "", "", 0, 1.0, "STARTING", 1, None), strict=True))
             known |= {_COLUMNS[key]: value for key, value in values.items()} | {"Generation": generation}
             _write_replica(t, endpoint, replica, known)

@@ -347,7 +347,7 @@ class RouterCollector(Collector):
         yield GaugeMetricFamily(
             "router_config_staleness_seconds",
             "Age of the configuration; 0 for a static table.",
-            value=float(state.get("config_staleness_s") or 0.0),
+            value=_or_nan(state.get("config_staleness_s")),
         )
         yield from _config_families(state.get("config"))
         yield GaugeMetricFamily(
@@ -356,6 +356,11 @@ class RouterCollector(Collector):
         info = GaugeMetricFamily("router_build_info", "Always 1; see its labels.", labels=["version", "python"])
         info.add_metric([str(state["version"]), platform.python_version()], 1)
         yield info
+
+
+def _or_nan(value: float | None) -> float:
+    """Return NaN for what is not known: nothing must look fresh that was never there."""
+    return float("nan") if value is None else float(value)
 
 
 def _config_families(config: dict[str, Any] | None) -> Iterable[Metric]:
@@ -367,12 +372,15 @@ def _config_families(config: dict[str, Any] | None) -> Iterable[Metric]:
         ("router_config_partitions", "Partitions of the change stream that are followed.", "partitions"),
         ("router_config_quarantined_rows", "Rows of the store that cannot be used.", "quarantined"),
         ("router_config_held_rows", "Rows whose change the shrink guard holds.", "held"),
+        ("router_reaper_on_duty", "Whether this router reaps the replicas of lapsed nodes.", "reaping"),
+        ("router_reaper_spared_replicas", "Ready replicas of lapsed nodes, too many to be reaped.", "spared"),
     ):
         yield GaugeMetricFamily(name, text, value=float(config[key]))
     for name, text, key in (
         ("router_config_attempts", "Attempts to reach a store that did not answer.", "attempts"),
         ("router_config_restarts", "Partition streams that broke and were started again.", "restarts"),
         ("router_config_bootstraps", "Times that the whole store was read.", "bootstraps"),
+        ("router_reaper_reaped", "Replicas taken out because their node's lease ran out.", "reaped"),
     ):
         yield CounterMetricFamily(name, text, value=float(config[key]))
     rows = GaugeMetricFamily("router_config_rows", "Rows known of each table of the store.", labels=["table"])
