@@ -92,10 +92,10 @@ def _settings(values: dict[str, Any]) -> Settings:
     if values["advertise"]:
         parse_listen(values["advertise"], "--advertise")
     host, _ = parse_listen(values["listen"], "--listen")
-    if host in ("0.0.0.0", "::") and not values["advertise"]:  # noqa: S104 - refused, not bound
-        raise ConfigError(f"--listen {values['listen']}: give --advertise HOST:PORT, by which routers reach it")
     if not is_loopback(host) and not values["unauthenticated"]:
         raise ConfigError(f"--listen {values['listen']}: give --unauthenticated if only routers can reach it there")
+    if host in ("0.0.0.0", "::") and not values["advertise"]:  # noqa: S104 - refused, not bound
+        raise ConfigError(f"--listen {values['listen']}: give --advertise HOST:PORT, by which routers reach it")
     settings = Settings(
         listen=[values["listen"]],
         replica=[values["upstream"]],
