@@ -387,3 +387,20 @@ def raise_file_limit():
     yield raise_to
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def start_grpc():
+    """`await start_grpc("aio" | "sync")`: the service of grpckit in a process of its own, with `.url`, `.port`, `.kill()`."""
+    sys.path.insert(0, str(Path(__file__).parent))
+    from grpckit import GrpcProcess  # grpcio is of an extra that only some tests need
+
+    started = []
+
+    async def start(flavour="aio"):
+        started.append(GrpcProcess(flavour))
+        return await asyncio.to_thread(started[-1].start)
+
+    yield start
+    for process in started:
+        await asyncio.to_thread(process.stop)
