@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from router.counters import EndpointCounters
+from router.forwarded import trusted_address
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,6 +32,9 @@ AccessRecord = tuple[
 and sent, duration, overhead and time to first byte in seconds, client, retries, reached."""
 
 
+_SCHEMES: Final = (b"http", b"https")
+
+
 class Pool(Protocol):
     """Streams to replicas."""
 
@@ -48,13 +52,25 @@ class Gate(Protocol):
 
 
 class Peer:
-    """The client's address, and the field that tells it to the replica."""
+    """Who is at the other end of a client connection, and the fields that tell it to the replica.
 
-    __slots__ = ("address", "forwarded_for")
+    `scheme` is what the client spoke to this listener: `https` over TLS.
+    """
 
-    def __init__(self, address: bytes) -> None:
+    __slots__ = ("address", "forwarded_for", "forwarded_proto")
+
+    def __init__(self, address: bytes, scheme: bytes = b"http") -> None:
         self.address = address
         self.forwarded_for: Field = (b"x-forwarded-for", address)
+        self.forwarded_proto: Field = (b"x-forwarded-proto", scheme)
+
+    def behind(self, known: dict[bytes, bytes], hops: int) -> Peer:
+        """Return the client that so many trusted proxies speak for; its own hop stays the peer's."""
+        chain, proto = known.get(b"x-forwarded-for", b""), known.get(b"x-forwarded-proto", b"").lower()
+        client = Peer(trusted_address(chain, hops) or self.address)
+        client.forwarded_for = self.forwarded_for
+        client.forwarded_proto = (b"x-forwarded-proto", proto) if proto in _SCHEMES else self.forwarded_proto
+        return client
 
 
 class Core:
@@ -70,6 +86,7 @@ class Core:
         "pool",
         "retrying",
         "table",
+        "trusted_hops",
         "unrouted",
         "wheel",
     )
@@ -83,6 +100,7 @@ class Core:
         wheel: DeadlineWheel,
         id_prefix: bytes,
         access_log: Callable[[AccessRecord], None] | None = None,
+        trusted_hops: int = 0,
     ) -> None:
         self.table = table
         self.gate = gate
@@ -90,6 +108,7 @@ class Core:
         self.clock = clock
         self.wheel = wheel
         self.access_log = access_log
+        self.trusted_hops = trusted_hops
         self.unrouted = EndpointCounters()
         self.in_flight = 0
         self.retrying = 0

@@ -84,6 +84,9 @@ WORKER_NUMBERS = (
     "connections_refused",
     "internal_errors",
     "malformed_requests",
+    "proxy_headers_refused",
+    "tls_handshake_failures",
+    "tls_handshakes",
     "upstream_connects",
     "upstream_open",
     "upstream_reused",
@@ -100,6 +103,9 @@ class WorkerCounters:
         self.connections_accepted = 0
         self.connections_open = 0
         self.connections_refused = 0
+        self.proxy_headers_refused = 0
+        self.tls_handshakes = 0
+        self.tls_handshake_failures = 0
         self.upstream_connects = 0
         self.upstream_open = 0
         self.upstream_reused = 0

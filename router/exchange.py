@@ -47,7 +47,6 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
 _REACHED_NO: Final = b"no"
 _REACHED_MAYBE: Final = b"maybe"
 _REACHED_YES: Final = b"yes"
-_FORWARDED_PROTO: Final = {b"http": (b"x-forwarded-proto", b"http"), b"https": (b"x-forwarded-proto", b"https")}
 _UNBUFFERED: Final[Field] = (b"x-accel-buffering", b"no")
 # Outcome for the replica's standing, by the status it answered with.
 _OUTCOMES: Final = {
@@ -162,6 +161,10 @@ class Exchange(RequestReceiver, ResponseReceiver):
         self._request_id = request_id = (
             core.make_id() if known is NO_FIELDS else _accepted_id(known) or core.make_id()
         )
+        host = shape.authority
+        if core.trusted_hops and known is not NO_FIELDS:
+            self._peer = self._peer.behind(known, core.trusted_hops)
+            host = known.get(b"x-forwarded-host", host)
         endpoint = core.table.route(shape.authority, shape.path)
         refusal = core.gate.check(head, self._peer)
         if refusal is not None or endpoint is None:
@@ -191,13 +194,14 @@ class Exchange(RequestReceiver, ResponseReceiver):
                 return
             before = known.get(b"x-forwarded-for")
             if before:
-                forwarded_for = (b"x-forwarded-for", before + b", " + self._peer.address)
-        # What a client says of its own host and scheme is not believed; its chain of addresses is kept.
+                forwarded_for = (b"x-forwarded-for", before + b", " + forwarded_for[1])
+        # What a client says of its own host and scheme is not believed, unless it is a proxy that we trust;
+        # its chain of addresses is kept.
         head.added += (
             (b"x-request-id", request_id),
             forwarded_for,
-            (b"x-forwarded-host", shape.authority),
-            _FORWARDED_PROTO[shape.scheme],
+            (b"x-forwarded-host", host),
+            self._peer.forwarded_proto,
         )
         if endpoint.mends_sglang and shape.method == b"POST":
             self._rid = core.make_id()

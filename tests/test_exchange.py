@@ -172,6 +172,7 @@ def test_a_request_on_a_warm_connection():
     added = dict(up.head.added)
     assert added[b"x-forwarded-for"] == b"192.0.2.1"
     assert added[b"x-forwarded-host"] == b"example.com"
+    assert added[b"x-forwarded-proto"] == b"http"
     assert added[b"x-request-id"].startswith(b"p-")
     bench.exchange.response_head(response(200, 2), False)
     bench.exchange.response_data(b"ok", True)
@@ -548,3 +549,42 @@ class ExchangeModel(RuleBasedStateMachine):
 
 TestExchangeModel = ExchangeModel.TestCase
 TestExchangeModel.settings = settings(max_examples=300, stateful_step_count=25, deadline=None)
+
+
+FORGED = {
+    b"x-forwarded-for": b"6.6.6.6, 198.51.100.7, 203.0.113.1",
+    b"x-forwarded-proto": b"HTTPS",
+    b"x-forwarded-host": b"shop.example",
+}
+
+
+@pytest.mark.parametrize(
+    ("hops", "client", "proto", "host"),
+    [
+        (0, b"192.0.2.1", b"http", b"example.com"),
+        (1, b"203.0.113.1", b"https", b"shop.example"),
+        (2, b"198.51.100.7", b"https", b"shop.example"),
+        (4, b"192.0.2.1", b"https", b"shop.example"),
+    ],
+)
+def test_what_proxies_say_is_believed_as_far_as_they_are_trusted(hops, client, proto, host):
+    bench = Bench()
+    bench.core.trusted_hops = hops
+    up = bench.warm()
+    bench.head(end=True, known=FORGED)
+    added = dict(up.head.added)
+    assert added[b"x-forwarded-for"] == FORGED[b"x-forwarded-for"] + b", 192.0.2.1", "the chain is kept whole"
+    assert (added[b"x-forwarded-proto"], added[b"x-forwarded-host"]) == (proto, host)
+    bench.exchange.response_head(response(200, 0), True)
+    assert bench.records[0][16] == client
+
+
+def test_trusted_hops_without_a_word_of_theirs():
+    bench = Bench()
+    bench.core.trusted_hops = 1
+    bench.exchange = Exchange(bench.core, bench.down, Peer(b"192.0.2.1", b"https"))
+    up = bench.warm()
+    bench.head(end=True, known={b"x-forwarded-proto": b"gopher", b"x-request-id": b"r"})
+    added = dict(up.head.added)
+    assert added[b"x-forwarded-for"] == b"192.0.2.1"
+    assert (added[b"x-forwarded-proto"], added[b"x-forwarded-host"]) == (b"https", b"example.com")

@@ -5,7 +5,7 @@ The data listener makes an exchange of each request, the admin listener a handle
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from router.core import Peer
 from router.transport.codec.h1.server import H1Server
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from router.stream import DownstreamStream, RequestReceiver
     from router.transport.codec.h1.limits import ServerLimits
     from router.transport.shell import Reactor
+
+
+_UNKNOWN: Final = Peer(b"")
 
 
 class ConnectionOwner(Protocol):
@@ -44,18 +47,19 @@ class ServerConnection(TcpShell):
 
     __slots__ = ("_owner", "h1", "peer")
 
-    def __init__(self, owner: ConnectionOwner) -> None:
+    def __init__(self, owner: ConnectionOwner, peer: Peer | None = None) -> None:
         super().__init__(owner.reactor)
         self._owner = owner
-        self.peer = Peer(b"")
+        self.peer = peer or _UNKNOWN
         self.h1 = H1Server(self._on_request, owner.note_refused, owner.limits, self, owner.reactor.clock.read())
         self.codec = self.h1
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Note the client's address; refuse beyond the owner's limit."""
+        """Note the client's address, unless it is known already; refuse beyond the owner's limit."""
         super().connection_made(transport)
-        name = transport.get_extra_info("peername")
-        self.peer = Peer(name[0].encode() if isinstance(name, tuple) and name else b"unix")
+        if self.peer is _UNKNOWN:
+            name = transport.get_extra_info("peername")
+            self.peer = Peer(name[0].encode() if isinstance(name, tuple) and name else b"unix")
         if not self._owner.admit(self):
             self.abort()
 

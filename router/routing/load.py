@@ -18,6 +18,7 @@ BOARD_SLOTS = 131_072  # replicas of one table: 1 MiB of shared memory a worker
 LATENCY_DECAY_S = 10.0  # time constant of the peak EWMA, as in linkerd's load
 PENALTY_DECAY_S = 1.0
 PENALTY_CAP = 64.0
+SCHEMES = ("http", "h2c", "https")
 
 
 # How a lease ended, as far as the replica's standing goes. Plain integers: see `stream`.
@@ -220,13 +221,14 @@ class Lease:
 def split_address(address: str) -> tuple[str, str, int]:
     """Split `http://host:port` into scheme, host and port; ValueError says what is wrong.
 
+    `http` is HTTP/1.1 in the clear, `h2c` HTTP/2 in the clear, `https` whichever of the two TLS agrees on.
     IPv6 hosts stand in brackets. A path, a user or a missing port is refused: an address names a server.
     """
     scheme, mark, rest = address.partition("://")
     if not mark:
         raise ValueError(f"address {address!r} needs a scheme, as in http://127.0.0.1:30000")
-    if scheme != "http":
-        raise ValueError(f"address {address!r} has scheme {scheme!r}; only http is served")
+    if scheme not in SCHEMES:
+        raise ValueError(f"address {address!r} has scheme {scheme!r}; it is http, h2c or https")
     rest = rest.removesuffix("/")
     if rest.startswith("["):
         host, bracket, port_text = rest[1:].partition("]")
@@ -234,7 +236,7 @@ def split_address(address: str) -> tuple[str, str, int]:
     else:
         host, _, port_text = rest.rpartition(":")
     if not host or any(c in "/@?# \t\r\n\0" for c in host) or (":" in host and not rest.startswith("[")):
-        raise ValueError(f"address {address!r} is not of the form http://host:port")
+        raise ValueError(f"address {address!r} is not of the form {scheme}://host:port")
     if not host.isascii() or len(host) > 253 or ".." in host or host.startswith("."):
         raise ValueError(f"address {address!r} has a host that no name server knows")
     if not (port_text.isascii() and port_text.isdigit()) or not 0 < int(port_text) < 65_536:

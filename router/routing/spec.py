@@ -20,6 +20,8 @@ Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=7 * 86_400.0)]
 PositiveSeconds = Annotated[float, msgspec.Meta(gt=0.0, le=7 * 86_400.0)]
 Share = Annotated[float, msgspec.Meta(ge=0.0, le=1.0)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=2**31)]
+FilePath = Annotated[str, msgspec.Meta(max_length=4_096, pattern=r"\A[^\0]*\Z")]
+ServerName = Annotated[str, msgspec.Meta(max_length=253, pattern=r"\A[A-Za-z0-9._:-]*\Z")]
 PositiveCount = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Weight = Annotated[float, msgspec.Meta(ge=0.001, le=1_000.0)]
 
@@ -65,6 +67,21 @@ class LimitSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_concurrency: Count = 0  # requests in flight on one replica
 
 
+class TlsSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How `https` replicas are spoken to. Paths are of files on each router's own host; empty: none.
+
+    `ca` takes the place of the system's authorities; `cert` and `key` are shown to a replica that asks who is
+    there; `server_name` is asked for and checked instead of the replica's host; without `verify` any certificate
+    is taken, so that anybody on the way may read and change everything.
+    """
+
+    ca: FilePath = ""
+    cert: FilePath = ""
+    key: FilePath = ""
+    server_name: ServerName = ""
+    verify: bool = True
+
+
 class ReplicaSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One inference server. `slot` is its cell in the load board that the workers share."""
 
@@ -88,6 +105,7 @@ class EndpointSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     timeouts: TimeoutSpec = TimeoutSpec()
     limits: LimitSpec = LimitSpec()
     engine: Engine = "any"
+    tls: TlsSpec = TlsSpec()
 
 
 class RouteSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

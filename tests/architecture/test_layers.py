@@ -24,6 +24,7 @@ LAYERS = [
     ("router.cli", 5, "app"),
     ("router.__main__", 5, "app"),
     ("router.first_event", 0, "base"),
+    ("router.forwarded", 0, "base"),
     ("router.engine_relay", 5, "app"),
     ("router.errors", 0, "base"),
     ("router.http", 0, "base"),

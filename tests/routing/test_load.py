@@ -187,6 +187,8 @@ class TestAddresses:
             ("http://[::1]:1", ("http", "::1", 1)),
             ("http://[fe80::1%25eth0]:65535", ("http", "fe80::1%25eth0", 65535)),
             ("http://a_b-c:0080", ("http", "a_b-c", 80)),
+            ("https://h:8443", ("https", "h", 8443)),
+            ("h2c://[::1]:50051", ("h2c", "::1", 50051)),
         ],
     )
     def test_taken(self, address, parts):
@@ -195,7 +197,7 @@ class TestAddresses:
     @pytest.mark.parametrize(
         ("address", "complaint"),
         [
-            ("", "scheme"), ("127.0.0.1:80", "scheme"), ("https://h:1", "https"), ("HTTP://h:1", "HTTP"),
+            ("", "scheme"), ("127.0.0.1:80", "scheme"), ("ftp://h:1", "http, h2c or https"), ("HTTPS://h:1", "http, h2c or https"), ("HTTP://h:1", "HTTP"),
             ("http://", "form"), ("http://h", "form"), ("http://:80", "form"), ("http://::1:80", "form"), ("http://u@h:1", "form"),
             ("http://h/x:1", "form"), ("http://h:1/x", "port"), ("http://h:1?x", "port"), ("http://a b:1", "form"), ("http://a\n:1", "form"),
             ("http://h:0", "port"), ("http://h:65536", "port"), ("http://h:", "port"), ("http://h:-1", "port"), ("http://h:+1", "port"),
