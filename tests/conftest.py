@@ -6,9 +6,12 @@ it as a process run what a user runs, compiled if `router compile` was called.
 
 import os
 import sys
+from pathlib import Path
 
 assert "router" not in sys.modules, "the choice between source and compiled modules is made at import"
 os.environ["ROUTER_PURE"] = "1"
 import router  # noqa: E402, F401
 
 del os.environ["ROUTER_PURE"]
+
+sys.path.insert(0, str(Path(__file__).parent))  # for the kits that several folders share
