@@ -21,7 +21,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from loadtest import report as reports
-from loadtest.measures import WORKS, chosen
+from loadtest.certificate import PACKAGE as OPENSSL_PACKAGE
+from loadtest.certificate import openssl
+from loadtest.clients import h2load
+from loadtest.measures import GROUPS, WORKS, chosen
 from loadtest.peers import PEER_NAMES, PEERS, Nginx, Ours
 from loadtest.peers.base import Site
 from loadtest.peers.ours import CHECKOUT
@@ -31,7 +34,7 @@ from loadtest.processes import Fleet, NotReadyError, interrupt_on_sigterm
 from loadtest.rounds import OURS, Plan, Slot, run
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from loadtest.peers.base import Peer
 
@@ -43,15 +46,19 @@ Examples:
   python -m loadtest.compare --quick
   python -m loadtest.compare --work unary --peer envoy,nginx --rounds 9
   python -m loadtest.compare --work sse --duration-s 2 --no-pin
+  python -m loadtest.compare --work h2 --peer envoy,nginx --rounds 3
   python -m loadtest.compare --ours-python ../other-build/.venv/bin/python
 """
 
 
-def names(known: tuple[str, ...]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
-    """Click callback for a comma-separated choice of `known` names, in the order of `known`."""
+def names(
+    known: tuple[str, ...], groups: Mapping[str, tuple[str, ...]] | None = None
+) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """Click callback for a comma-separated choice of `known` names, in their order; a group is its members."""
 
     def parse(_context: click.Context, _parameter: click.Parameter, value: str) -> list[str]:
-        wanted = {name.strip() for name in value.split(",") if name.strip()}
+        given = {name.strip() for name in value.split(",") if name.strip()}
+        wanted = {member for name in given for member in (groups or {}).get(name, (name,))}
         unknown = sorted(wanted - set(known))
         if unknown:
             raise click.BadParameter(f"{', '.join(unknown)}: choose from {', '.join(known)}")
@@ -72,14 +79,27 @@ def present(wanted: list[str], peers: tuple[Peer, ...] = PEERS) -> tuple[list[Pe
 
 
 def skips(plan: Plan) -> list[str]:
-    """Return a sentence for each work that a peer cannot do."""
+    """Return a sentence for each peer that cannot do all of the works."""
     works = list(dict.fromkeys(one.work for one in plan.measures))
+    lacking = {peer.name: [work for work in works if work not in peer.works] for peer in plan.peers}
     return [
-        f"{peer.name} does not relay {work}: not compared there."
-        for peer in plan.peers
-        for work in works
-        if work not in peer.works
+        f"{name} does not relay {', '.join(missing)}: not compared there."
+        for name, missing in lacking.items()
+        if missing
     ]
+
+
+def doable(works: list[str]) -> tuple[list[str], list[str]]:
+    """Those of `works` whose tools are installed, and a sentence for each that is left out."""
+    nginx = Nginx()
+    needs = (
+        ("grpc", "h2load", h2load.binary(), h2load.PACKAGE),
+        ("tls", "openssl", openssl(), OPENSSL_PACKAGE),
+        ("tls", "nginx", nginx.binary(), nginx.package),  # the replica: `direct` speaks TLS to it
+    )
+    missing = [(work, tool, package) for work, tool, path, package in needs if work in works and path is None]
+    sentences = [f"{tool} is not installed ({package}): {work} is not measured." for work, tool, package in missing]
+    return [work for work in works if work not in {one[0] for one in missing}], sentences
 
 
 def settings_of(plan: Plan, absent: list[str], started: datetime) -> reports.Settings:
@@ -157,8 +177,8 @@ def _table(title: str, header: list[str], rows: list[list[str]]) -> Table:
     "works",
     default=",".join(WORKS),
     show_default=True,
-    callback=names(WORKS),
-    help="What to measure, comma-separated.",
+    callback=names(WORKS, GROUPS),
+    help="What to measure, comma-separated; h2 is grpc,grpc-stream,h2-body, http1 is unary,sse,websocket.",
 )
 @click.option(
     "--peer",
@@ -228,6 +248,8 @@ def main(
     # Without a terminal rich would wrap at 80 columns; a log file has room.
     console = Console(width=None if sys.stdout.isatty() else 120)
     found, absent = present(peers)
+    works, undoable = doable(works)
+    absent += undoable
     plan = Plan(
         measures=chosen(works, quick=quick),
         peers=found,

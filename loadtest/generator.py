@@ -18,11 +18,16 @@ import msgspec
 import uvloop
 
 from loadtest.clients.closed import ClosedLoop
+from loadtest.clients.grpc_streams import GrpcStreams
+from loadtest.clients.h2_body import H2Body
+from loadtest.clients.h2load import H2Load
 from loadtest.clients.openloop import OpenLoop
 from loadtest.clients.sse import Streams
+from loadtest.clients.tls import Handshakes
 from loadtest.clients.websocket import WebSockets
 from loadtest.clients.window import Client, Command, Result, Window
 from loadtest.cpu import cpu_ns
+from loadtest.memory import forget_peaks, peaks_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,12 +44,20 @@ def client_of(command: Command, window: Window) -> Client:
             return Streams(command, window)
         case "websocket":
             return WebSockets(command, window)
+        case "h2load":
+            return H2Load(command, window)
+        case "grpc-streams":
+            return GrpcStreams(command, window)
+        case "h2-body":
+            return H2Body(command, window)
+        case "tls":
+            return Handshakes(command, window)
         case _:
             assert_never(command.mode)
 
 
 async def measure(command: Command) -> Result:
-    """Run one measurement; takes `warmup_s` + `duration_s`, and at most a few seconds more."""
+    """Run one measurement; takes `warmup_s` + `duration_s` (or what the client's work takes) and a moment."""
     window = Window()
     client = client_of(command, window)
     try:
@@ -52,23 +65,25 @@ async def measure(command: Command) -> Result:
         await asyncio.sleep(command.warmup_s)
         gc.collect()
         gc.disable()
+        forget_peaks(command.pids)
         before = cpu_ns(command.pids)
         window.begin()
-        await asyncio.sleep(command.duration_s)
+        await client.work()
         window.end()
         units = window.units
         after = cpu_ns(command.pids)
+        peaks = peaks_bytes(command.pids)
         await client.drain()
     except (OSError, TimeoutError) as failure:
         window.fail(f"{type(failure).__name__}: {failure}")
-        return window.result(0, {})
+        return window.result(0, {}, {})
     finally:
         gc.enable()
         client.close()
         await asyncio.sleep(0)  # lets the transports close before the next measurement
     # The open loop also counts what it waited for: those requests were sent in the window.
     units = window.units if command.mode == "open" else units
-    return window.result(units, {pid: after[pid] - before[pid] for pid in command.pids})
+    return window.result(units, {pid: after[pid] - before[pid] for pid in command.pids}, peaks)
 
 
 def answer(lines: Iterable[bytes]) -> Iterable[bytes]:

@@ -54,6 +54,13 @@ def _goals() -> tuple[Goal, ...]:
     rows += [("sse-32", "cpu", "envoy", 0.7, "reach"), ("sse-32", "cpu", "nginx", 1.2, "beyond")]
     for measure in ("websocket-1", "websocket-8"):
         rows += [(measure, "cpu", "envoy", 1.0, "reach"), (measure, "cpu", "nginx", 1.1, "beyond")]
+    rows += [
+        ("grpc-1", "cpu", "envoy", 0.7, "reach"),
+        ("grpc-4x8", "cpu", "envoy", 0.7, "reach"),
+        ("grpc-4x8", "cpu", "nginx", 1.3, "reach"),
+        ("grpc-4x8", "cpu", "nginx", 1.0, "beyond"),
+        ("grpc-stream-32", "cpu", "envoy", 0.7, "reach"),
+    ]
     return tuple(
         Goal(measure=measure, figure=figure, peer=peer, at_most=bound, level=level)
         for measure, figure, peer, bound, level in rows

@@ -2,7 +2,8 @@
 
 A *work* is what the option `--work` names; a *measure* is one row of the report: a work, a way of
 asking, a number of connections. The closed loops give CPU and rates, the open loop gives latency
-percentiles under load. Imports the clients' seam.
+percentiles under load. Works that the same running proxies can do make a *stage*. Imports the clients' seam
+and the wires of the peers.
 """
 
 from __future__ import annotations
@@ -12,30 +13,66 @@ from typing import TYPE_CHECKING, Literal
 import msgspec
 
 from loadtest.clients.window import Command, Mode
+from loadtest.peers.base import Wire
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Work = Literal["unary", "sse", "websocket"]
-WORKS: tuple[Work, ...] = ("unary", "sse", "websocket")
+Work = Literal["unary", "sse", "websocket", "grpc", "grpc-stream", "h2-body", "tls"]
+WORKS: tuple[Work, ...] = ("unary", "sse", "websocket", "grpc", "grpc-stream", "h2-body", "tls")
+GROUPS: dict[str, tuple[Work, ...]] = {
+    "http1": ("unary", "sse", "websocket"),
+    "h2": ("grpc", "grpc-stream", "h2-body"),
+}
+"""Names for several works at once."""
+
+Unit = Literal["request", "event", "message", "call", "streamed message", "MiB", "handshake"]
 
 # A stream is 40 events 5 ms apart and [DONE]: short enough for many first events in a round.
 STREAM_EVENTS = 40
 EVENT_INTERVAL_MS = 5.0
 _STREAM_S = (STREAM_EVENTS + 1) * EVENT_INTERVAL_MS / 1e3
 
+BODY_MIB = 100
+
+
+class Stage(msgspec.Struct, frozen=True, kw_only=True):
+    """Works for which the proxies are started once: what they speak, and what kind of replica is behind them."""
+
+    label: str
+    works: tuple[Work, ...]
+    wire: Wire
+    canned: bool
+
+
+STAGES = (
+    Stage(label="unary", works=("unary",), wire="http1", canned=True),
+    Stage(label="streams", works=("sse", "websocket"), wire="http1", canned=False),
+    Stage(label="grpc", works=("grpc",), wire="h2", canned=True),
+    Stage(label="grpc-streams", works=("grpc-stream", "h2-body"), wire="h2", canned=False),
+    Stage(label="tls", works=("tls",), wire="tls", canned=True),
+)
+
 
 class Measure(msgspec.Struct, frozen=True, kw_only=True):
-    """One row: `unit` is what CPU time is divided by, `warmup_s` what runs before the window."""
+    """One row: `unit` is what CPU time is divided by, `warmup_s` what runs before the window.
+
+    `streams` are calls at once on each connection. `work_s`, where it is not zero, is about how long the window is
+    whatever was asked for.
+    """
 
     key: str
     title: str
     work: Work
     mode: Mode
     connections: int
-    unit: Literal["request", "event", "message"]
+    unit: Unit
     warmup_s: float
     in_quick: bool = True
+    streams: int = 1
+    resume: bool = False
+    deadline: bool = False
+    work_s: float = 0.0
 
     def command(self, *, port: int, pids: list[int], duration_s: float, rate_per_s: float) -> Command:
         """Ask for this measure of the proxy on `port` whose processes are `pids`."""
@@ -47,7 +84,11 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
             duration_s=duration_s,
             warmup_s=self.warmup_s,
             rate_per_s=rate_per_s if self.mode == "open" else 0.0,
-            events=STREAM_EVENTS + 1,
+            events=STREAM_EVENTS + (self.work == "sse"),  # and [DONE]
+            streams=self.streams,
+            body_mib=BODY_MIB,
+            resume=self.resume,
+            deadline=self.deadline,
         )
 
 
@@ -106,6 +147,78 @@ MEASURES: tuple[Measure, ...] = (
         connections=8,
         unit="message",
         warmup_s=0.1,
+    ),
+    Measure(
+        key="grpc-1",
+        title="gRPC unary, 1 connection, 1 stream",
+        work="grpc",
+        mode="h2load",
+        connections=1,
+        unit="call",
+        warmup_s=0.0,
+    ),
+    Measure(
+        key="grpc-4x8",
+        title="gRPC unary, 4 connections, 8 streams each",
+        work="grpc",
+        mode="h2load",
+        connections=4,
+        streams=8,
+        unit="call",
+        warmup_s=0.0,
+    ),
+    Measure(
+        key="grpc-4x8-deadline",
+        title="the same, each call with a grpc-timeout",
+        work="grpc",
+        mode="h2load",
+        connections=4,
+        streams=8,
+        unit="call",
+        warmup_s=0.0,
+        in_quick=False,
+        deadline=True,
+    ),
+    Measure(
+        key="grpc-stream-32",
+        title="gRPC streams, 32 on 4 connections",
+        work="grpc-stream",
+        mode="grpc-streams",
+        connections=4,
+        streams=8,
+        unit="streamed message",
+        warmup_s=_STREAM_S + 0.05,
+    ),
+    Measure(
+        key="h2-body",
+        title=f"HTTP/2, a body of {BODY_MIB} MiB up and down",
+        work="h2-body",
+        mode="h2-body",
+        connections=1,
+        unit="MiB",
+        warmup_s=0.0,
+        in_quick=False,
+        work_s=1.5,
+    ),
+    Measure(
+        key="tls-full",
+        title="TLS 1.3, full handshakes",
+        work="tls",
+        mode="tls",
+        connections=1,
+        unit="handshake",
+        warmup_s=0.0,
+    ),
+    Measure(
+        key="tls-resumed",
+        title="TLS 1.3, resumed handshakes",
+        work="tls",
+        mode="tls",
+        connections=1,
+        unit="handshake",
+        warmup_s=0.0,
+        resume=True,
+        in_quick=False,
     ),
 )
 

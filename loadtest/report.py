@@ -113,17 +113,29 @@ def _ratio(value: float) -> str:
     return f"{value:.2f}" if value >= 0.1 else f"{value:.2g}"
 
 
+_STREAMED = {"event", "streamed message"}
+
+
 def heading(summary: MeasureSummary) -> str:
     """Title of the table of absolute figures: what was measured and what its columns are about."""
-    what = {"request": "latency of answers", "event": "latency to the first event", "message": "round trips"}
-    return f"{summary.key}: {summary.title}; CPU per {summary.unit}, {what[summary.unit]}"
+    what = {
+        "request": ", latency of answers",
+        "event": ", latency to the first event",
+        "message": ", round trips",
+        "call": ", latency of answers",
+        "streamed message": ", latency to the first message",
+        "handshake": ", time to connect",
+        "MiB": "",
+    }
+    return f"{summary.key}: {summary.title}; CPU per {summary.unit}{what[summary.unit]}"
 
 
 def columns(summary: MeasureSummary) -> tuple[list[str], list[list[str]]]:
     """Header and rows of the table of absolute figures, for the terminal and for Markdown."""
-    first = summary.unit == "event"
-    header = ["proxy", "CPU µs", "p50 µs", "p99 µs", "added p50 µs", *(["gap p99 ms"] if first else [])]
-    header += [f"{summary.unit}s/s", "errors"]
+    header = ["proxy", "CPU µs", "p50 µs", "p99 µs", "added p50 µs"]
+    header += ["gap p99 ms"] if summary.unit in _STREAMED else []
+    header += ["peak MiB"] if summary.unit == "MiB" else []
+    header += ["MiB/s" if summary.unit == "MiB" else f"{summary.unit}s/s", "errors"]
     return header, [_row(summary, figures) for figures in summary.figures]
 
 
@@ -132,8 +144,10 @@ def _row(summary: MeasureSummary, figures: Figures) -> list[str]:
     if (relay := median_of(figures.relay_cpu_us)) != cpu:
         cpu += f" (worker {relay})"
     row = [figures.proxy, cpu, *map(median_of, (figures.p50_us, figures.p99_us, figures.added_p50_us))]
-    if summary.unit == "event":
+    if summary.unit in _STREAMED:
         row.append(number(figures.gap_p99_us.median / 1e3 if figures.gap_p99_us else None))
+    if summary.unit == "MiB":
+        row.append(median_of(figures.peak_mib))
     errors = f"{figures.errors}: {figures.detail}" if figures.errors else "0"
     return [*row, median_of(figures.rate_per_s), errors]
 

@@ -2,8 +2,8 @@
 
 Machines drift by a factor of two within an hour, so a figure only counts beside one taken a second
 earlier. Hence every peer has its own direct and its own ours next to it (a *group*), and everything
-reported is a ratio or a difference within a group. Unary and streams have different replicas, so
-the proxies are started once for each. Imports `processes`, `measures`, `peers`, `cpu`, `pins`.
+reported is a ratio or a difference within a group. A stage (what the proxies speak, and the replica behind
+them) has its own proxies, started once. Imports `processes`, `measures`, `peers`, `certificate`, `cpu`, `pins`.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from __future__ import annotations
 import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from loadtest.certificate import make_certificate
 from loadtest.clients.window import Result
 from loadtest.cpu import process_tree
-from loadtest.measures import EVENT_INTERVAL_MS, STREAM_EVENTS, Measure
+from loadtest.measures import EVENT_INTERVAL_MS, STAGES, STREAM_EVENTS, Measure, Stage
 from loadtest.peers import Nginx, Ours
 from loadtest.peers.base import Peer, Readiness, Site
 from loadtest.peers.ours import CHECKOUT
@@ -38,7 +39,8 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement: `proxy` is direct, ours or a peer; `beside` the peer whose group it belongs to.
 
     `main_cpu_ns` is the CPU time of the processes that relay (for ours the workers, without their
-    supervisor); `result.cpu_ns` has all of them. Both are zero for direct.
+    supervisor); `result.cpu_ns` has all of them; `main_peak_bytes` is the most memory they held. All are zero for
+    direct.
     """
 
     measure: str
@@ -47,6 +49,7 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
     proxy: str
     main_cpu_ns: int
     result: Result
+    main_peak_bytes: int = 0
 
     def cpu_us(self, *, main_only: bool = False) -> float | None:
         """CPU microseconds per unit, of all processes or of the relaying ones; None for direct."""
@@ -54,6 +57,10 @@ class Slot(msgspec.Struct, frozen=True, kw_only=True):
         if self.proxy == DIRECT or not self.result.units:
             return None
         return total / self.result.units / 1e3
+
+    def peak_mib(self) -> float | None:
+        """Most that the relaying processes held in memory, in MiB; None for direct."""
+        return self.main_peak_bytes / (1 << 20) if self.main_peak_bytes else None
 
     def rate(self) -> float:
         """Units per second."""
@@ -84,7 +91,7 @@ class Plan:
     def expected_s(self) -> float:
         """Time the windows and warm-ups take; starting the proxies comes on top."""
         per_round = sum(
-            len(group_order(name)) * (one.warmup_s + self.duration_s)
+            len(group_order(name)) * (one.warmup_s + (one.work_s or self.duration_s))
             for one in self.measures
             for name in self.groups(one)
         )
@@ -113,14 +120,15 @@ def run(plan: Plan, fleet: Fleet, folder: Path, failed: list[str]) -> Iterator[S
     """
     (folder / "generator").mkdir()
     generator = Generator(fleet, folder / "generator", plan.pins.generator)
-    for label, works in (("unary", ("unary",)), ("streams", ("sse", "websocket"))):
-        measures = [one for one in plan.measures if one.work in works]
+    for stage in STAGES:
+        measures = [one for one in plan.measures if one.work in stage.works]
         if not measures:
             continue
-        place = folder / label
+        place = folder / stage.label
         place.mkdir()
-        replica, replica_port = _start_replica(fleet, plan, place, canned=label == "unary")
-        children, targets = _start_proxies(fleet, plan, place, replica_port, failed)
+        site = Site(place, 0, 0, 0, stage.wire, make_certificate(place) if stage.wire == "tls" else None)
+        replica, site = _start_replica(fleet, plan, site, stage)
+        children, targets = _start_proxies(fleet, plan, site, stage, failed)
         for index in range(plan.rounds):
             for measure in measures:
                 yield from _one_round(plan, generator, targets, measure, index)
@@ -137,30 +145,43 @@ def _one_round(
                 port=target.port, pids=target.pids, duration_s=plan.duration_s, rate_per_s=plan.rate_per_s
             )
             result = generator.measure(command)
-            main = sum(result.cpu_ns.get(pid, 0) for pid in target.main_pids)
             yield Slot(
-                measure=measure.key, round=index, beside=peer, proxy=proxy, main_cpu_ns=main, result=result
+                measure=measure.key,
+                round=index,
+                beside=peer,
+                proxy=proxy,
+                main_cpu_ns=sum(result.cpu_ns.get(pid, 0) for pid in target.main_pids),
+                result=result,
+                main_peak_bytes=sum(result.peak_bytes.get(pid, 0) for pid in target.main_pids),
             )
 
 
-def _start_replica(fleet: Fleet, plan: Plan, folder: Path, *, canned: bool) -> tuple[Child, int]:
-    """Start nginx with a canned answer when it is there and enough, else our own replica."""
-    place = folder / "replica"
+def _start_replica(fleet: Fleet, plan: Plan, stage_site: Site, stage: Stage) -> tuple[Child, Site]:
+    """Start nginx with a canned answer when it is there and enough, else a replica of ours.
+
+    Returned with the site on which the proxies build: the replica's port for them, and that of direct to listen on.
+    """
+    place = stage_site.folder / "replica"
     place.mkdir()
     nginx = Nginx()
-    if canned and nginx.binary() is not None:
-        (port,) = free_ports(1)
-        command = nginx.configure_replica(Site(place, port, 0, 0))
-        child = fleet.start("replica", command, folder=place, cpus=plan.pins.replica)
+    if stage.canned and stage.wire != "h2" and nginx.binary() is not None:
+        port, tls_port = free_ports(2)
+        site = replace(stage_site, folder=place, listen_port=port, admin_port=tls_port)
+        child = fleet.start("replica", nginx.configure_replica(site), folder=place, cpus=plan.pins.replica)
         wait_ready(child, Readiness(port, "/health"))
-        return child, port
+        direct_port = tls_port if stage.wire == "tls" else port
+        return child, replace(stage_site, listen_port=direct_port, replica_port=port)
+    events, interval_ms = STREAM_EVENTS, EVENT_INTERVAL_MS
+    if stage.canned and stage.wire == "h2":
+        events, interval_ms = 1, 0.0
     command = [
-        sys.executable, "-m", "loadtest.replica",
-        "--events", str(STREAM_EVENTS), "--interval-ms", str(EVENT_INTERVAL_MS),
+        sys.executable, "-m", "loadtest.h2_replica" if stage.wire == "h2" else "loadtest.replica",
+        "--events", str(events), "--interval-ms", str(interval_ms),
     ]  # fmt: skip
     environment = {"PYTHONPATH": str(CHECKOUT)}
     child = fleet.start("replica", command, folder=place, cpus=plan.pins.replica, environment=environment)
-    return child, _announced_port(child)
+    port = _announced_port(child)
+    return child, replace(stage_site, listen_port=port, replica_port=port)
 
 
 def _announced_port(child: Child) -> int:
@@ -175,23 +196,23 @@ def _announced_port(child: Child) -> int:
 
 
 def _start_proxies(
-    fleet: Fleet, plan: Plan, folder: Path, replica_port: int, failed: list[str]
+    fleet: Fleet, plan: Plan, stage_site: Site, stage: Stage, failed: list[str]
 ) -> tuple[list[Child], dict[str, Target]]:
-    """Start ours and every peer that has a part in the plan, all in front of `replica_port`."""
-    works = {one.work for one in plan.measures}
+    """Start ours and every peer that has a part in the stage, all in front of its replica."""
+    works = {one.work for one in plan.measures} & set(stage.works)
     proxies: list[Peer] = [plan.ours, *(peer for peer in plan.peers if works & peer.works)]
     ports = free_ports(2 * len(proxies))
     started: list[tuple[Peer, Site, Child]] = []
     for peer in proxies:
-        place = folder / peer.name
+        place = stage_site.folder / peer.name
         place.mkdir()
-        site = Site(place, ports.pop(), ports.pop(), replica_port)
+        site = replace(stage_site, folder=place, listen_port=ports.pop(), admin_port=ports.pop())
         command = peer.configure(site)
         child = fleet.start(
             peer.name, command, folder=place, cpus=plan.pins.proxy, environment=peer.environment()
         )
         started.append((peer, site, child))
-    targets = {DIRECT: Target(replica_port, [], [])}
+    targets = {DIRECT: Target(stage_site.listen_port, [], [])}
     for peer, site, child in started:
         try:
             wait_ready(child, peer.readiness(site))

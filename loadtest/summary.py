@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 class Figures(msgspec.Struct, frozen=True, kw_only=True):
     """One proxy at one measure, over its rounds. Times in microseconds, rates in units per second.
 
-    `latency` figures are of answers (unary), of round trips (WebSocket) and of first events (SSE).
+    `latency` figures are of answers (unary), of round trips (WebSocket), of first events or messages (streams), of
+    handshakes (TLS).
     `relay_cpu_us` leaves out our supervisor; for the peers it equals `cpu_us`.
     """
 
@@ -34,6 +35,7 @@ class Figures(msgspec.Struct, frozen=True, kw_only=True):
     p99_us: Spread | None
     added_p50_us: Spread | None
     gap_p99_us: Spread | None
+    peak_mib: Spread | None
     rate_per_s: Spread | None
     errors: int
     detail: str
@@ -112,6 +114,7 @@ def _figures(proxy: str, slots: list[Slot]) -> Figures:
         if proxy == DIRECT
         else spread(added_p50_us(slot, base.get(_group(slot))) for slot in own),
         gap_p99_us=spread(gap.p99_us if gap else None for gap in gaps),
+        peak_mib=spread(slot.peak_mib() for slot in own),
         rate_per_s=spread(slot.rate() for slot in own),
         errors=sum(slot.result.errors for slot in own),
         detail=next((slot.result.detail for slot in own if slot.result.detail), ""),

@@ -13,16 +13,17 @@ from typing import TYPE_CHECKING
 
 from loadtest import wire
 from loadtest.clients.http1 import Connection
+from loadtest.clients.window import Paced
 
 if TYPE_CHECKING:
     from loadtest.clients.window import Command, Window
 
 
-class ClosedLoop:
+class ClosedLoop(Paced):
     """`Client` of the closed loop; a unit is a request answered with 200."""
 
     def __init__(self, command: Command, window: Window) -> None:
-        self.command = command
+        super().__init__(command)
         self.window = window
         self.request = wire.chat_request(f"127.0.0.1:{command.port}", stream=False)
         self.connections: list[Connection] = []

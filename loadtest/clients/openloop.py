@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from loadtest import wire
 from loadtest.clients.http1 import Connection
 from loadtest.clients.ticker import Ticker
+from loadtest.clients.window import Paced
 
 if TYPE_CHECKING:
     from loadtest.clients.window import Command, Window
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
 DRAIN_S = 2.0  # well above any latency worth a percentile; bounds the run when a proxy hangs
 
 
-class OpenLoop:
+class OpenLoop(Paced):
     """`Client` of the open loop; a unit is a request intended within the window and answered with 200."""
 
     def __init__(self, command: Command, window: Window) -> None:
         if command.rate_per_s <= 0:
             raise ValueError("an open loop needs a rate")
-        self.command = command
+        super().__init__(command)
         self.window = window
         self.interval_s = 1.0 / command.rate_per_s
         self.request = wire.chat_request(f"127.0.0.1:{command.port}", stream=False)

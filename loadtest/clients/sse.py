@@ -14,6 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, cast
 
 from loadtest import wire
+from loadtest.clients.window import Paced
 
 if TYPE_CHECKING:
     from loadtest.clients.window import Command, Window
@@ -100,11 +101,11 @@ class StreamConnection(asyncio.Protocol):
             self.window.fail(f"connection lost after {self.events} events")
 
 
-class Streams:
+class Streams(Paced):
     """`Client` of the streams; a unit is an event."""
 
     def __init__(self, command: Command, window: Window) -> None:
-        self.command = command
+        super().__init__(command)
         self.window = window
         self.request = wire.chat_request(f"127.0.0.1:{command.port}", stream=True)
         self.connections: list[StreamConnection] = []

@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, cast
 
 from loadtest import wire
+from loadtest.clients.window import Paced
 
 if TYPE_CHECKING:
     from loadtest.clients.window import Command, Window
@@ -81,11 +82,11 @@ class PingPong(asyncio.Protocol):
             self.window.fail("connection lost")
 
 
-class WebSockets:
+class WebSockets(Paced):
     """`Client` of the ping-pong; a unit is one message relayed in one direction."""
 
     def __init__(self, command: Command, window: Window) -> None:
-        self.command = command
+        super().__init__(command)
         self.window = window
         self.connections: list[PingPong] = []
 

@@ -7,6 +7,7 @@ Imports `percentiles`.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import time
 from typing import Literal, Protocol
@@ -15,14 +16,16 @@ import msgspec
 
 from loadtest.percentiles import Distribution, distribution
 
-Mode = Literal["closed", "open", "sse", "websocket"]
+Mode = Literal["closed", "open", "sse", "websocket", "h2load", "grpc-streams", "h2-body", "tls"]
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):
     """One measurement that the generator is asked for.
 
     `pids` are the processes whose CPU time is read at both ends of the window. `events` is the length
-    of a stream including `[DONE]`, by which a truncated one is told. `rate_per_s` is the open loop's.
+    of a stream including `[DONE]`, by which a truncated one is told. `rate_per_s` is the open loop's;
+    `streams` are calls at once on each connection (HTTP/2); `resume` is of TLS sessions; with
+    `deadline` each call carries a grpc-timeout.
     """
 
     mode: Mode
@@ -32,11 +35,15 @@ class Command(msgspec.Struct, frozen=True, kw_only=True):
     warmup_s: float
     rate_per_s: float = 0.0
     events: int = 0
+    streams: int = 1
+    body_mib: int = 0
+    resume: bool = False
+    deadline: bool = False
     pids: list[int] = []
 
 
 class Result(msgspec.Struct, frozen=True, kw_only=True):
-    """What one measurement gave; `units` are requests, events or relayed messages in `elapsed_s`."""
+    """What one measurement gave: `units` (see the measure) in `elapsed_s`; per process CPU time and peak memory."""
 
     units: int
     errors: int
@@ -46,12 +53,26 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     gap: Distribution | None
     cpu_ns: dict[int, int]
     detail: str
+    peak_bytes: dict[int, int] = {}
 
 
 class Window:
-    """Counts of what completes between `begin` and `end`; all times are `time.perf_counter` seconds."""
+    """Counts of what completes between `begin` and `end`; all times are `time.perf_counter` seconds.
 
-    __slots__ = ("begun_at", "detail", "ended_at", "errors", "first_events", "gaps", "latencies", "units")
+    `took_s`, where a client knows it better, is what the units took.
+    """
+
+    __slots__ = (
+        "begun_at",
+        "detail",
+        "ended_at",
+        "errors",
+        "first_events",
+        "gaps",
+        "latencies",
+        "took_s",
+        "units",
+    )
 
     def __init__(self) -> None:
         self.begun_at = math.inf
@@ -62,6 +83,7 @@ class Window:
         self.first_events: list[float] = []
         self.gaps: list[float] = []
         self.detail = ""
+        self.took_s = 0.0
 
     def begin(self) -> None:
         """Forget the warm-up (its errors stay) and count from now."""
@@ -85,17 +107,18 @@ class Window:
         if not self.detail:
             self.detail = detail
 
-    def result(self, units: int, cpu_ns: dict[int, int]) -> Result:
+    def result(self, units: int, cpu_ns: dict[int, int], peak_bytes: dict[int, int]) -> Result:
         """Summary, with `units` as counted when the CPU clocks were read."""
         return Result(
             units=units,
             errors=self.errors,
-            elapsed_s=self.ended_at - self.begun_at if self.ended() else 0.0,
+            elapsed_s=self.took_s or (self.ended_at - self.begun_at if self.ended() else 0.0),
             latency=distribution(self.latencies),
             first_event=distribution(self.first_events),
             gap=distribution(self.gaps),
             cpu_ns=cpu_ns,
             detail=self.detail,
+            peak_bytes=peak_bytes,
         )
 
 
@@ -105,8 +128,22 @@ class Client(Protocol):
     async def start(self) -> None:
         """Connect everything and begin to send."""
 
+    async def work(self) -> None:
+        """Do the window's work; when this returns the window is over."""
+
     async def drain(self) -> None:
         """Wait, a bounded time, for what the window still needs; called after the window ended."""
 
     def close(self) -> None:
         """Drop every connection at once."""
+
+
+class Paced:
+    """The part of a `Client` whose window is a length of time."""
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+
+    async def work(self) -> None:
+        """Let the time pass."""
+        await asyncio.sleep(self.command.duration_s)

@@ -14,17 +14,25 @@ import sys
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
+
+Wire = Literal["http1", "h2", "tls"]
+"""What a proxy speaks: HTTP/1.1 on both sides; HTTP/2 in the clear on both; HTTP/1.1, inside TLS before it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where one instance of a peer runs: a folder of its own and loopback ports."""
+    """Where one instance of a peer runs: a folder of its own and loopback ports; what it speaks there.
+
+    `certificate` is the folder of `certificate.pem` and `key.pem`; only where `wire` is "tls".
+    """
 
     folder: Path
     listen_port: int
     admin_port: int
     replica_port: int
+    wire: Wire = "http1"
+    certificate: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +56,7 @@ class Peer(Protocol):
 
     @property
     def works(self) -> frozenset[str]:
-        """Works it can do, of unary, sse and websocket."""
+        """Works it can do."""
 
     def binary(self) -> Path | None:
         """Path of the executable; None when it is not installed."""
@@ -69,7 +77,14 @@ class Peer(Protocol):
         """Variables on top of the inherited environment."""
 
 
-ALL_WORKS = frozenset(("unary", "sse", "websocket"))
+HTTP1_WORKS = frozenset(("unary", "sse", "websocket"))
+ALL_WORKS = HTTP1_WORKS | frozenset(("grpc", "grpc-stream", "h2-body", "tls"))
+
+
+def certificate_files(site: Site) -> tuple[Path, Path]:
+    """Certificate and key of a site that speaks TLS."""
+    assert site.certificate is not None
+    return site.certificate / "certificate.pem", site.certificate / "key.pem"
 
 
 def find_binary(name: str) -> Path | None:

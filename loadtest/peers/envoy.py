@@ -9,7 +9,14 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from loadtest.peers.base import ALL_WORKS, Readiness, Site, find_binary, package_version
+from loadtest.peers.base import (
+    ALL_WORKS,
+    Readiness,
+    Site,
+    certificate_files,
+    find_binary,
+    package_version,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,7 +72,7 @@ def bootstrap(site: Site) -> dict[str, Any]:
                 {
                     "name": "downstream",
                     "address": _address(site.listen_port),
-                    "filter_chains": [{"filters": [_connection_manager(site)]}],
+                    "filter_chains": [{"filters": [_connection_manager(site)], **_tls(site)}],
                 }
             ],
             "clusters": [
@@ -74,6 +81,7 @@ def bootstrap(site: Site) -> dict[str, Any]:
                     "type": "STATIC",
                     "connect_timeout": "1s",
                     "lb_policy": "LEAST_REQUEST",
+                    **_upstream_protocol(site),
                     "circuit_breakers": {
                         "thresholds": [
                             {
@@ -92,6 +100,37 @@ def bootstrap(site: Site) -> dict[str, Any]:
                 }
             ],
         },
+    }
+
+
+def _upstream_protocol(site: Site) -> dict[str, Any]:
+    """HTTP/2 to the replica where the site speaks it; in from the client Envoy tells the two apart by itself."""
+    if site.wire != "h2":
+        return {}
+    kind = f"{_EXTENSIONS}.upstreams.http.v3.HttpProtocolOptions"
+    return {
+        "typed_extension_protocol_options": {
+            kind.removeprefix("type.googleapis.com/"): {
+                "@type": kind,
+                "explicit_http_config": {"http2_protocol_options": {}},
+            }
+        }
+    }
+
+
+def _tls(site: Site) -> dict[str, Any]:
+    if site.wire != "tls":
+        return {}
+    certificate, key = map(str, certificate_files(site))
+    chain = {"certificate_chain": {"filename": certificate}, "private_key": {"filename": key}}
+    return {
+        "transport_socket": {
+            "name": "envoy.transport_sockets.tls",
+            "typed_config": {
+                "@type": f"{_EXTENSIONS}.transport_sockets.tls.v3.DownstreamTlsContext",
+                "common_tls_context": {"tls_certificates": [chain]},
+            },
+        }
     }
 
 

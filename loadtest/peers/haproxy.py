@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loadtest.peers.base import ALL_WORKS, Readiness, Site, asked_version, find_binary
+from loadtest.peers.base import HTTP1_WORKS, Readiness, Site, asked_version, find_binary
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +51,7 @@ class HAProxy:
 
     name = "haproxy"
     package = "apt install haproxy"
-    works = ALL_WORKS
+    works = HTTP1_WORKS
 
     def binary(self) -> Path | None:
         """Path of the executable, if any."""

@@ -10,7 +10,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.peers.base import ALL_WORKS, Readiness, Site, package_version
+from loadtest.peers.base import ALL_WORKS, Readiness, Site, certificate_files, package_version
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -35,10 +35,16 @@ class Ours:
 
     def configure(self, site: Site) -> list[str]:
         """Command line only: a static table with one replica."""
+        listen = ["--listen", f"127.0.0.1:{site.listen_port}"]
+        if site.wire == "tls":
+            certificate, key = map(str, certificate_files(site))
+            listen = ["--listen", "127.0.0.1:0", "--listen-tls", listen[1], "--tls-cert", certificate]
+            listen += ["--tls-key", key]
+        scheme = "h2c" if site.wire == "h2" else "http"
         return [
             str(self.python), "-m", "router", "serve",
-            "--listen", f"127.0.0.1:{site.listen_port}",
-            "--replica", f"http://127.0.0.1:{site.replica_port}",
+            *listen,
+            "--replica", f"{scheme}://127.0.0.1:{site.replica_port}",
             "--workers", "1",
             "--admin", f"127.0.0.1:{site.admin_port}",
             "--access-log", str(site.folder / "access.log"),

@@ -11,14 +11,17 @@ import time
 import pytest
 from click.testing import CliRunner
 
-from loadtest.compare import main
+from loadtest.certificate import openssl
+from loadtest.clients import h2load
+from loadtest.compare import doable, main
 from loadtest.cpu import process_tree
+from loadtest.peers import Nginx
 from loadtest.peers.base import Readiness
 from loadtest.processes import Fleet, NotReadyError, wait_ready
 
 # A router of a few lines: what the options mean is the contract with `python -m router serve`.
 STAND_IN = """#!{python}
-import asyncio, sys
+import asyncio, ssl, sys
 def port(name):
     return int(sys.argv[sys.argv.index(name) + 1].rsplit(":", 1)[1])
 async def pipe(reader, writer):
@@ -33,6 +36,10 @@ async def ready(reader, writer):
     writer.write(b"HTTP/1.1 200 OK\\r\\ncontent-length: 2\\r\\n\\r\\nok")
 async def main():
     await asyncio.start_server(relay, "127.0.0.1", port("--listen"))
+    if "--listen-tls" in sys.argv:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.load_cert_chain(*(sys.argv[sys.argv.index(name) + 1] for name in ("--tls-cert", "--tls-key")))
+        await asyncio.start_server(relay, "127.0.0.1", port("--listen-tls"), ssl=tls)
     await asyncio.start_server(ready, "127.0.0.1", port("--admin"))
     await asyncio.Event().wait()
 asyncio.run(main())
@@ -60,7 +67,10 @@ def test_a_whole_run_leaves_a_report_and_no_process(stand_in, tmp_path):
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     measured = {slot["measure"] for slot in report["slots"]}
-    assert measured == {"unary-1", "unary-32", "unary-open", "sse-32", "websocket-8"}
+    expected = {"unary-1", "unary-32", "unary-open", "sse-32", "websocket-8", "grpc-stream-32"}
+    expected |= {"grpc-1", "grpc-4x8"} if h2load.binary() else set()
+    expected |= {"tls-full"} if openssl() and Nginx().binary() else set()
+    assert measured == expected
     assert not [slot for slot in report["slots"] if slot["result"]["errors"]]
     for slot in report["slots"]:
         assert bool(slot["result"]["cpu_ns"]) == (slot["proxy"] != "direct")
@@ -101,6 +111,22 @@ def test_unknown_names_are_refused():
     result = CliRunner().invoke(main, ["--peer", "envoy,traefik"])
     assert result.exit_code == 2
     assert "traefik: choose from envoy, nginx, haproxy, sglang-router" in result.output
+
+
+def test_a_name_for_several_works(stand_in, tmp_path):
+    result = CliRunner().invoke(main, command(stand_in, tmp_path / "report", "--quick", "--work", "h2"))
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    measured = {slot["measure"] for slot in report["slots"]}
+    assert "grpc-stream-32" in measured
+    assert all(name.startswith("grpc") for name in measured)
+
+
+def test_a_missing_tool_is_named(monkeypatch):
+    monkeypatch.setattr("loadtest.compare.h2load.binary", lambda: None)
+    assert doable(["unary", "grpc"]) == (
+        ["unary"], ["h2load is not installed (apt install nghttp2-client): grpc is not measured."],
+    )  # fmt: skip
 
 
 def test_a_router_that_does_not_start_is_reported(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from loadtest.certificate import make_certificate, openssl
 from loadtest.compare import present, skips
 from loadtest.measures import chosen
 from loadtest.peers import PEERS, Envoy, HAProxy, Nginx, Ours, SglangRouter
@@ -13,9 +14,13 @@ from loadtest.pins import choose_pins
 from loadtest.processes import free_ports
 from loadtest.rounds import Plan
 
+WIRES = ("http1", "h2", "tls")
 
-def site(folder):
-    return Site(folder, *free_ports(3))
+
+def site(folder, wire="http1"):
+    if wire == "tls":
+        return Site(folder, *free_ports(3), wire, make_certificate(folder))
+    return Site(folder, *free_ports(3), wire)
 
 
 def validate(peer, where):
@@ -24,21 +29,32 @@ def validate(peer, where):
     assert answer.returncode == 0, answer.stdout + answer.stderr
 
 
-@pytest.mark.parametrize("peer", [Envoy(), Nginx(), HAProxy()], ids=lambda peer: peer.name)
-def test_configuration_validates(peer, tmp_path):
+@pytest.mark.parametrize(
+    ("peer", "wire"),
+    [
+        (peer, wire)
+        for peer, wires in ((Envoy(), WIRES), (Nginx(), WIRES), (HAProxy(), WIRES[:1]))
+        for wire in wires
+    ],
+    ids=lambda value: value if isinstance(value, str) else value.name,
+)
+def test_configuration_validates(peer, wire, tmp_path):
     if peer.binary() is None:
         pytest.skip(f"{peer.name} is not installed")
-    where = site(tmp_path)
+    if wire == "tls" and openssl() is None:
+        pytest.skip("openssl is not installed")
+    where = site(tmp_path, wire)
     command = peer.configure(where)
     assert Path(command[0]) == peer.binary()
     validate(peer, where)
 
 
-def test_the_canned_replica_validates(tmp_path):
+@pytest.mark.parametrize("wire", ["http1", "tls"])
+def test_the_canned_replica_validates(tmp_path, wire):
     peer = Nginx()
     if peer.binary() is None:
         pytest.skip("nginx is not installed")
-    where = site(tmp_path)
+    where = site(tmp_path, wire)
     peer.configure_replica(where)
     validate(peer, where)
 
@@ -95,6 +111,15 @@ def test_what_a_peer_cannot_do_is_named():
     assert skips(plan) == ["sglang-router does not relay websocket: not compared there."]
     websocket = next(one for one in plan.measures if one.work == "websocket")
     assert plan.groups(websocket) == ["envoy", "nginx", "haproxy"]
+
+
+def test_ours_speaks_what_the_site_speaks(tmp_path):
+    command = Ours().configure(Site(tmp_path, 1, 2, 3, "h2"))
+    assert command[command.index("--replica") + 1] == "h2c://127.0.0.1:3"
+    command = Ours().configure(Site(tmp_path, 1, 2, 3, "tls", tmp_path))
+    assert command[command.index("--listen-tls") + 1] == "127.0.0.1:1"
+    assert command[command.index("--tls-key") + 1] == str(tmp_path / "key.pem")
+    assert command[command.index("--replica") + 1] == "http://127.0.0.1:3"
 
 
 @pytest.mark.parametrize(
