@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from router.errors import ProxyError
     from router.http import Field, RequestHead
     from router.routing.load import Replica
+    from router.routing.spec import DialSpec
     from router.routing.table import Table
     from router.stream import PendingStream, ResponseReceiver, UpstreamStream
 
@@ -39,9 +40,12 @@ class Pool(Protocol):
     """Streams to replicas."""
 
     def open(
-        self, replica: Replica, receiver: ResponseReceiver, connect_s: float, *, fresh: bool
-    ) -> UpstreamStream | PendingStream:
-        """Return a stream on a pooled connection at once, or a pending one; `fresh` forbids pooled ones."""
+        self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec, *, fresh: bool
+    ) -> UpstreamStream | PendingStream | ProxyError:
+        """Return a stream on a connection that is there at once, or a pending one, or why there can be none.
+
+        `fresh` forbids those that serve one request after another, of which one was just found dead.
+        """
 
 
 class Gate(Protocol):

@@ -54,6 +54,7 @@ class EndpointCounters:
         "duration",
         "event_gap",
         "first_byte",
+        "grpc_statuses",
         "in_flight",
         "overhead",
         "requests",
@@ -66,6 +67,7 @@ class EndpointCounters:
         self.in_flight = 0
         self.statuses: dict[int, int] = {}
         self.codes: dict[str, int] = {}
+        self.grpc_statuses: dict[int, int] = {}
         self.aborts = 0
         self.retries = 0
         self.dropped_trailers = 0
@@ -82,6 +84,7 @@ WORKER_NUMBERS = (
     "connections_accepted",
     "connections_open",
     "connections_refused",
+    "floods",
     "internal_errors",
     "malformed_requests",
     "proxy_headers_refused",
@@ -103,6 +106,7 @@ class WorkerCounters:
         self.connections_accepted = 0
         self.connections_open = 0
         self.connections_refused = 0
+        self.floods = 0
         self.proxy_headers_refused = 0
         self.tls_handshakes = 0
         self.tls_handshake_failures = 0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from router.exchange import Exchange
     from router.http import Headers, ResponseHead
     from router.routing.load import Replica
+    from router.routing.spec import DialSpec
     from router.stream import UpstreamStream
 
 # Of other statuses the engine's own words tell more than ours would: they pass as they are.
@@ -125,9 +126,11 @@ class AbortCall(ResponseReceiver):
         self._stream: UpstreamStream | None = None
         self.watch_tick = -1
 
-    def begin(self, opened: UpstreamStream | PendingStream) -> None:
+    def begin(self, opened: UpstreamStream | PendingStream | ProxyError) -> None:
         """Take what the pool returned."""
-        if isinstance(opened, PendingStream):
+        if isinstance(opened, ProxyError):
+            self.upstream_failed(opened)
+        elif isinstance(opened, PendingStream):
             self._pending = opened
         else:
             self.upstream_ready(opened)
@@ -184,8 +187,8 @@ class AbortCall(ResponseReceiver):
         """Nothing to do."""
 
 
-def abort(core: Core, replica: Replica, connect_s: float, rid: bytes) -> None:
+def abort(core: Core, replica: Replica, dial: DialSpec, rid: bytes) -> None:
     """Tell the engine to stop generating for the request that it knows as `rid`."""
     call = AbortCall(replica, rid, core.clock.now + ABORT_S)
     core.wheel.watch(call)
-    call.begin(core.pool.open(replica, call, connect_s, fresh=False))
+    call.begin(core.pool.open(replica, call, dial, fresh=False))

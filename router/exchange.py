@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Final
 from router.counters import BOUNDS_S
 from router.engine_manners import FirstEventGuard, abort
 from router.errors import WIRE, Kind, ProxyError, Retry, Source
-from router.http import NO_FIELDS, ResponseHead
-from router.local_reply import error_event, local_reply
+from router.http import NO_FIELDS, NO_GRPC_STATUS, ResponseHead, read_grpc_status
+from router.local_reply import error_event, grpc_reply, grpc_trailers, local_reply
 from router.routing.load import (
     OUTCOME_BACKPRESSURE,
     OUTCOME_CANCELLED,
@@ -42,8 +42,10 @@ MAX_REPLAY_BYTES: Final = 65_536  # of a request's body, kept while it might hav
 REFUSAL_WAIT_S: Final = 2.0  # for that body, before the answer is given without it
 MAX_DISCARD_BYTES: Final = 65_536  # of a refused request's body, read so that the connection can be kept
 MAX_TIMEOUT_DIGITS = 9
+MAX_TIMEOUT_S: Final = 1e6  # eleven days: what a client may ask for at most
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
+_GRPC_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
 _REACHED_NO: Final = b"no"
 _REACHED_MAYBE: Final = b"maybe"
 _REACHED_YES: Final = b"yes"
@@ -64,6 +66,16 @@ _BLAME: Final = {
     Kind.FIRST_BYTE_TIMEOUT: OUTCOME_FAILED,
     Kind.AT_CAPACITY: OUTCOME_BACKPRESSURE,  # said in a stream's first event
 }
+# For a request that moves on: a replica that refuses a stream is full, one that says goodbye did nothing wrong.
+_MOVED: Final = {
+    Kind.CONNECT_FAILED: OUTCOME_FAILED,
+    Kind.CONNECT_TIMEOUT: OUTCOME_FAILED,
+    Kind.UPSTREAM_RESET: OUTCOME_BACKPRESSURE,
+    Kind.AT_CAPACITY: OUTCOME_BACKPRESSURE,
+}
+# What a replica's gRPC status says of its standing; the others are the application's.
+_GRPC_OUTCOMES: Final = {8: OUTCOME_BACKPRESSURE, 14: OUTCOME_BACKPRESSURE}
+_GRPC_UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _SILENT: Final = (Kind.CLIENT_GONE, Kind.CLIENT_STALLED)  # nobody is there to be answered
 
 class Exchange(RequestReceiver, ResponseReceiver):
@@ -78,6 +90,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         "_endpoint",
         "_finished",
         "_first_byte_deadline_s",
+        "_grpc_status",
         "_head",
         "_head_ends",
         "_is_event_stream",
@@ -129,6 +142,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         self._deadline_s = 0.0
         self._first_byte_deadline_s = 0.0
         self._status = 0
+        self._grpc_status = NO_GRPC_STATUS
         self._received_bytes = 0
         self._sent_bytes = 0
         self._max_body_bytes = 0
@@ -270,7 +284,10 @@ class Exchange(RequestReceiver, ResponseReceiver):
             return
         self._lease = lease
         receiver: ResponseReceiver = FirstEventGuard(self) if endpoint.mends_sglang else self
-        stream = core.pool.open(lease.replica, receiver, endpoint.timeouts.connect_s, fresh=fresh)
+        stream = core.pool.open(lease.replica, receiver, endpoint.dial, fresh=fresh)
+        if isinstance(stream, ProxyError):
+            self.upstream_failed(stream)
+            return
         if isinstance(stream, PendingStream):
             self._pending = stream
             self._opened_s = now
@@ -303,7 +320,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         if replay:
             for i, data in enumerate(replay, 1):
                 stream.send_data(data, self._replay_ended and i == len(replay))
-        if not stream.reused or head.shape.upgrade is not None:
+        if not stream.may_be_untouched or head.shape.upgrade is not None:
             self._replay = None
         elif replay is None:
             self._replay = []
@@ -318,7 +335,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
             if head.shape.upgrade is not None:
                 # RFC 6455 §4.1: nothing of the tunnel may pass before the replica answered 101.
                 self._downstream.hold(HOLD_NO_UPSTREAM)
-            elif not stream.reused:
+            elif self._opened_s or self._retries:
                 self._downstream.release(HOLD_NO_UPSTREAM)
 
     def _retry(self, error: ProxyError) -> bool:
@@ -330,7 +347,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         if newer is not None:  # the one in force when the request came may be many versions old by now
             self._endpoint = endpoint = newer
         untouched = error.retry is Retry.SAFE
-        if error.retry is Retry.IF_REUSED and upstream is not None and upstream.reused:
+        if error.retry is Retry.IF_REUSED and upstream is not None and upstream.may_be_untouched:
             untouched = upstream.is_untouched()
         if not untouched:
             return False
@@ -343,7 +360,8 @@ class Exchange(RequestReceiver, ResponseReceiver):
             self.tried += (lease.replica,)
             if all(replica in self.tried for replica in endpoint.picker.eligible):
                 return False
-        self._release(OUTCOME_FAILED if error.retry is Retry.SAFE else OUTCOME_CANCELLED)
+        safe = error.retry is Retry.SAFE
+        self._release(_MOVED.get(error.kind, OUTCOME_CANCELLED) if safe else OUTCOME_CANCELLED)
         self._upstream = None
         if not self._retries:
             core.retrying += 1
@@ -407,6 +425,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
             self._downstream.release(HOLD_NO_UPSTREAM)
         else:
             self._status = status
+            self._grpc_status = shape.grpc_status
             self._downstream.send_head(head, end)
         if end:
             self._finish(None)
@@ -430,7 +449,11 @@ class Exchange(RequestReceiver, ResponseReceiver):
         """Relay the trailers if the client said that it takes them (RFC 9110 §6.5.1)."""
         request = self._head
         assert request is not None
-        if request.shape.trailers_wanted:
+        if request.shape.is_grpc:
+            for name, value in trailers:
+                if name == b"grpc-status":
+                    self._grpc_status = read_grpc_status(value)
+        if request.shape.takes_trailers:
             self._downstream.send_trailers(trailers)
         else:
             self._counters.dropped_trailers += 1
@@ -513,7 +536,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
             if self._rid and not self._status and error.kind is not Kind.AT_CAPACITY:
                 assert endpoint is not None
                 assert lease is not None
-                abort(self._core, lease.replica, endpoint.timeouts.connect_s, self._rid)
+                abort(self._core, lease.replica, endpoint.dial, self._rid)
         if error.kind not in _SILENT:
             self._answer(error)
         elif upstream is not None:
@@ -522,6 +545,11 @@ class Exchange(RequestReceiver, ResponseReceiver):
 
     def _answer(self, error: ProxyError) -> None:
         downstream = self._downstream
+        request = self._head
+        assert request is not None
+        if request.shape.is_grpc:
+            self._answer_grpc(error)
+            return
         if not self._status:
             self._status = WIRE[error.kind].status
             head, body = local_reply(error, self._reached, self._request_id)
@@ -531,6 +559,15 @@ class Exchange(RequestReceiver, ResponseReceiver):
         if self._is_event_stream:
             downstream.send_data(error_event(error, self._last_event), False)
         downstream.reset(error)
+
+    def _answer_grpc(self, error: ProxyError) -> None:
+        """Say it as a status: in trailers alone, or behind what the replica sent so far."""
+        self._grpc_status = WIRE[error.kind].grpc
+        if self._status:
+            self._downstream.send_trailers(grpc_trailers(error, self._reached))
+            return
+        self._status = 200
+        self._downstream.send_head(grpc_reply(error, self._reached, self._request_id), True)
 
     def _end_tunnel(self) -> None:
         """Half-closed once: wait for the other half. Twice: done."""
@@ -552,7 +589,8 @@ class Exchange(RequestReceiver, ResponseReceiver):
         replica_key = lease.replica.key if lease is not None else b""
         flag = code = b""
         if error is None:
-            self._release(_OUTCOMES.get(status, OUTCOME_OK))
+            outcomes = _OUTCOMES if self._grpc_status < 0 else _GRPC_OUTCOMES
+            self._release(outcomes.get(status if self._grpc_status < 0 else self._grpc_status, OUTCOME_OK))
         else:
             self._release(_BLAME.get(error.kind, OUTCOME_CANCELLED))
             if error.kind in _SILENT:
@@ -566,6 +604,9 @@ class Exchange(RequestReceiver, ResponseReceiver):
         duration_s = now - self._started_s
         counters.requests += 1
         counters.statuses[status] = counters.statuses.get(status, 0) + 1
+        grpc_status = self._grpc_status
+        if grpc_status >= 0:
+            counters.grpc_statuses[grpc_status] = counters.grpc_statuses.get(grpc_status, 0) + 1
         counters.bytes_received += self._received_bytes
         counters.bytes_sent += self._sent_bytes
         durations = counters.duration  # written out: a call costs as much as the work in it
@@ -617,20 +658,38 @@ class Exchange(RequestReceiver, ResponseReceiver):
     # -- rarely needed --------------------------------------------------------------------------------
 
     def _take_timeout(self, head: RequestHead, known: dict[bytes, bytes]) -> ProxyError | None:
-        """Apply `x-request-timeout-ms`: the smallest limit wins, and what remains of it is forwarded."""
-        timeout = known.get(b"x-request-timeout-ms")
-        if timeout is None:
+        """Apply `grpc-timeout` and `x-request-timeout-ms`: the smallest limit wins, its remainder is forwarded."""
+        now = self._core.clock.now
+        grpc_timeout, timeout = known.get(b"grpc-timeout"), known.get(b"x-request-timeout-ms")
+        if grpc_timeout is None and timeout is None:
             return None
-        if not timeout.isdigit() or len(timeout) > MAX_TIMEOUT_DIGITS:
-            return ProxyError(Kind.BAD_REQUEST, Source.DOWNSTREAM, detail="x-request-timeout-ms is not a number")
-        wanted_s = self._started_s + int(timeout) / 1e3
-        if not self._deadline_s or wanted_s < self._deadline_s:
-            self._deadline_s = wanted_s
-        left_s = self._deadline_s - self._core.clock.now
+        wanted_s = MAX_TIMEOUT_S
+        if grpc_timeout is not None:
+            match = _GRPC_TIMEOUT.fullmatch(grpc_timeout)
+            if match is None:
+                return ProxyError(Kind.BAD_REQUEST, Source.DOWNSTREAM, detail="grpc-timeout is not a time")
+            wanted_s = int(match[1]) * _GRPC_UNITS[match[2]]
+        if timeout is not None:
+            if not timeout.isdigit() or len(timeout) > MAX_TIMEOUT_DIGITS:
+                detail = "x-request-timeout-ms is not a number"
+                return ProxyError(Kind.BAD_REQUEST, Source.DOWNSTREAM, detail=detail)
+            wanted_s = min(wanted_s, int(timeout) / 1e3)
+        if not self._deadline_s or self._started_s + wanted_s < self._deadline_s:
+            self._deadline_s = self._started_s + wanted_s
+        left_s = self._deadline_s - now
         if left_s <= 0.0:
             return ProxyError(Kind.DEADLINE, Source.DOWNSTREAM)
-        head.added.append((b"x-request-timeout-ms", b"%d" % max(1, int(left_s * 1e3))))
+        if grpc_timeout is not None:
+            head.added.append((b"grpc-timeout", _grpc_timeout(left_s)))
+        if timeout is not None:
+            head.added.append((b"x-request-timeout-ms", b"%d" % max(1, int(left_s * 1e3))))
         return None
+
+
+def _grpc_timeout(left_s: float) -> bytes:
+    """Return a time as gRPC writes it: at most eight digits and a unit."""
+    left_us = max(1, int(left_s * 1e6))
+    return b"%du" % left_us if left_us < 100_000_000 else b"%dm" % min(left_us // 1_000, 99_999_999)
 
 
 def _accepted_id(known: dict[bytes, bytes]) -> bytes:

@@ -20,6 +20,7 @@ HOP_BY_HOP: Final = frozenset(
 # Request fields that the router consumes or rewrites: they are taken out of the forwarded ones.
 KNOWN_REQUEST: Final = frozenset(
     (
+        b"grpc-timeout",
         b"x-forwarded-for",
         b"x-forwarded-host",
         b"x-forwarded-proto",
@@ -42,6 +43,10 @@ FORBIDDEN_TRAILERS: Final = HOP_BY_HOP | KNOWN_REQUEST | KNOWN_RESPONSE | frozen
 NO_FIELDS: Final[dict[bytes, bytes]] = {}
 """Shared by every shape without known fields. Never written to."""
 
+NO_NAMES: Final[frozenset[bytes]] = frozenset()
+NO_GRPC_STATUS: Final = -1
+GRPC_UNKNOWN: Final = 2
+
 # Methods for which a body has no meaning, so that a missing one needs no `content-length: 0`.
 BODILESS_METHODS: Final = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT"))
 
@@ -52,7 +57,9 @@ class RequestShape:
     `authority` is lower-case host[:port]; `path` the origin-form target with its query; `fields` are
     forwarded as they are; `known` holds by name the fields that are not; `authorization` is a forwarded
     field too, named because the gate reads it; `upgrade` the protocol of an extended CONNECT (RFC 8441:
-    `websocket`) or None; `h1_lines` is what HTTP/1.1 made of all this, empty until it did.
+    `websocket`) or None. `sends_te`: it said `te: trailers`, which is passed on; `takes_trailers`: the client
+    can be sent some. `never_indexed` are names that the client wants in no table (RFC 7541 §6.2.3);
+    `h1_lines` and `h2_block` are what the protocols made of all this, empty until they did.
     """
 
     __slots__ = (
@@ -62,11 +69,15 @@ class RequestShape:
         "expects_continue",
         "fields",
         "h1_lines",
+        "h2_block",
+        "is_grpc",
         "known",
         "method",
+        "never_indexed",
         "path",
         "scheme",
-        "trailers_wanted",
+        "sends_te",
+        "takes_trailers",
         "upgrade",
         "version",
     )
@@ -81,9 +92,13 @@ class RequestShape:
         self.upgrade: bytes | None = None
         self.scheme = b"http"
         self.version = b"HTTP/1.1"
-        self.trailers_wanted = False
+        self.sends_te = False
+        self.takes_trailers = False
+        self.is_grpc = False
         self.expects_continue = False
+        self.never_indexed = NO_NAMES
         self.h1_lines = b""
+        self.h2_block = b""
         self._stripped: RequestShape | None = None
 
     def without_authorization(self) -> RequestShape:
@@ -96,7 +111,10 @@ class RequestShape:
         copy.upgrade = self.upgrade
         copy.scheme = self.scheme
         copy.version = self.version
-        copy.trailers_wanted = self.trailers_wanted
+        copy.sends_te = self.sends_te
+        copy.takes_trailers = self.takes_trailers
+        copy.is_grpc = self.is_grpc
+        copy.never_indexed = self.never_indexed
         copy.expects_continue = self.expects_continue
         self._stripped = copy
         return copy
@@ -117,10 +135,21 @@ class ResponseShape:
     """The part of a response head that is shared between responses.
 
     `is_event_stream`: its content type is text/event-stream; `accepts_tunnel`: it answers an extended
-    CONNECT, with status 200 as RFC 8441 has it, and bytes of the tunnel follow; `h1_lines` as for requests.
+    CONNECT, with status 200 as RFC 8441 has it, and bytes of the tunnel follow; `grpc_status`: of a response
+    that is all trailers, else `NO_GRPC_STATUS`; the rest as for requests.
     """
 
-    __slots__ = ("accepts_tunnel", "fields", "h1_lines", "is_event_stream", "known", "status")
+    __slots__ = (
+        "accepts_tunnel",
+        "fields",
+        "grpc_status",
+        "h1_lines",
+        "h2_block",
+        "is_event_stream",
+        "known",
+        "never_indexed",
+        "status",
+    )
 
     def __init__(self, status: int) -> None:
         self.status = status
@@ -128,7 +157,10 @@ class ResponseShape:
         self.known = NO_FIELDS
         self.is_event_stream = False
         self.accepts_tunnel = False
+        self.grpc_status = NO_GRPC_STATUS
+        self.never_indexed = NO_NAMES
         self.h1_lines = b""
+        self.h2_block = b""
 
 
 class ResponseHead:
@@ -140,3 +172,8 @@ class ResponseHead:
         self.shape = shape
         self.length = length
         self.added: Headers = []
+
+
+def read_grpc_status(value: bytes) -> int:
+    """Return the number in a `grpc-status`; UNKNOWN for what is none."""
+    return int(value) if value.isdigit() and len(value) <= 2 else GRPC_UNKNOWN

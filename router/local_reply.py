@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from email.utils import formatdate
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import msgspec
 
@@ -49,6 +50,14 @@ _MESSAGES: dict[Kind, str] = {
 }
 
 
+def _message(error: ProxyError) -> str:
+    message = _MESSAGES[error.kind]
+    return f"{message[:-1]}: {error.detail}." if error.detail else message
+
+
+_PRINTABLE = "".join(map(chr, range(0x20, 0x7F))).replace("%", "")
+
+
 def error_type(status: int) -> str:
     """Return the `type` of an OpenAI error body for an HTTP status."""
     if status == 401:
@@ -64,9 +73,7 @@ def error_type(status: int) -> str:
 
 def error_body(error: ProxyError) -> bytes:
     """Return the JSON body `{"error": {"type", "code", "message", "param"}}`."""
-    message = _MESSAGES[error.kind]
-    if error.detail:
-        message = f"{message[:-1]}: {error.detail}."
+    message = _message(error)
     return msgspec.json.encode(
         {
             "error": {
@@ -86,6 +93,26 @@ def error_event(error: ProxyError, last: bytes) -> bytes:
     """
     lead = b"" if not last or last.endswith((b"\n\n", b"\r\n\r\n")) else b"\n\n"
     return lead + b"event: error\ndata: " + error_body(error) + b"\n\n"
+
+
+def grpc_reply(error: ProxyError, reached: bytes, request_id: bytes) -> ResponseHead:
+    """Return the answer for `error` to a gRPC call: a head that is all trailers."""
+    shape = ResponseShape(200)
+    shape.fields = [(b"content-type", b"application/grpc"), *grpc_trailers(error, reached)]
+    if request_id:
+        shape.fields.append((b"x-request-id", request_id))
+    return ResponseHead(shape)
+
+
+def grpc_trailers(error: ProxyError, reached: bytes) -> Headers:
+    """Return what ends a gRPC call that failed here."""
+    return [
+        (b"grpc-status", b"%d" % WIRE[error.kind].grpc),
+        # Percent-encoded but for printable ASCII, says gRPC's description of its use of HTTP/2.
+        (b"grpc-message", quote(_message(error), safe=_PRINTABLE).encode()),
+        (b"x-router-error", error.kind.value.encode()),
+        (b"x-router-upstream-reached", reached),
+    ]
 
 
 def local_reply(error: ProxyError, reached: bytes, request_id: bytes) -> tuple[ResponseHead, bytes]:

@@ -86,11 +86,15 @@ class DownstreamStream(Stream):
 
 @trait
 class UpstreamStream(Stream):
-    """The replica's side of one request. `reused` says that the connection served an earlier one."""
+    """The replica's side of one request.
+
+    `may_be_untouched`: it may yet turn out that the request reached nobody, since its connection served an
+    earlier one or serves others beside it; so its body is worth keeping for a while.
+    """
 
     __slots__ = ()
 
-    reused: bool
+    may_be_untouched: bool
 
     def send_head(self, head: RequestHead, end: bool) -> None:
         """Queue the request head; the first call on a fresh stream."""
@@ -248,4 +252,8 @@ class Codec:
 
     def drain(self) -> None:
         """Finish what is under way, start nothing new."""
+        raise NotImplementedError
+
+    def cut(self, error: ProxyError) -> None:
+        """End now, telling every exchange under way. A server's codec only."""
         raise NotImplementedError

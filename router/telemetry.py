@@ -67,6 +67,7 @@ class EndpointSnapshot(msgspec.Struct):
     in_flight: int = 0
     statuses: dict[int, int] = {}
     codes: dict[str, int] = {}
+    grpc_statuses: dict[int, int] = {}
     aborts: int = 0
     retries: int = 0
     dropped_trailers: int = 0
@@ -124,6 +125,7 @@ def snapshot_endpoint(counters: EndpointCounters) -> EndpointSnapshot:
         in_flight=counters.in_flight,
         statuses=dict(counters.statuses),
         codes=dict(counters.codes),
+        grpc_statuses=dict(counters.grpc_statuses),
         aborts=counters.aborts,
         retries=counters.retries,
         dropped_trailers=counters.dropped_trailers,

@@ -25,7 +25,7 @@ class FakeStream:
     """Records what it is told and refuses what the seam forbids."""
 
     def __init__(self, reused=False, untouched=True):
-        self.reused = reused
+        self.may_be_untouched = reused
         self.untouched = untouched
         self.head = None
         self.data = b""
@@ -94,7 +94,7 @@ class FakePool:
         self.warm = []
         self.opened = []
 
-    def open(self, replica, receiver, connect_s, *, fresh):
+    def open(self, replica, receiver, dial, *, fresh):
         stream = self.warm.pop() if self.warm and not fresh else FakePending()
         self.opened.append((replica, stream))
         return stream

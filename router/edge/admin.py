@@ -104,7 +104,7 @@ class AdminListener:
         self._servers.clear()
         self.reactor.clock.read()
         for connection in list(self._connections):
-            connection.cut(ProxyError(Kind.DRAINING, Source.ROUTER))
+            connection.codec.cut(ProxyError(Kind.DRAINING, Source.ROUTER))
         self.reactor.outbox.flush()
 
     def admit(self, connection: ServerConnection) -> bool:

@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from router.core import Peer
 from router.transport.codec.h1.server import H1Server
+from router.transport.codec.h2.server import H2Server
+from router.transport.codec.preface import Preface
 from router.transport.shell import TcpShell
 
 if TYPE_CHECKING:
     import asyncio
 
     from router.errors import ProxyError
-    from router.stream import DownstreamStream, RequestReceiver
+    from router.stream import Codec, DownstreamStream, RequestReceiver
     from router.transport.codec.h1.limits import ServerLimits
     from router.transport.shell import Reactor
 
@@ -45,14 +47,14 @@ class ConnectionOwner(Protocol):
 class ServerConnection(TcpShell):
     """Accepted by its owner, which knows all of its connections."""
 
-    __slots__ = ("_owner", "h1", "peer")
+    __slots__ = ("_owner", "peer")
 
     def __init__(self, owner: ConnectionOwner, peer: Peer | None = None) -> None:
         super().__init__(owner.reactor)
+        self._delivers_rest = False  # a request of a client that is gone is of no use
         self._owner = owner
         self.peer = peer or _UNKNOWN
-        self.h1 = H1Server(self._on_request, owner.note_refused, owner.limits, self, owner.reactor.clock.read())
-        self.codec = self.h1
+        self.codec = Preface(self._choose, owner.limits, self, owner.reactor.clock.read())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Note the client's address, unless it is known already; refuse beyond the owner's limit."""
@@ -70,6 +72,17 @@ class ServerConnection(TcpShell):
     def _on_request(self, stream: DownstreamStream) -> RequestReceiver:
         return self._owner.receive(stream, self)
 
-    def cut(self, error: ProxyError) -> None:
-        """End the request under way as failed, then the connection."""
-        self.h1.cut(error)
+    def _choose(self, is_http2: bool) -> Codec:
+        """Go on with the codec of the version that the client speaks."""
+        owner = self._owner
+        now = self._clock.now
+        codec: Codec
+        if is_http2:
+            codec = H2Server(self._on_request, owner.note_refused, self._on_flood, owner.limits, self, now)
+        else:
+            codec = H1Server(self._on_request, owner.note_refused, owner.limits, self, now)
+        self.codec = codec
+        return codec
+
+    def _on_flood(self) -> None:
+        self.reactor.counters.floods += 1

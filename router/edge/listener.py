@@ -90,7 +90,7 @@ class Listener:
         """End whatever is left, WebSockets with a close frame; return how many requests were cut."""
         cut = self.core.in_flight
         for connection in list(self._connections):
-            connection.cut(error)
+            connection.codec.cut(error)
         self.reactor.outbox.flush()
         return cut
 

@@ -58,6 +58,7 @@ _ENDPOINT_HISTOGRAMS = (
 _WORKER_COUNTERS = (
     ("router_connections_accepted", "Client connections accepted.", "connections_accepted"),
     ("router_connections_refused", "Client connections refused at the limit.", "connections_refused"),
+    ("router_floods", "Client connections ended for wasting the router's time.", "floods"),
     ("router_upstream_connects", "Connections opened to replicas.", "upstream_connects"),
     ("router_upstream_reused", "Requests sent over a connection that served an earlier one.", "upstream_reused"),
     ("router_malformed_requests", "Requests refused before they were routed.", "malformed_requests"),
@@ -200,6 +201,7 @@ def _add_endpoint(total: EndpointSnapshot, now: EndpointSnapshot, before: Endpoi
         _add_growth(getattr(total, name), getattr(now, name), getattr(before, name))
     total.statuses = _grown(total.statuses, now.statuses, before.statuses)
     total.codes = _grown(total.codes, now.codes, before.codes)
+    total.grpc_statuses = _grown(total.grpc_statuses, now.grpc_statuses, before.grpc_statuses)
 
 
 def _add_replica(total: ReplicaTotals, now: ReplicaSnapshot, before: ReplicaSnapshot | None) -> None:
@@ -270,13 +272,18 @@ class RouterCollector(Collector):
         responses = CounterMetricFamily("router_responses", text, labels=["endpoint", "status"])
         text = "Failed requests by `x-router-error` code."
         errors = CounterMetricFamily("router_errors", text, labels=["endpoint", "code"])
+        text = "gRPC calls by status, of the replica or the router."
+        calls = CounterMetricFamily("router_grpc_calls", text, labels=["endpoint", "grpc_status"])
         for endpoint, counted in endpoints.items():
+            for grpc_status, count in sorted(counted.grpc_statuses.items()):
+                calls.add_metric([endpoint, str(grpc_status)], count)
             for status, count in sorted(counted.statuses.items()):
                 responses.add_metric([endpoint, str(status)], count)
             for code, count in sorted(counted.codes.items()):
                 errors.add_metric([endpoint, code], count)
         yield responses
         yield errors
+        yield calls
         for name, text, attribute in _ENDPOINT_HISTOGRAMS:
             histogram = HistogramMetricFamily(name, text, labels=["endpoint"])
             for endpoint, counted in endpoints.items():

@@ -82,6 +82,19 @@ class TlsSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     verify: bool = True
 
 
+class ConnectionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """HTTP/2 connections of one worker to one replica; HTTP/1.1 opens one a request and keeps those that are idle.
+
+    `floor` are opened ahead of any request and again when lost; a request that finds `ceiling` of them full is
+    refused. After `ping_s` without a byte on a connection in use a PING asks whether the replica lives; 0: never.
+    gRPC servers take one in five minutes and end the connection of who asks more often.
+    """
+
+    floor: Annotated[int, msgspec.Meta(ge=0, le=64)] = 0
+    ceiling: Annotated[int, msgspec.Meta(ge=1, le=1_024)] = 8
+    ping_s: Seconds = 300.0
+
+
 class ReplicaSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One inference server. `slot` is its cell in the load board that the workers share."""
 
@@ -106,6 +119,15 @@ class EndpointSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limits: LimitSpec = LimitSpec()
     engine: Engine = "any"
     tls: TlsSpec = TlsSpec()
+    connections: ConnectionSpec = ConnectionSpec()
+
+
+class DialSpec(msgspec.Struct, frozen=True):
+    """What the pool must know of an endpoint to reach its replicas."""
+
+    connect_s: float
+    connections: ConnectionSpec
+    tls: TlsSpec
 
 
 class RouteSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from router.routing.balancer import Picker
 from router.routing.load import OUTCOME_BACKPRESSURE
 from router.routing.outlier import eject_until, eligible_replicas, next_change_s, warmed_weight
+from router.routing.spec import DialSpec
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -28,6 +29,7 @@ class Endpoint:
 
     __slots__ = (
         "counters",
+        "dial",
         "is_replaced",
         "key",
         "limits",
@@ -53,6 +55,7 @@ class Endpoint:
         self.policy = spec.policy
         self.limits = spec.limits
         self.timeouts = spec.timeouts
+        self.dial = DialSpec(spec.timeouts.connect_s, spec.connections, spec.tls)
         self.outlier = spec.outlier
         self.max_retries = spec.retries
         self.mends_sglang = spec.engine == "sglang"

@@ -22,6 +22,7 @@ COUNTERS = {
     "router_dropped_trailers", "router_received_bytes", "router_sent_bytes", "router_replica_requests",
     "router_replica_failures", "router_replica_backpressured", "router_replica_ejections",
     "router_connections_accepted", "router_connections_refused", "router_upstream_connects",
+    "router_floods", "router_grpc_calls",
     "router_upstream_reused", "router_malformed_requests", "router_internal_errors",
     "router_access_log_dropped", "router_worker_restarts",
 }  # fmt: skip

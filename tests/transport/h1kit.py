@@ -260,7 +260,7 @@ class ClientBench(Bench):
 
     def start(self, head=None, end=True, reused=False):
         receiver = Receiver(self)
-        self.codec.reused = reused
+        self.codec.may_be_untouched = reused
         self.codec.start(receiver)
         self.codec.send_head(head if head is not None else request(), end)
         self.flush()

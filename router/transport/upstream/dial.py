@@ -6,84 +6,164 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 from typing import TYPE_CHECKING
 
 from router.errors import Kind, ProxyError, Retry, Source
 from router.stream import PendingStream
+from router.transport.certificates import TlsFileError
 from router.transport.tasks import spawn
+from router.transport.tls import client_context, server_name
 from router.transport.upstream.connection import UpstreamConnection
 
 if TYPE_CHECKING:
     from router.routing.load import Replica
+    from router.routing.spec import DialSpec
     from router.stream import ResponseReceiver
     from router.transport.upstream.pool import ConnectionPool
 _log = logging.getLogger(__name__)
 
 
 class PendingConnect(PendingStream):
-    """A connection being made for one request. Cancelling it is safe at any moment."""
+    """A request that waits for a connection. Cancelling it is safe at any moment."""
 
-    __slots__ = ("_connect_s", "_connection", "_pool", "_receiver", "_replica", "_task")
+    __slots__ = ("_dial", "receiver")
 
-    def __init__(
-        self, pool: ConnectionPool, replica: Replica, receiver: ResponseReceiver, connect_s: float
-    ) -> None:
-        self._pool = pool
-        self._replica = replica
-        self._receiver: ResponseReceiver | None = receiver
-        self._connect_s = connect_s
-        self._connection = UpstreamConnection(pool.reactor, replica, pool)
-        self._task = spawn(self._connect(), f"connect {replica.address}")
+    def __init__(self, dial: Dial, receiver: ResponseReceiver) -> None:
+        self._dial = dial
+        self.receiver: ResponseReceiver | None = receiver
 
     def cancel(self) -> None:
-        """Give it up; a connection made in the same moment is closed.
+        """Wait no longer."""
+        self.receiver = None
+        self._dial.leave(self)
 
-        The task is not cancelled then: uvloop would close the socket without a word to its protocol.
+
+class Dial:
+    """A connection being made, and who waits for it: one request, or many if it will be shared."""
+
+    __slots__ = ("_connection", "_is_shared", "_pool", "_spec", "_task", "replica", "waiting")
+
+    def __init__(
+        self, pool: ConnectionPool, replica: Replica, spec: DialSpec, *, is_shared: bool = False
+    ) -> None:
+        self._pool = pool
+        self.replica = replica
+        self._spec = spec
+        self._is_shared = is_shared
+        self.waiting: list[PendingConnect] = []
+        self._connection = UpstreamConnection(pool.reactor, replica, pool, spec)
+        self._task = spawn(self._run(), f"connect {replica.address}")
+
+    def wait(self, receiver: ResponseReceiver) -> PendingConnect:
+        """Have `receiver` told when the connection is there, or cannot be."""
+        pending = PendingConnect(self, receiver)
+        self.waiting.append(pending)
+        return pending
+
+    def leave(self, pending: PendingConnect) -> None:
+        """Wait no longer. A connection that nobody waits for is given up, one to be shared is kept.
+
+        One made in the same moment is closed and its task is not cancelled: uvloop would close the socket without
+        a word to its protocol.
         """
-        self._receiver = None
-        if self._connection.transport is None:
+        if pending in self.waiting:
+            self.waiting.remove(pending)
+        if not self.waiting and not self._is_shared and self._connection.transport is None:
             self._task.cancel()
 
-    async def _connect(self) -> None:
-        pool, replica = self._pool, self._replica
+    async def _run(self) -> None:
+        pool = self._pool
         reactor = pool.reactor
-        loop = asyncio.get_running_loop()
         connection = self._connection
-        error: ProxyError | None = None
-        reactor.counters.upstream_connects += 1
+        error = await self._connect()
+        reactor.clock.read()
+        waiting = self.waiting
+        self.waiting = []
+        if error is None and not connection.is_usable:
+            # Its FIN, or bytes nobody asked for, came between the accept and this line.
+            error = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE, "closed on accept")
+        if error is not None:
+            connection.abort()
+            pool.dialled(self, None)
+            for pending in waiting:
+                self._tell_failed(pending, error)
+        elif connection.h1 is not None and not waiting:
+            connection.abort()
+            pool.dialled(self, None)
+        else:
+            pool.dialled(self, connection)
+            self._hand_out(waiting)
+        reactor.outbox.flush()
+
+    def _hand_out(self, waiting: list[PendingConnect]) -> None:
+        """Give each that waits a stream, as far as there are any."""
+        connection = self._connection
+        full = ProxyError(Kind.AT_CAPACITY, Source.UPSTREAM, Retry.SAFE, "the replica takes no more streams")
+        for pending in waiting:
+            receiver = pending.receiver
+            h2 = connection.h2
+            try:
+                if receiver is None:
+                    continue  # cancelled by what became of one before it
+                if h2 is not None and h2.room > 0:
+                    receiver.upstream_ready(h2.open(receiver))
+                elif connection.h1 is not None and connection.h1.is_idle:
+                    receiver.upstream_ready(connection.start(receiver, reused=False))
+                else:
+                    receiver.upstream_failed(full)
+            except Exception:
+                self._pool.reactor.counters.internal_errors += 1
+                _log.exception("an exchange could not begin")
+                connection.abort()  # the codec then tells the exchange that its replica is gone
+
+    def _tell_failed(self, pending: PendingConnect, error: ProxyError) -> None:
+        receiver = pending.receiver
         try:
-            async with asyncio.timeout(self._connect_s):
-                await loop.create_connection(lambda: connection, replica.host, replica.port)  # type: ignore[type-var]
+            if receiver is not None:
+                receiver.upstream_failed(error)
+        except Exception:
+            self._pool.reactor.counters.internal_errors += 1
+            _log.exception("an exchange could not be told that its replica is unreachable")
+
+    async def _connect(self) -> ProxyError | None:
+        """Connect; return why it could not be done."""
+        replica, spec, connection = self.replica, self._spec, self._connection
+        self._pool.reactor.counters.upstream_connects += 1
+        loop = asyncio.get_running_loop()
+        try:
+            tls = client_context(spec.tls) if replica.scheme == "https" else None
+            name = server_name(spec.tls, replica.host) if tls is not None else None
+            async with asyncio.timeout(spec.connect_s):
+                await loop.create_connection(
+                    lambda: connection,  # type: ignore[type-var]
+                    replica.host,
+                    replica.port,
+                    ssl=tls,
+                    server_hostname=name,
+                )
         except TimeoutError:
-            error = ProxyError(Kind.CONNECT_TIMEOUT, Source.UPSTREAM, Retry.SAFE)
             if connection.transport is not None:
-                connection.connection_lost(None)  # timed out in the moment it was made: see `cancel`
+                connection.connection_lost(None)  # timed out in the moment it was made: see `leave`
+            return ProxyError(Kind.CONNECT_TIMEOUT, Source.UPSTREAM, Retry.SAFE)
+        except ssl.SSLCertVerificationError as failure:
+            _log.warning("the certificate of %s: %s", replica.address, failure.verify_message)
+            return _failed("its certificate is not trusted")
+        except ssl.SSLError as failure:
+            _log.warning("TLS with %s: %s", replica.address, failure)
+            return _failed("the TLS handshake failed")
+        except TlsFileError as failure:
+            _log.error("tls.%s of %s: %s", failure.field, replica.address, failure)
+            return _failed("its TLS settings cannot be used")
         except OSError as failure:
             number = failure.errno or 0
             reason = "its name has no address" if isinstance(failure, socket.gaierror) else "no address accepts"
-            reason = os.strerror(number).lower() if number > 0 else reason
-            error = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE, reason)
+            return _failed(os.strerror(number).lower() if number > 0 else reason)
         except Exception as failure:  # whatever else a resolver may raise: the exchange must hear of it
             _log.warning("connecting to %s: %r", replica.address, failure)
-            error = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE, "its address is unusable")
-        reactor.clock.read()
-        receiver = self._receiver
-        self._receiver = None
-        if receiver is None:
-            connection.abort()
-        elif error is not None:
-            receiver.upstream_failed(error)
-        elif connection.transport is None or not connection.h1.is_idle:
-            # Its FIN, or bytes nobody asked for, came between the accept and this line.
-            connection.abort()
-            gone = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE, "closed on accept")
-            receiver.upstream_failed(gone)
-        else:
-            connection.start(receiver, reused=False)
-            try:
-                receiver.upstream_ready(connection.h1)
-            except Exception:
-                reactor.counters.internal_errors += 1
-                _log.exception("an exchange could not begin")
-                connection.abort()  # the codec then tells the exchange that its replica is gone
-        reactor.outbox.flush()
+            return _failed("its address is unusable")
+        return None
+
+
+def _failed(reason: str) -> ProxyError:
+    return ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE, reason)

@@ -1,17 +1,26 @@
-"""Keep-alive connections by replica: last in, first out, no lock, no scan.
+"""Connections by replica, for whichever version of HTTP it speaks.
 
-A warm open is a pop from a list. Idle connections are retired before the replica would close them, after a
-time learned from the replica itself: uvicorn cuts at 5.0 s, and a request sent at that moment is lost.
+HTTP/1.1: keep-alive connections, last in, first out; a warm open is a pop from a list. Idle ones are retired
+before the replica would close them, after a time learned from the replica itself: uvicorn cuts at 5.0 s, and a
+request sent at that moment is lost.
+
+HTTP/2: connections that are shared; a warm open is a stream on the first that has room, by the peer's limit as
+it is at that moment. Nobody waits for room: where every connection is full and there may be no more, the
+request is refused, and may go to another replica.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Final
 
-from router.transport.upstream.dial import PendingConnect
+from router.errors import Kind, ProxyError, Retry, Source
+from router.transport.codec.h2.limits import ASSUMED_STREAMS
+from router.transport.upstream.dial import Dial, PendingConnect
 
 if TYPE_CHECKING:
     from router.routing.load import Replica
+    from router.routing.spec import DialSpec
     from router.stream import PendingStream, ResponseReceiver, UpstreamStream
     from router.transport.shell import Reactor
     from router.transport.upstream.connection import UpstreamConnection
@@ -23,35 +32,56 @@ AGREEMENT_S = 0.1  # two cuts agree within this …
 AGREEMENT_SHARE = 0.2  # … or within this share
 FORGET_S = 300.0
 MAX_IDLE = 1_024  # idle connections kept to one replica
+FLOOR_RETRY_S = 1.0  # between attempts to open a replica's floor of connections
+
+_FULL: Final = ProxyError(
+    Kind.AT_CAPACITY, Source.ROUTER, Retry.SAFE, "every connection to the replica carries all the streams it takes"
+)
 
 
 class Kept:
-    """What is kept of one replica: idle connections, and how long they may stay so."""
+    """What is kept of one replica: its connections, and how long an idle one may stay."""
 
-    __slots__ = ("cut_s", "idle", "keep_s", "learned_s")
+    __slots__ = ("cut_s", "dials", "floor", "idle", "is_h2", "keep_s", "learned_s", "shared")
 
     def __init__(self) -> None:
-        self.idle: list[UpstreamConnection] = []
+        self.idle: list[UpstreamConnection] = []  # HTTP/1.1
+        self.shared: list[UpstreamConnection] = []  # HTTP/2
+        self.dials: list[Dial] = []  # HTTP/2, under way
+        self.is_h2 = False  # it chose HTTP/2 when it was last asked
+        self.floor: DialSpec | None = None
         self.keep_s = DEFAULT_KEEP_S
         self.cut_s = 0.0  # after how long the last idle connection was closed by the replica
         self.learned_s = 0.0  # when `keep_s` was lowered
 
 
 class ConnectionPool:
-    """Opens streams on pooled or fresh connections. Lives in one worker's event loop."""
+    """Warm and fresh connections. Lives in one worker's event loop."""
 
-    __slots__ = ("_kept", "reactor")
+    __slots__ = ("_is_closed", "_kept", "reactor")
 
     def __init__(self, reactor: Reactor) -> None:
         self.reactor = reactor
         self._kept: dict[Replica, Kept] = {}
+        self._is_closed = False
 
     def open(
-        self, replica: Replica, receiver: ResponseReceiver, connect_s: float, *, fresh: bool
-    ) -> UpstreamStream | PendingStream:
-        """Return an idle connection's stream at once, or connect. See `core.Pool`."""
+        self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec, *, fresh: bool
+    ) -> UpstreamStream | PendingStream | ProxyError:
+        """Return a stream at once, or connect, or say why not. See `core.Pool`."""
         kept = self._kept.get(replica)
-        if kept is not None and not fresh:
+        if kept is None:
+            if replica.scheme != "h2c":
+                return self._connect(replica, receiver, dial)
+            kept = self._keep(replica)
+        for connection in kept.shared:
+            h2 = connection.h2
+            if h2 is not None and h2.room > 0:
+                self.reactor.counters.upstream_reused += 1
+                return h2.open(receiver)
+        if kept.shared or kept.is_h2 or replica.scheme == "h2c":
+            return self._connect_shared(replica, kept, receiver, dial)
+        if not fresh:
             idle = kept.idle
             now = self.reactor.clock.now
             if kept.learned_s and now - kept.learned_s > FORGET_S:
@@ -60,16 +90,69 @@ class ConnectionPool:
             oldest_s = now - kept.keep_s
             while idle:
                 connection = idle.pop()
-                codec = connection.h1
-                if not codec.is_idle:
+                h1 = connection.h1
+                if h1 is None or not h1.is_idle:
                     continue
-                if codec.last_moved_s <= oldest_s:
+                if h1.last_moved_s <= oldest_s:
                     connection.retire()  # last in, first out: all below it are older still
                     continue
                 self.reactor.counters.upstream_reused += 1
-                connection.start(receiver, reused=True)
-                return codec
-        return PendingConnect(self, replica, receiver, connect_s)
+                return connection.start(receiver, reused=True)
+        return self._connect(replica, receiver, dial)
+
+    def _connect(self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec) -> PendingConnect:
+        return Dial(self, replica, dial).wait(receiver)
+
+    def _connect_shared(
+        self, replica: Replica, kept: Kept, receiver: ResponseReceiver, dial: DialSpec
+    ) -> PendingConnect | ProxyError:
+        """Join a connection being made, or make one more."""
+        for under_way in kept.dials:
+            if len(under_way.waiting) < ASSUMED_STREAMS:
+                return under_way.wait(receiver)
+        if len(kept.shared) + len(kept.dials) >= dial.connections.ceiling:
+            return _FULL
+        return self._dial_shared(replica, kept, dial).wait(receiver)
+
+    def _dial_shared(self, replica: Replica, kept: Kept, dial: DialSpec) -> Dial:
+        under_way = Dial(self, replica, dial, is_shared=True)
+        kept.dials.append(under_way)
+        return under_way
+
+    def dialled(self, dial: Dial, connection: UpstreamConnection | None) -> None:
+        """Learn how a dial ended: with a connection, or without."""
+        replica = dial.replica
+        kept = self._kept.get(replica)
+        if kept is not None and dial in kept.dials:
+            kept.dials.remove(dial)
+        if connection is None or connection.transport is None:
+            return
+        if replica.has_left or self._is_closed:
+            connection.retire()  # after the request that asked for it
+            return
+        if kept is None:
+            kept = self._keep(replica)
+        kept.is_h2 = connection.h2 is not None
+        if kept.is_h2:
+            kept.shared.append(connection)
+
+    def keep_floor(self, replica: Replica, dial: DialSpec) -> None:
+        """Have so many HTTP/2 connections open to a replica, and again when one is lost."""
+        kept = self._kept.get(replica) or self._keep(replica)
+        kept.floor = dial if dial.connections.floor and not replica.has_left else None
+        self._open_floor(replica)
+
+    def _open_floor(self, replica: Replica) -> None:
+        kept = self._kept.get(replica)
+        if kept is None or kept.floor is None or self._is_closed:
+            return
+        if replica.scheme != "h2c" and not kept.is_h2 and (kept.idle or replica.scheme == "http"):
+            return  # HTTP/1.1: a connection that nobody uses would be retired at once
+        missing = kept.floor.connections.floor - len(kept.shared) - len(kept.dials)
+        for _ in range(missing):
+            self._dial_shared(replica, kept, kept.floor)
+        if missing > 0:
+            asyncio.get_running_loop().call_later(FLOOR_RETRY_S, self._open_floor, replica)
 
     def put(self, connection: UpstreamConnection) -> None:
         """Take an idle connection back, unless its replica left the table."""
@@ -79,22 +162,32 @@ class ConnectionPool:
             if replica.has_left:
                 connection.retire()
                 return
-            kept = self._kept[replica] = Kept()
+            kept = self._keep(replica)
         idle = kept.idle
         if len(idle) >= MAX_IDLE:
             idle.pop(0).retire()
         idle.append(connection)
 
+    def _keep(self, replica: Replica) -> Kept:
+        kept = self._kept[replica] = Kept()
+        return kept
+
     def forget(self, connection: UpstreamConnection) -> None:
-        """Drop a connection that is gone."""
+        """Drop a connection that is gone, or takes nothing new."""
         kept = self._kept.get(connection.replica)
-        if kept is not None and connection in kept.idle:
+        if kept is None:
+            return
+        if connection in kept.idle:
             kept.idle.remove(connection)
+        if connection in kept.shared:
+            kept.shared.remove(connection)
+            if kept.floor is not None:
+                self._open_floor(connection.replica)
 
     def idle_count(self, replica: Replica) -> int:
-        """Return how many idle connections there are to `replica`."""
+        """Return how many connections to `replica` a request would find."""
         kept = self._kept.get(replica)
-        return 0 if kept is None else len(kept.idle)
+        return 0 if kept is None else len(kept.idle) + len(kept.shared)
 
     def keep_s(self, replica: Replica) -> float:
         """Return how long a connection to `replica` may stay idle."""
@@ -116,10 +209,12 @@ class ConnectionPool:
         """Retire what is kept of a replica that left the table; what is in use is retired when it comes back."""
         kept = self._kept.pop(replica, None)
         if kept is not None:
-            for connection in kept.idle:
+            kept.floor = None
+            for connection in kept.idle + kept.shared:
                 connection.retire()
 
     def close(self) -> None:
-        """Retire everything idle."""
+        """Retire everything."""
+        self._is_closed = True
         for replica in list(self._kept):
             self.leave(replica)

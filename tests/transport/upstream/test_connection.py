@@ -99,7 +99,7 @@ async def test_a_transport_that_is_gone_proves_nothing(bench):
     await read_request(sock)
     connection.abort()
     await receiver.done
-    assert connection._is_untouched() is False
+    assert connection._is_current_untouched() is False
 
 
 @pytest.mark.parametrize(("host", "authority"), [("127.0.0.1", b"127.0.0.1"), ("[::1]", b"[::1]")])
@@ -113,8 +113,8 @@ def test_the_authority_it_names(host, authority):
 
     reactor = make_reactor()
     replica = Replica(ReplicaSpec("r", f"http://{host}:81"))
-    connection = UpstreamConnection(reactor, replica, ConnectionPool(reactor))
-    assert connection.h1._authority == authority + b":81"
+    connection = UpstreamConnection(reactor, replica, ConnectionPool(reactor), None)
+    assert connection._authority() == authority + b":81"
 
 
 async def test_open_connections_are_counted(bench):

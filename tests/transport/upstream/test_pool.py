@@ -32,13 +32,13 @@ def peer_of(receiver):
 class TestWarm:
     async def test_a_cold_open_connects_and_a_warm_one_does_not(self, bench):
         receiver, sock = await bench.connect()
-        assert not receiver.stream.reused
+        assert not receiver.stream.may_be_untouched
         await bench.exchange(receiver, sock)
         assert receiver.body == b"ok"
         assert bench.pool.idle_count(bench.replica) == 1
         second, pending = bench.open()
         assert pending is None
-        assert second.stream.reused
+        assert second.stream.may_be_untouched
         await bench.exchange(second, sock)
         counters = bench.reactor.counters
         assert (counters.upstream_connects, counters.upstream_reused, counters.upstream_open) == (1, 1, 1)
@@ -57,7 +57,7 @@ class TestWarm:
         assert pending is not None
         await bench.server.accept()
         await receiver.ready
-        assert not receiver.stream.reused
+        assert not receiver.stream.may_be_untouched
         assert bench.pool.idle_count(bench.replica) == 1
 
     async def test_each_replica_has_its_own(self, bench):

@@ -9,7 +9,7 @@ from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.http import RequestHead, RequestShape
 from router.routing.load import Replica
-from router.routing.spec import ReplicaSpec
+from router.routing.spec import ConnectionSpec, DialSpec, ReplicaSpec, TlsSpec
 from router.stream import PendingStream
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
@@ -129,7 +129,7 @@ class PoolBench:
         """Return the receiver, and the pending stream or None if it was warm."""
         receiver = Receiver()
         self.reactor.clock.read()
-        found = self.pool.open(replica or self.replica, receiver, connect_s, fresh=fresh)
+        found = self.pool.open(replica or self.replica, receiver, DialSpec(connect_s, ConnectionSpec(), TlsSpec()), fresh=fresh)
         if isinstance(found, PendingStream):
             return receiver, found
         receiver.upstream_ready(found)

@@ -167,6 +167,6 @@ class ChunkedReader:
 
 
 def write_trailers(trailers: Headers) -> bytes:
-    """Return the last chunk with its trailer section."""
-    lines = [LINES.get(field) or write_line(field) for field in trailers]
+    """Return the last chunk with its trailer section, without what may not stand there (RFC 9110 §6.5.1)."""
+    lines = [LINES.get(field) or write_line(field) for field in trailers if field[0] not in FORBIDDEN_TRAILERS]
     return b"".join((b"0\r\n", *lines, b"\r\n"))

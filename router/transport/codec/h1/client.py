@@ -79,7 +79,7 @@ class H1Client(H1Connection, UpstreamStream):
         "_searched",
         "_websocket_key",
         "_writing",
-        "reused",
+        "may_be_untouched",
     )
 
     def __init__(
@@ -109,7 +109,7 @@ class H1Client(H1Connection, UpstreamStream):
         self._eof = False
         self._is_full = False
         self._websocket_key = b""
-        self.reused = False
+        self.may_be_untouched = False
 
     @property
     def is_idle(self) -> bool:

@@ -12,6 +12,7 @@ import re
 from typing import Final
 
 from router.http import HOP_BY_HOP, KNOWN_REQUEST, KNOWN_RESPONSE, Field
+from router.transport.codec.grammar import AUTHORITY, NOT_REMEMBERED
 
 MEMO_LINES = 4_096
 MEMO_LINE_BYTES = 256  # 4,096 x 256 B: at most a few MB a worker, whatever a client sends
@@ -68,39 +69,11 @@ RESPONSE_MARKS: dict[bytes, int] = (
     }
 )
 
-# Secret or never the same twice: remembering them would hold secrets or wash the memo out.
-_NOT_REMEMBERED: Final = frozenset(
-    (
-        b"authorization",
-        b"cookie",
-        b"content-length",
-        b"date",
-        b"etag",
-        b"idempotency-key",
-        b"modal-secret",
-        b"proxy-authorization",
-        b"sec-websocket-accept",
-        b"sec-websocket-key",
-        b"server-timing",
-        b"set-cookie",
-        b"traceparent",
-        b"x-request-id",
-        b"x-router-key",
-        b"x-router-secret",
-    )
-)
-
 # field-name ":" OWS field-value OWS. The value has no control characters but tab, which excludes bare CR,
 # bare LF and NUL; a name is a token, which excludes white space before the colon and obs-fold (RFC 9112
 # §5.1, §5.2). Values are bounded by the head's cap, and the expression cannot backtrack over them.
 _LINE = re.compile(
     rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([\x21-\x7e\x80-\xff][\t\x20-\x7e\x80-\xff]*|)", re.DOTALL
-)
-
-
-# uri-host [":" port], RFC 3986 §3.2: a registered name or an address, in brackets for IPv6. May be empty.
-AUTHORITY = re.compile(
-    rb"(?:[0-9a-z\-._~%!$&'()*+,;=]*|\[[0-9a-f:.]+\])(?::[0-9]{0,5})?", re.IGNORECASE
 )
 
 
@@ -126,7 +99,7 @@ class FieldReader:
             if AUTHORITY.fullmatch(value) is None:
                 return None
         entry = (mark, (name, value))
-        if len(line) <= MEMO_LINE_BYTES and name not in _NOT_REMEMBERED:
+        if len(line) <= MEMO_LINE_BYTES and name not in NOT_REMEMBERED:
             if len(self.memo) >= MEMO_LINES:
                 self.memo.clear()
             self.memo[line] = entry
@@ -144,13 +117,8 @@ def write_line(field: Field) -> bytes:
     """Return the line with its CRLF and remember it. Neither part can hold a line break: parsers see to that."""
     name, value = field
     line = name + b": " + value + b"\r\n"
-    if len(line) <= MEMO_LINE_BYTES and name not in _NOT_REMEMBERED:
+    if len(line) <= MEMO_LINE_BYTES and name not in NOT_REMEMBERED:
         if len(LINES) >= MEMO_LINES:
             LINES.clear()
         LINES[field] = line
     return line
-
-
-def split_list(value: bytes) -> list[bytes]:
-    """Split a comma-separated field value into lower-case elements, empty ones dropped (RFC 9110 §5.6.1)."""
-    return [element for part in value.lower().split(b",") if (element := part.strip(b" \t"))]

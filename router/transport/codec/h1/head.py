@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 
 from router.errors import Kind, ProxyError, Source
 from router.http import BODILESS_METHODS, NO_FIELDS, RequestHead, RequestShape, ResponseHead, ResponseShape
+from router.transport.codec.grammar import AUTHORITY, MAX_FIELDS, MAX_LENGTH_DIGITS, split_list
 from router.transport.codec.h1.fields import (
-    AUTHORITY,
     AUTHORIZATION,
     CODING,
     CONNECTION,
@@ -29,16 +29,14 @@ from router.transport.codec.h1.fields import (
     RESPONSE_FIELDS,
     UPGRADE,
     WEBSOCKET_ACCEPT,
-    split_list,
     write_line,
 )
-from router.transport.codec.h1.memo import MAX_LENGTH_DIGITS, ShapeMemo
+from router.transport.codec.h1.memo import ShapeMemo
 
 if TYPE_CHECKING:
     from router.http import Field, Headers
 
 MAX_HEAD_BYTES: Final = 65_536
-MAX_FIELDS: Final = 128
 
 # Facts of the message that only HTTP/1.1 itself needs, as bits.
 CHUNKED: Final = 1
@@ -232,7 +230,7 @@ def _write_request_shape(shape: RequestShape, authority: bytes) -> bytes:
     ]
     if shape.upgrade:
         lines.append(b"connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n")
-    elif shape.trailers_wanted:
+    elif shape.sends_te:
         lines.append(b"connection: te\r\nte: trailers\r\n")
     lines += [write_line(field) for field in shape.fields]
     wire = b"".join(lines)
@@ -331,7 +329,7 @@ def _read_rare(head: RequestHead, bits: int, rare: Headers) -> ParsedRequest | P
         elif name == b"upgrade":
             upgrade += split_list(value)
         elif name == b"te":
-            shape.trailers_wanted = b"trailers" in split_list(value)
+            shape.sends_te = shape.takes_trailers = b"trailers" in split_list(value)
         elif name == b"expect":
             if not bits & HTTP_10:
                 shape.fields.append((name, value))

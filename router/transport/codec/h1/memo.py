@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from typing import Final, Generic, TypeVar
 
+from router.transport.codec.grammar import MAX_LENGTH_DIGITS
+
 MAX_SHAPES: Final = 1_024
 MAX_SHAPE_BYTES: Final = 2_048  # with MAX_SHAPES: at most 2 MiB a role and worker, whatever is sent
-MAX_LENGTH_DIGITS: Final = 18  # below 2**63
 
 _SPELLINGS: Final = (b"\r\ncontent-length: ", b"\r\nContent-Length: ")
 _VALUE_AT: Final = len(_SPELLINGS[0])

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given, settings
 
 from router.http import HOP_BY_HOP, KNOWN_REQUEST
+from router.transport.codec.grammar import split_list
 from router.transport.codec.h1 import fields
 from router.transport.codec.h1.fields import (
     LINES,
@@ -14,7 +15,6 @@ from router.transport.codec.h1.fields import (
     REQUEST_MARKS,
     RESPONSE_FIELDS,
     FieldReader,
-    split_list,
     write_line,
 )
 

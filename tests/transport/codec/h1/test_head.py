@@ -144,7 +144,7 @@ class TestConnection:
         )  # fmt: skip
         assert head.shape.fields == [(b"x-kept", b"1")]
         assert head.shape.known == {}
-        assert head.shape.trailers_wanted
+        assert head.shape.takes_trailers
 
     def test_naming_what_frames_the_message_changes_nothing(self):
         head, _, _ = parsed(b"POST / HTTP/1.1" + HOST, b"Connection: content-length, host", b"Content-Length: 5")
@@ -274,7 +274,7 @@ class TestWriting:
 
     def test_trailers_are_asked_for_by_name(self):
         shape = RequestShape(b"GET", b"/", b"a")
-        shape.trailers_wanted = True
+        shape.sends_te = True
         assert b"connection: te\r\nte: trailers\r\n" in write_request(
             RequestHead(shape), True, b"r", b""
         )  # RFC 9110 §10.1.4

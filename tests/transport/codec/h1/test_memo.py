@@ -5,8 +5,9 @@ import pytest
 from hypothesis import example, given, settings
 
 from router.errors import ProxyError
+from router.transport.codec.grammar import MAX_LENGTH_DIGITS
 from router.transport.codec.h1 import fields, head
-from router.transport.codec.h1.memo import MAX_LENGTH_DIGITS, MAX_SHAPE_BYTES, MAX_SHAPES, ShapeMemo
+from router.transport.codec.h1.memo import MAX_SHAPE_BYTES, MAX_SHAPES, ShapeMemo
 
 
 def clear():

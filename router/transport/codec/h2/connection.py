@@ -1,0 +1,696 @@
+"""What both roles of HTTP/2 share: frames in, frames out, windows, settings, and the end of a connection.
+
+    receive --> frame by frame --> _on_data, _on_headers … --> stream or role
+    streams --> out, at the flush: what waited and may flow now, then credit, then one write
+
+A fault is of a stream (RST_STREAM) or of the connection (GOAWAY, then it closes), as RFC 9113 §5.4 has it; the
+section stands at each branch. `now` is the time of the callback under way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from router.stream import CLOSE_ABORT, CLOSE_LINGER, CLOSE_NO, Codec
+from router.transport.codec.h2 import frames
+from router.transport.codec.h2.calm import Allowance
+from router.transport.codec.h2.hpack import HpackDecoder
+from router.transport.codec.h2.limits import (
+    CONNECTION_WINDOW,
+    CREDIT_BURST,
+    CREDITS_PER_FRAME,
+    EMPTY_BURST,
+    FRAMES_PER_S,
+    HIGH_BYTES,
+    IDLE_BURST,
+    LOW_BYTES,
+    MAX_BACKLOG,
+    MAX_BLOCK_BYTES,
+    MAX_CONTINUATIONS,
+    MAX_REMEMBERED_RESETS,
+    MAX_SENT_FRAME,
+    MEMO_BLOCK_BYTES,
+    MEMO_BLOCKS,
+    PING_BURST,
+    RESET_BURST,
+    RESETS_PER_S,
+    SETTINGS_BURST,
+    STREAM_WINDOW,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.stream import Shell
+    from router.transport.codec.h2.stream import H2Stream
+
+_CREDIT_AT: Final = CONNECTION_WINDOW // 2
+
+
+class H2Connection(Codec):
+    """Common state of `H2Server` and `H2Client`."""
+
+    __slots__ = (
+        "_backlog",
+        "_block",
+        "_block_flags",
+        "_block_frames",
+        "_block_since_s",
+        "_block_stream_id",
+        "_blocked",
+        "_continued",
+        "_credit",
+        "_credits",
+        "_empties",
+        "_idles",
+        "_on_flood",
+        "_paused",
+        "_pings",
+        "_receive_window",
+        "_reset_ids",
+        "_resets",
+        "_saw_settings",
+        "_settings_frames",
+        "_stash",
+        "_table_reduced",
+        "_wants_pump",
+        "decoder",
+        "frame_limit",
+        "full_since_s",
+        "goaway_sent",
+        "initial_send_window",
+        "is_full",
+        "last_moved_s",
+        "linger_until_s",
+        "now",
+        "out",
+        "peer_max_streams",
+        "peer_takes_connect",
+        "send_window",
+        "shell",
+        "streams",
+    )
+
+    def __init__(self, shell: Shell, on_flood: Callable[[], None], now: float) -> None:
+        super().__init__()
+        self.shell = shell
+        self.now = now
+        self.out: list[bytes] = []
+        self.streams: dict[int, H2Stream] = {}
+        self.send_window = frames.DEFAULT_WINDOW
+        self.initial_send_window = frames.DEFAULT_WINDOW
+        self.frame_limit = frames.MIN_FRAME_SIZE
+        self.peer_max_streams = frames.MAX_WINDOW
+        self.peer_takes_connect = False
+        self.is_full = False
+        self.full_since_s = 0.0
+        self.last_moved_s = now
+        self.linger_until_s = 0.0
+        self.goaway_sent = False
+        self.decoder = HpackDecoder()
+        self._on_flood = on_flood
+        self._stash = b""
+        self._saw_settings = False
+        self._block: list[bytes] = []  # of a field block whose end has not come
+        self._block_stream_id = 0
+        self._block_flags = 0
+        self._block_frames = 0
+        self._block_since_s = 0.0
+        self._receive_window = CONNECTION_WINDOW
+        self._credit = 0
+        self._blocked: dict[int, H2Stream] = {}  # have something that waits for a window, in turn
+        self._paused: dict[int, H2Stream] = {}  # whose other side is held meanwhile
+        self._continued: list[H2Stream] = []  # released, with input that was held
+        self._wants_pump = False
+        self._table_reduced = False
+        self._backlog = 0  # answers queued while the transport is full
+        # Streams that were reset, by us (True) or the peer: late frames of the first are nobody's fault.
+        self._reset_ids: dict[int, bool] = {}
+        self._resets = Allowance(RESET_BURST, RESETS_PER_S, now)
+        self._pings = Allowance(PING_BURST, FRAMES_PER_S, now)
+        self._settings_frames = Allowance(SETTINGS_BURST, FRAMES_PER_S, now)
+        self._empties = Allowance(EMPTY_BURST, FRAMES_PER_S, now)
+        self._credits = Allowance(CREDIT_BURST, FRAMES_PER_S, now)
+        self._idles = Allowance(IDLE_BURST, FRAMES_PER_S, now)
+
+    # -- what the roles say ---------------------------------------------------------------------------
+
+    def on_block(self, stream_id: int, block: bytes, end: bool) -> None:
+        """Take a whole field block."""
+        raise NotImplementedError
+
+    def on_goaway(self, last_stream_id: int, code: int) -> None:
+        """Learn that the peer takes no further streams."""
+        raise NotImplementedError
+
+    def on_ping_ack(self, payload: bytes) -> None:
+        """Learn that a PING of ours came back."""
+
+    def on_reset(self, stream: H2Stream, code: int) -> None:
+        """Learn that the peer reset a stream; it is forgotten already."""
+        raise NotImplementedError
+
+    def on_stream_gone(self) -> None:
+        """Learn that a stream was forgotten: it may have been the last."""
+        raise NotImplementedError
+
+    def on_broken(self) -> None:
+        """Learn that the connection failed: every stream is lost."""
+        raise NotImplementedError
+
+    def is_idle_id(self, stream_id: int) -> bool:
+        """Whether a stream was never opened (RFC 9113 §5.1)."""
+        raise NotImplementedError
+
+    # -- bytes in -------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Take input, or continue with what was held when `data` is empty."""
+        self.now = now
+        if self.has_held_input:
+            self.has_held_input = False
+            continued = self._continued
+            self._continued = []
+            for stream in continued:
+                stream.deliver_held()
+        if not data:
+            self._return_credit()
+            return
+        self.last_moved_s = now
+        if self.close != CLOSE_NO:
+            return  # nothing more is understood on it
+        if self._stash:
+            data = self._stash + data
+            self._stash = b""
+        pos = 0
+        size = len(data)
+        while size - pos >= 9:
+            length = data[pos] << 16 | data[pos + 1] << 8 | data[pos + 2]
+            if length > frames.MIN_FRAME_SIZE:  # all that our settings allow (RFC 9113 §4.2)
+                self.fail(frames.FRAME_SIZE_ERROR, b"a frame is too long")
+                return
+            start = pos + 9
+            end = start + length
+            if end > size:
+                break
+            kind = data[pos + 3]
+            flags = data[pos + 4]
+            stream_id = (data[pos + 5] & 0x7F) << 24 | data[pos + 6] << 16 | data[pos + 7] << 8 | data[pos + 8]
+            if self._block_stream_id or not self._saw_settings:
+                self._on_expected(kind, flags, stream_id, data[start:end])
+            elif kind == frames.DATA:
+                self._on_data(flags, stream_id, data, start, end)
+            elif kind == frames.HEADERS:
+                self._on_headers(flags, stream_id, data[start:end])
+            else:
+                self._on_other(kind, flags, stream_id, data[start:end])
+            if self.close:
+                return
+            pos = end
+        if pos < size:
+            self._stash = data[pos:]
+        self._return_credit()
+
+    def _on_expected(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        """Take a frame where only one kind may come: SETTINGS first, CONTINUATION within a block."""
+        if not self._saw_settings:
+            # RFC 9113 §3.4
+            if kind != frames.SETTINGS or flags & frames.ACK:
+                self.fail(frames.PROTOCOL_ERROR, b"SETTINGS does not come first")
+                return
+            self._saw_settings = True
+            self._on_settings_frame(flags, stream_id, payload)
+            return
+        # RFC 9113 §6.10
+        if kind != frames.CONTINUATION or stream_id != self._block_stream_id:
+            self.fail(frames.PROTOCOL_ERROR, b"a field block is interrupted")
+            return
+        self._block_frames += 1
+        self._block.append(payload)
+        if self._block_frames > MAX_CONTINUATIONS or sum(map(len, self._block)) > MAX_BLOCK_BYTES:
+            self.flood(b"a field block is too long")
+            return
+        if flags & frames.END_HEADERS:
+            self._end_block(b"".join(self._block))
+
+    def _on_data(self, flags: int, stream_id: int, data: bytes, start: int, end: int) -> None:
+        length = end - start
+        self._receive_window -= length
+        if self._receive_window < 0:  # RFC 9113 §6.9
+            self.fail(frames.FLOW_CONTROL_ERROR, b"the connection's window is exceeded")
+            return
+        stream = self.streams.get(stream_id)
+        if stream is None or stream.received_end:
+            self.credit(length)
+            self._on_closed(stream_id, stream)
+            return
+        stream.receive_window -= length
+        if stream.receive_window < 0:
+            self.credit(length)
+            self.fail_stream(stream, frames.FLOW_CONTROL_ERROR)
+            return
+        if flags & frames.PADDED:
+            pad = data[start] if length else 0
+            if pad >= length:  # RFC 9113 §6.1: also where there is no pad length at all
+                self.fail(frames.PROTOCOL_ERROR, b"padding is longer than its frame")
+                return
+            start += 1
+            end -= pad
+            stream.credit(length - (end - start))
+            length = end - start
+        ends = flags & frames.END_STREAM != 0
+        if not length and not ends and not self._empties.take(self.now):
+            self.flood(b"empty DATA")
+            return
+        expected = stream.expected_bytes
+        if expected >= 0:
+            # RFC 9113 §8.1.1: a length that is not kept makes the message malformed.
+            stream.expected_bytes = expected = expected - length
+            if expected < 0 or (ends and expected):
+                self.credit(length)
+                self.fail_stream(stream, frames.PROTOCOL_ERROR)
+                return
+        stream.moved_s = self.now
+        if ends:
+            stream.received_end = True
+        if length or ends:
+            stream.receive_data(data[start:end], ends)
+
+    def _on_headers(self, flags: int, stream_id: int, payload: bytes) -> None:
+        if not stream_id:  # RFC 9113 §6.2
+            self.fail(frames.PROTOCOL_ERROR, b"HEADERS on stream 0")
+            return
+        if flags & (frames.PADDED | frames.HAS_PRIORITY):
+            start = 0
+            pad = 0
+            if flags & frames.PADDED:
+                pad = payload[0] if payload else 0
+                start = 1
+            if flags & frames.HAS_PRIORITY:
+                if len(payload) >= start + 4 and (
+                    int.from_bytes(payload[start : start + 4], "big") & 0x7FFFFFFF
+                ) == stream_id:  # RFC 7540 §5.3.1: a stream cannot depend on itself
+                    self.fail(frames.PROTOCOL_ERROR, b"a stream depends on itself")
+                    return
+                start += 5
+            if start + pad > len(payload):
+                self.fail(frames.PROTOCOL_ERROR, b"padding is longer than its frame")
+                return
+            payload = payload[start : len(payload) - pad]
+        self._block_stream_id = stream_id
+        self._block_flags = flags
+        if flags & frames.END_HEADERS:
+            self._end_block(payload)
+            return
+        self._block = [payload]
+        self._block_frames = 0
+        self._block_since_s = self.now
+        self.shell.watch()
+
+    def _end_block(self, block: bytes) -> None:
+        stream_id = self._block_stream_id
+        self._block_stream_id = 0
+        self._block_since_s = 0.0
+        self._block = []
+        self.on_block(stream_id, block, self._block_flags & frames.END_STREAM != 0)
+
+    def _on_other(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
+        size = len(payload)
+        if kind == frames.WINDOW_UPDATE:
+            self._on_window_update(stream_id, payload)
+        elif kind == frames.RST_STREAM:
+            self._on_rst_stream(stream_id, payload)
+        elif kind == frames.SETTINGS:
+            self._on_settings_frame(flags, stream_id, payload)
+        elif kind == frames.PING:
+            if stream_id or size != 8:  # RFC 9113 §6.7
+                self.fail(frames.PROTOCOL_ERROR if stream_id else frames.FRAME_SIZE_ERROR, b"PING")
+            elif flags & frames.ACK:
+                self.on_ping_ack(payload)
+            elif self._pings.take(self.now):
+                self.answer(frames.frame(frames.PING, frames.ACK, 0, payload))
+            else:
+                self.flood(b"PING")
+        elif kind == frames.GOAWAY:
+            if stream_id or size < 8:  # RFC 9113 §6.8
+                self.fail(frames.PROTOCOL_ERROR if stream_id else frames.FRAME_SIZE_ERROR, b"GOAWAY")
+            else:
+                last = int.from_bytes(payload[:4], "big") & 0x7FFFFFFF
+                self.on_goaway(last, int.from_bytes(payload[4:8], "big"))
+        elif kind == frames.PRIORITY:
+            self._on_priority(stream_id, payload)
+        elif kind in (frames.PUSH_PROMISE, frames.CONTINUATION):
+            # RFC 9113 §6.6, §6.10: we never allow pushes, and no block is open.
+            self.fail(frames.PROTOCOL_ERROR, b"PUSH_PROMISE or CONTINUATION out of place")
+        elif kind == frames.PRIORITY_UPDATE and (stream_id or size < 4):  # RFC 9218 §7.1
+            self.fail(frames.PROTOCOL_ERROR if stream_id else frames.FRAME_SIZE_ERROR, b"PRIORITY_UPDATE")
+        elif not self._idles.take(self.now):  # of a type unknown to us: ignored (RFC 9113 §4.1)
+            self.flood(b"frames without meaning")
+
+    def _on_priority(self, stream_id: int, payload: bytes) -> None:
+        if not stream_id:  # RFC 9113 §6.3
+            self.fail(frames.PROTOCOL_ERROR, b"PRIORITY on stream 0")
+        elif len(payload) != 5:
+            self.reset_id(stream_id, frames.FRAME_SIZE_ERROR)
+        elif int.from_bytes(payload[:4], "big") & 0x7FFFFFFF == stream_id:
+            self.reset_id(stream_id, frames.PROTOCOL_ERROR)
+        elif not self._idles.take(self.now):
+            self.flood(b"PRIORITY")
+
+    def _on_window_update(self, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:  # RFC 9113 §6.9
+            self.fail(frames.FRAME_SIZE_ERROR, b"WINDOW_UPDATE")
+            return
+        if not self._credits.take(self.now):
+            self.flood(b"WINDOW_UPDATE")
+            return
+        increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
+        if not stream_id:
+            self.send_window += increment
+            if not increment or self.send_window > frames.MAX_WINDOW:  # RFC 9113 §6.9, §6.9.1
+                code = frames.FLOW_CONTROL_ERROR if increment else frames.PROTOCOL_ERROR
+                self.fail(code, b"WINDOW_UPDATE")
+                return
+        else:
+            stream = self.streams.get(stream_id)
+            if stream is None:
+                if self.is_idle_id(stream_id):  # RFC 9113 §5.1
+                    self.fail(frames.PROTOCOL_ERROR, b"WINDOW_UPDATE on an idle stream")
+                return
+            stream.send_window += increment
+            if not increment or stream.send_window > frames.MAX_WINDOW:
+                self.fail_stream(stream, frames.FLOW_CONTROL_ERROR if increment else frames.PROTOCOL_ERROR)
+                return
+        if self._blocked:
+            self.want_pump()
+
+    def _on_rst_stream(self, stream_id: int, payload: bytes) -> None:
+        if len(payload) != 4:  # RFC 9113 §6.4
+            self.fail(frames.FRAME_SIZE_ERROR, b"RST_STREAM")
+            return
+        if not stream_id or self.is_idle_id(stream_id):
+            self.fail(frames.PROTOCOL_ERROR, b"RST_STREAM on an idle stream")
+            return
+        if not self._resets.take(self.now):
+            self.flood(b"streams opened and reset")
+            return
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self.forget(stream)
+            self.remember_reset(stream_id, by_us=False)
+            self.on_reset(stream, int.from_bytes(payload, "big"))
+
+    def _on_settings_frame(self, flags: int, stream_id: int, payload: bytes) -> None:
+        size = len(payload)
+        if stream_id or size % 6 or (flags & frames.ACK and size):  # RFC 9113 §6.5
+            self.fail(frames.PROTOCOL_ERROR if stream_id else frames.FRAME_SIZE_ERROR, b"SETTINGS")
+            return
+        if flags & frames.ACK:
+            return
+        if not self._settings_frames.take(self.now):
+            self.flood(b"SETTINGS")
+            return
+        for at in range(0, size, 6):
+            code = self._apply(
+                int.from_bytes(payload[at : at + 2], "big"), int.from_bytes(payload[at + 2 : at + 6], "big")
+            )
+            if code:
+                self.fail(code, b"a setting is out of range")
+                return
+        self.answer(frames.SETTINGS_ACK)
+        if self._blocked:
+            self.want_pump()
+
+    def _apply(self, name: int, value: int) -> int:
+        """Put one setting of the peer in force; return the code of a fault (RFC 9113 §6.5.2)."""
+        if name == frames.INITIAL_WINDOW_SIZE:
+            if value > frames.MAX_WINDOW:
+                return frames.FLOW_CONTROL_ERROR
+            change = value - self.initial_send_window
+            self.initial_send_window = value
+            for stream in self.streams.values():
+                stream.send_window += change
+                if stream.send_window > frames.MAX_WINDOW:
+                    return frames.FLOW_CONTROL_ERROR
+        elif name == frames.MAX_FRAME_SIZE:
+            if not frames.MIN_FRAME_SIZE <= value <= frames.LARGEST_FRAME_SIZE:
+                return frames.PROTOCOL_ERROR
+            self.frame_limit = min(value, MAX_SENT_FRAME)
+        elif name == frames.HEADER_TABLE_SIZE:
+            # Ours stays empty; a peer that shrinks its table still has to be told so (RFC 7541 §4.2).
+            self._table_reduced = True
+        elif name == frames.MAX_CONCURRENT_STREAMS:
+            self.peer_max_streams = value
+        elif name == frames.ENABLE_PUSH:
+            if value > 1:
+                return frames.PROTOCOL_ERROR
+        elif name == frames.ENABLE_CONNECT_PROTOCOL:
+            if value > 1 or (self.peer_takes_connect and not value):  # RFC 8441 §3
+                return frames.PROTOCOL_ERROR
+            self.peer_takes_connect = value == 1
+        return 0
+
+    def _on_closed(self, stream_id: int, stream: H2Stream | None) -> None:
+        """Take DATA for a stream that takes none."""
+        if not stream_id or (stream is None and self.is_idle_id(stream_id)):
+            self.fail(frames.PROTOCOL_ERROR, b"DATA on an idle stream")  # RFC 9113 §5.1, §6.1
+        elif stream is not None:
+            self.fail_stream(stream, frames.STREAM_CLOSED)
+        else:
+            self.late(stream_id)
+
+    def late(self, stream_id: int) -> None:
+        """Judge a frame on a closed stream (RFC 9113 §5.1, "closed")."""
+        by_us = self._reset_ids.get(stream_id)
+        if by_us is None:
+            self.fail(frames.STREAM_CLOSED, b"a frame on a closed stream")
+        elif not by_us:
+            self.reset_id(stream_id, frames.STREAM_CLOSED)
+
+    # -- field blocks ---------------------------------------------------------------------------------
+
+    def may_remember(self, block: bytes, remembered: int) -> bool:
+        """Whether what a block decoded to may be looked up by its bytes: as long as the table stays as it is."""
+        return not self.decoder.changed and len(block) <= MEMO_BLOCK_BYTES and remembered < MEMO_BLOCKS
+
+    def queue_block(self, stream_id: int, block: bytes, flags: int) -> None:
+        """Queue HEADERS, in more than one frame where the peer's limit asks for it."""
+        if self._table_reduced:
+            self._table_reduced = False
+            block = b"\x20" + block
+        size = len(block)
+        if size <= self.frame_limit:
+            self.queue(frames.frame(frames.HEADERS, flags | frames.END_HEADERS, stream_id, block))
+            return
+        limit = self.frame_limit
+        self.queue(frames.frame(frames.HEADERS, flags, stream_id, block[:limit]))
+        for at in range(limit, size, limit):
+            ends = frames.END_HEADERS if at + limit >= size else 0
+            self.queue(frames.frame(frames.CONTINUATION, ends, stream_id, block[at : at + limit]))
+
+    # -- streams --------------------------------------------------------------------------------------
+
+    def forget(self, stream: H2Stream) -> None:
+        """Take a stream out; whoever holds it may go on calling it, to no effect."""
+        self.streams.pop(stream.id, None)
+        stream.sent_end = stream.received_end = stream.is_over = True
+        stream.drop_waiting()
+        stream.drop_held()
+        self._paused.pop(stream.id, None)
+
+    def reset_stream(self, stream: H2Stream, code: int) -> None:
+        """Send RST_STREAM and forget."""
+        stream_id = stream.id
+        self.forget(stream)
+        self.remember_reset(stream_id, by_us=True)
+        self.queue(frames.rst_stream(stream_id, code))
+
+    def fail_stream(self, stream: H2Stream, code: int) -> None:
+        """Reset a stream for its peer's fault, which counts as one of the peer's own resets."""
+        if not self._resets.take(self.now):
+            self.flood(b"streams opened and broken")
+            return
+        self.reset_stream(stream, code)
+        self.on_reset(stream, code)
+
+    def reset_id(self, stream_id: int, code: int) -> None:
+        """Answer a fault on a stream that may not exist."""
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            self.fail_stream(stream, code)
+        elif self._resets.take(self.now):
+            self.remember_reset(stream_id, by_us=True)
+            self.answer(frames.rst_stream(stream_id, code))
+        else:
+            self.flood(b"streams opened and broken")
+
+    def remember_reset(self, stream_id: int, *, by_us: bool) -> None:
+        """Note how a stream ended, for frames that come late."""
+        reset_ids = self._reset_ids
+        if len(reset_ids) >= MAX_REMEMBERED_RESETS:
+            del reset_ids[next(iter(reset_ids))]
+        reset_ids[stream_id] = by_us
+
+    # -- the connection's end -------------------------------------------------------------------------
+
+    def flood(self, reason: bytes) -> None:
+        """End the connection of a peer that wastes our time (RFC 9113 §10.5)."""
+        self._on_flood()
+        self.fail(frames.ENHANCE_YOUR_CALM, reason)
+
+    def fail(self, code: int, reason: bytes) -> None:
+        """End the connection for a fault (RFC 9113 §5.4.1): GOAWAY, and every stream is lost."""
+        if self.close:
+            return
+        self.send_goaway(self.last_peer_stream(), code, reason)
+        self.end()
+
+    def last_peer_stream(self) -> int:
+        """Return the highest stream of the peer's that was taken up."""
+        return 0
+
+    def send_goaway(self, last_stream_id: int, code: int, reason: bytes) -> None:
+        """Queue GOAWAY."""
+        self.goaway_sent = True
+        self.queue(frames.goaway(last_stream_id, code, reason))
+
+    def end(self) -> None:
+        """Lose every stream, shut the write side behind the output, drop input for a while."""
+        if self.close == CLOSE_NO:
+            self.close = CLOSE_LINGER
+            self._stash = b""
+            self._block = []
+            self.wants_read = True
+            self.on_broken()
+            self.queue(b"")
+            self.shell.watch()
+
+    def cut_off(self) -> None:
+        """End at once, without a word."""
+        self.close = CLOSE_ABORT
+        self.on_broken()
+        self.shell.touch()
+        self.shell.watch()
+
+    # -- out ------------------------------------------------------------------------------------------
+
+    def queue(self, piece: bytes) -> None:
+        """Queue one piece of output."""
+        if not self.out:
+            self.shell.touch()
+        self.out.append(piece)
+
+    def answer(self, piece: bytes) -> None:
+        """Queue what the peer made us say; a peer that does not read it is not answered for ever."""
+        if self.is_full:
+            self._backlog += 1
+            if self._backlog > MAX_BACKLOG:
+                self._on_flood()
+                self.cut_off()
+                return
+        self.queue(piece)
+
+    def block(self, stream: H2Stream) -> None:
+        """Note that a stream has something waiting."""
+        stream.blocked_since_s = self.now
+        self._blocked[stream.id] = stream
+
+    def unblock(self, stream: H2Stream) -> None:
+        """Note that nothing of it waits any more."""
+        self._blocked.pop(stream.id, None)
+
+    def want_pump(self) -> None:
+        """Have the flush look at what waits."""
+        self._wants_pump = True
+        self.shell.touch()
+
+    def continue_held(self, stream: H2Stream) -> None:
+        """Have the flush deliver what a stream held."""
+        self._continued.append(stream)
+        self.has_held_input = True
+        self.shell.touch()
+
+    def credit(self, size: int) -> None:
+        """Let the peer send as much again on the connection."""
+        self._credit += size
+
+    def _return_credit(self) -> None:
+        if self._credit >= _CREDIT_AT and self.close == CLOSE_NO:
+            self.queue(frames.window_update(0, self._credit))
+            self._receive_window += self._credit
+            self._credit = 0
+
+    def take_output(self, now: float) -> list[bytes]:
+        """Hand over the output: first let flow what may."""
+        self.now = now
+        if self._wants_pump:
+            self._wants_pump = False
+            self._pump()
+        out = self.out
+        if out:
+            self.out = []
+            self.last_moved_s = now
+            self._credits.earn(CREDITS_PER_FRAME * len(out))
+        return out
+
+    def _pump(self) -> None:
+        """Give each stream that waits a frame in turn, until all is sent or no window is open."""
+        blocked = self._blocked
+        moved = True
+        while blocked and moved and not self.is_full:
+            moved = False
+            for stream in list(blocked.values()):
+                limit = min(self.frame_limit, self.send_window)
+                if limit <= 0 and stream.waiting_bytes:
+                    continue
+                moved = stream.send_waiting(limit) or moved
+        paused = self._paused
+        for stream in list(blocked.values()):
+            if stream.waiting_bytes > HIGH_BYTES and not stream.is_paused:
+                stream.is_paused = True
+                paused[stream.id] = stream
+                self.shell.watch()
+                stream.pause()
+        if paused and not self.is_full:
+            for stream in list(paused.values()):
+                if stream.waiting_bytes <= LOW_BYTES:
+                    stream.is_paused = False
+                    del paused[stream.id]
+                    stream.resume()
+
+    def transport_full(self, full: bool, now: float) -> None:
+        """Hold every stream's other side while the transport takes no more."""
+        self.now = now
+        self.is_full = full
+        if not full:
+            self.full_since_s = 0.0
+            self._backlog = 0
+            self.want_pump()
+            return
+        self.full_since_s = now
+        for stream in list(self.streams.values()):
+            if not stream.is_paused:
+                stream.is_paused = True
+                self._paused[stream.id] = stream
+                stream.pause()
+        self.shell.watch()
+
+    def first_stream_deadline(self, stall_s: float) -> float:
+        """Return when the first stream is idle or blocked for too long; 0 if there is none."""
+        first = 0.0
+        for stream in self.streams.values():
+            at = stream.moved_s + stream.idle_s
+            if stream.blocked_since_s and stream.blocked_since_s + stall_s < at:
+                at = stream.blocked_since_s + stall_s
+            if not first or at < first:
+                first = at
+        return first
+
+
+INITIAL_SETTINGS: Final = (
+    (frames.INITIAL_WINDOW_SIZE, STREAM_WINDOW),
+    (frames.MAX_HEADER_LIST_SIZE, MAX_BLOCK_BYTES),
+)
+"""What both roles say; the connection's own window is raised by the WINDOW_UPDATE behind it."""
+
+OPEN_WINDOW: Final = frames.window_update(0, CONNECTION_WINDOW - frames.DEFAULT_WINDOW)

@@ -1,0 +1,460 @@
+"""The server's role of HTTP/2: many requests at a time from one client.
+
+    block of a new stream --> memo or decoder --> head --> exchange
+    --drain--> GOAWAY(2^31-1) + PING --its answer--> GOAWAY(last stream) --no streams left--> closed
+
+In between a client's requests on their way are still served; later ones it knows were not (RFC 9113 §6.8).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from router.deadlines import NEVER, TURN_S
+from router.errors import WIRE, Kind, ProxyError, Source
+from router.http import RequestHead
+from router.local_reply import local_reply
+from router.stream import CLOSE_FLUSH, CLOSE_LINGER, CLOSE_NO, DownstreamStream
+from router.transport.codec.h2 import frames
+from router.transport.codec.h2.connection import INITIAL_SETTINGS, OPEN_WINDOW, H2Connection
+from router.transport.codec.h2.head import bad_request, read_request, read_trailers, write_response
+from router.transport.codec.h2.limits import (
+    DRAIN_ROUND_TRIP_S,
+    GOAWAY_LINGER_S,
+    MAX_SKIPPED,
+    MAX_STREAMS,
+)
+from router.transport.codec.h2.stream import H2Stream
+from router.transport.codec.websocket import FrameBoundary, close_frame
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.http import Headers, RequestShape, ResponseHead
+    from router.stream import RequestReceiver, Shell
+    from router.transport.codec.h1.limits import ServerLimits
+
+_SETTINGS: Final = (
+    frames.settings(
+        (
+            (frames.MAX_CONCURRENT_STREAMS, MAX_STREAMS),
+            *INITIAL_SETTINGS,
+            (frames.ENABLE_CONNECT_PROTOCOL, 1),
+            (frames.NO_RFC7540_PRIORITIES, 1),
+        )
+    )
+    + OPEN_WINDOW
+)
+_DRAIN_PING: Final = b"draining"
+_GONE: Final = ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM)
+
+# How far a drain has come.
+_SERVING: Final = 0
+_ANNOUNCED: Final = 1
+_LAST_SAID: Final = 2
+
+
+class ServerStream(H2Stream, DownstreamStream):
+    """One request of a client and its response."""
+
+    __slots__ = ("_frames", "_is_head_request", "_is_tunnel", "receiver")
+
+    def __init__(self, connection: H2Server, stream_id: int, idle_s: float, now: float) -> None:
+        super().__init__(connection, stream_id, idle_s, now)
+        self.receiver: RequestReceiver | None = None
+        self._frames: FrameBoundary | None = None
+        self._is_head_request = False
+        self._is_tunnel = False
+
+    def begin(self, receiver: RequestReceiver, head: RequestHead, end: bool) -> None:
+        """Bind the stream to its exchange and hand over the head."""
+        self.receiver = receiver
+        self.received_end = end
+        self._is_head_request = head.shape.method == b"HEAD"
+        if head.length is not None:
+            self.expected_bytes = head.length
+        receiver.request_head(head, end)
+
+    # -- from the client ------------------------------------------------------------------------------
+
+    def deliver(self, data: bytes, end: bool) -> None:
+        """Hand body bytes to the exchange."""
+        receiver = self.receiver
+        if receiver is not None:
+            receiver.request_data(data, end)
+        if end:
+            self._forget_if_over()
+
+    def deliver_trailers(self, trailers: Headers) -> None:
+        """Hand trailers to the exchange."""
+        receiver = self.receiver
+        if receiver is not None:
+            receiver.request_trailers(trailers)
+        self._forget_if_over()
+
+    def lose(self, error: ProxyError) -> None:
+        """Tell the exchange that its client is gone."""
+        receiver = self.receiver
+        self.receiver = None
+        if receiver is not None:
+            receiver.request_reset(error)
+
+    def pause(self) -> None:
+        """Hold the replica."""
+        if self.receiver is not None:
+            self.receiver.pause_response()
+
+    def resume(self) -> None:
+        """Let the replica go on."""
+        if self.receiver is not None:
+            self.receiver.resume_response()
+
+    # -- the stream -----------------------------------------------------------------------------------
+
+    def limit_idle(self, idle_s: float) -> None:
+        """Replace the general limit for this request."""
+        self.idle_s = idle_s
+        if idle_s < TURN_S:
+            self._connection.shell.watch()  # else the wheel looks soon enough by itself
+
+    def send_informational(self, head: ResponseHead) -> None:
+        """Queue a 1xx."""
+        if not self.sent_end:
+            self._connection.queue_block(self.id, write_response(head), 0)
+
+    def send_head(self, head: ResponseHead, end: bool) -> None:
+        """Queue the final head."""
+        if self.sent_end:
+            return
+        shape = head.shape
+        if shape.accepts_tunnel:
+            self._is_tunnel = True
+            self._frames = FrameBoundary()
+        elif self._is_head_request or shape.status in (204, 304):
+            end = True  # whatever its length says, no body follows (RFC 9110 §6.4.1); one of our own is dropped
+        connection = self._connection
+        connection.queue_block(self.id, write_response(head), frames.END_STREAM if end else 0)
+        self.moved_s = connection.now
+        if end:
+            self._end()
+
+    def send_data(self, data: bytes, end: bool) -> None:
+        """Queue body bytes."""
+        if self._is_tunnel and not self.sent_end:
+            boundary = self._frames
+            assert boundary is not None
+            boundary.follow(data)
+            if end and boundary.may_close:  # ended without a close frame: RFC 6455 §7.1.1 forbids it
+                data += close_frame(WIRE[Kind.UPSTREAM_CLOSED].close_code, Kind.UPSTREAM_CLOSED.value)
+        super().send_data(data, end)
+
+    def reset(self, error: ProxyError) -> None:
+        """End a response that cannot be completed."""
+        self.receiver = None
+        if self.is_over:
+            return
+        boundary = self._frames
+        if boundary is not None and boundary.may_close and not self.sent_end:
+            boundary.follow(b"\x88\0")  # so that none is added at the end
+            super().send_data(close_frame(WIRE[error.kind].close_code, error.kind.value), True)
+            return
+        self._connection.reset_stream(self, WIRE[error.kind].h2)
+        self._connection.on_stream_gone()
+
+    def after_end(self) -> None:
+        """Forget a stream that ended both ways; stop the upload that an early answer makes pointless."""
+        if self._is_tunnel:
+            if self.received_end and not self.has_held():
+                self._forget_if_over()
+            elif self.receiver is None:
+                self.idle_s = min(self.idle_s, GOAWAY_LINGER_S)  # for the client's own end, which nobody awaits
+                self._connection.shell.watch()
+        elif self.received_end:
+            self._forget_if_over()
+        else:
+            self.receiver = None
+            self._connection.reset_stream(self, frames.NO_ERROR)  # RFC 9113 §8.1
+            self._connection.on_stream_gone()
+
+    def _forget_if_over(self) -> None:
+        if self.sent_end and not self.is_over:
+            self.receiver = None
+            self._connection.forget(self)
+            self._connection.on_stream_gone()
+
+
+class H2Server(H2Connection):
+    """One client's connection."""
+
+    __slots__ = ("_drain_phase", "_drain_until_s", "_last_id", "_limits", "_memo", "_on_refused", "_on_request",
+                 "_preface", "_skipped", "_taken_id")  # fmt: skip
+
+    def __init__(
+        self,
+        on_request: Callable[[DownstreamStream], RequestReceiver],
+        on_refused: Callable[[ProxyError], None],
+        on_flood: Callable[[], None],
+        limits: ServerLimits,
+        shell: Shell,
+        now: float,
+    ) -> None:
+        super().__init__(shell, on_flood, now)
+        self._on_request = on_request
+        self._on_refused = on_refused
+        self._limits = limits
+        self._last_id = 0  # the highest opened
+        self._taken_id = 0  # the highest that was not turned away: what a GOAWAY says
+        self._skipped: list[tuple[int, int]] = []
+        self._memo: dict[bytes, tuple[RequestShape, int | None]] = {}
+        self._preface = b""
+        self._drain_phase = _SERVING
+        self._drain_until_s = 0.0
+        self.queue(_SETTINGS)
+
+    # -- bytes in -------------------------------------------------------------------------------------
+
+    def receive(self, data: bytes, now: float) -> None:
+        """Take input; the first of it is the client's preface (RFC 9113 §3.4)."""
+        preface = self._preface
+        if len(preface) < len(frames.PREFACE) and data:
+            need = len(frames.PREFACE) - len(preface)
+            self._preface = preface = preface + data[:need]
+            if not frames.PREFACE.startswith(preface):
+                self.now = now
+                self.fail(frames.PROTOCOL_ERROR, b"no preface")
+                return
+            data = data[need:]
+            self.last_moved_s = now
+            if not data:
+                return
+        super().receive(data, now)
+
+    def on_block(self, stream_id: int, block: bytes, end: bool) -> None:
+        """Begin a request, or end one with trailers."""
+        if stream_id <= self._last_id or not stream_id & 1:
+            self._on_known(stream_id, block, end)
+            return
+        if stream_id != self._last_id + 2 and self._last_id + 1 != stream_id and len(self._skipped) < MAX_SKIPPED:
+            self._skipped.append((self._last_id, stream_id))
+        self._last_id = stream_id
+        known = self._memo.get(block)
+        if known is not None:
+            head: RequestHead | ProxyError = RequestHead(known[0], known[1])
+        else:
+            head = self._decode(block)
+            if self.close:
+                return
+        if self._drain_phase == _LAST_SAID:
+            self.remember_reset(stream_id, by_us=True)  # the client was told that it is not served
+            return
+        self._taken_id = stream_id
+        if len(self.streams) >= MAX_STREAMS:
+            self.reset_id(stream_id, frames.REFUSED_STREAM)  # RFC 9113 §5.1.2
+            return
+        stream = ServerStream(self, stream_id, self._limits.idle_s, self.now)
+        self.streams[stream_id] = stream
+        if isinstance(head, ProxyError):
+            self._refuse(stream, head, end)
+            return
+        if end and head.length:  # RFC 9113 §8.1.1
+            self._refuse(stream, bad_request("a length without a body"), end)
+            return
+        stream.begin(self._on_request(stream), head, end)
+
+    def _decode(self, block: bytes) -> RequestHead | ProxyError:
+        decoder = self.decoder
+        fields = decoder.decode(block)
+        if decoder.error:
+            self.fail(frames.COMPRESSION_ERROR, decoder.error.encode())
+            return bad_request(decoder.error)
+        if decoder.changed:
+            self._memo.clear()
+        if decoder.is_too_large:
+            return bad_request("its fields are too large", Kind.HEAD_TOO_LARGE)
+        head = read_request(fields, decoder.never_indexed)
+        if not isinstance(head, ProxyError):
+            if len(self._memo) and not self.may_remember(block, len(self._memo)):
+                self._memo.clear()
+            if self.may_remember(block, len(self._memo)):
+                self._memo[block] = (head.shape, head.length)
+        return head
+
+    def _on_known(self, stream_id: int, block: bytes, end: bool) -> None:
+        """Take a block on a stream that is not new: trailers, or a fault."""
+        fields = self.decoder.decode(block)
+        if self.decoder.error:
+            self.fail(frames.COMPRESSION_ERROR, self.decoder.error.encode())
+            return
+        if self.decoder.changed:
+            self._memo.clear()
+        stream = self.streams.get(stream_id)
+        if stream is None:
+            was_skipped = any(low < stream_id < high for low, high in self._skipped)
+            if not stream_id & 1 or was_skipped:  # RFC 9113 §5.1.1
+                self.fail(frames.PROTOCOL_ERROR, b"a stream id that may not be opened")
+            else:
+                self.late(stream_id)
+            return
+        if stream.received_end:  # RFC 9113 §5.1, "half-closed (remote)"
+            self.fail_stream(stream, frames.STREAM_CLOSED)
+            return
+        trailers = None if self.decoder.is_too_large else read_trailers(fields)
+        if not end or trailers is None or stream.expected_bytes > 0:  # RFC 9113 §8.1
+            self.fail_stream(stream, frames.PROTOCOL_ERROR)
+            return
+        stream.moved_s = self.now
+        stream.received_end = True
+        stream.receive_trailers(trailers)
+
+    def _refuse(self, stream: ServerStream, error: ProxyError, end: bool) -> None:
+        """Answer or reset a request that led to no exchange."""
+        self._on_refused(error)
+        stream.received_end = end
+        if error.kind is Kind.BAD_REQUEST:  # malformed: RFC 9113 §8.1.1
+            self.fail_stream(stream, frames.PROTOCOL_ERROR)
+            return
+        head, body = local_reply(error, b"no", b"")
+        stream.send_head(head, False)
+        stream.send_data(body, True)
+
+    def receive_eof(self, now: float) -> bool:
+        """The client ended its side: whoever waits for an answer on it cannot be told from one who left."""
+        self.now = now
+        self.on_broken()
+        self.close = max(self.close, CLOSE_FLUSH)
+        return False
+
+    def receive_lost(self, now: float) -> None:
+        """The transport is gone."""
+        self.now = now
+        self.on_broken()
+
+    def is_idle_id(self, stream_id: int) -> bool:
+        """Whether no stream with this id was opened yet; a client opens odd ones."""
+        return stream_id > self._last_id or not stream_id & 1
+
+    def last_peer_stream(self) -> int:
+        """Return the highest stream taken up."""
+        return self._taken_id
+
+    def on_goaway(self, last_stream_id: int, code: int) -> None:
+        """Nothing to do: we open no streams, and those of the client go on."""
+
+    def on_reset(self, stream: H2Stream, code: int) -> None:
+        """Cancel the exchange, then see whether a drain is over."""
+        stream.lose(_GONE)
+        self.on_stream_gone()
+
+    def on_broken(self) -> None:
+        """Cancel every exchange."""
+        streams = list(self.streams.values())
+        for stream in streams:
+            self.forget(stream)
+            stream.lose(_GONE)
+
+    # -- draining -------------------------------------------------------------------------------------
+
+    def drain(self) -> None:
+        """Say that no further requests are served, in two steps, and close after the last one."""
+        if self._drain_phase != _SERVING or self.close:
+            return
+        self._drain_phase = _ANNOUNCED
+        self.send_goaway(frames.LAST_STREAM, frames.NO_ERROR, b"draining")
+        self.queue(frames.frame(frames.PING, 0, 0, _DRAIN_PING))
+        self._drain_until_s = self.now + DRAIN_ROUND_TRIP_S
+        self.shell.watch()
+
+    def on_ping_ack(self, payload: bytes) -> None:
+        """The client has read the first GOAWAY: what it sends from now on it knows to be refused."""
+        if payload == _DRAIN_PING and self._drain_phase == _ANNOUNCED:
+            self._say_last()
+
+    def _say_last(self) -> None:
+        self._drain_phase = _LAST_SAID
+        self.send_goaway(self._taken_id, frames.NO_ERROR, b"draining")
+        self.on_stream_gone()
+
+    def on_stream_gone(self) -> None:
+        """Close when draining and nothing is left."""
+        if self._drain_phase == _LAST_SAID and not self.streams:
+            self.end()
+
+    def cut(self, error: ProxyError) -> None:
+        """End now: every exchange is told, and answers or resets."""
+        self._drain_phase = _LAST_SAID
+        for stream in list(self.streams.values()):
+            if isinstance(stream, ServerStream) and stream.receiver is not None:
+                stream.receiver.request_reset(error)
+        if self.close == CLOSE_NO:
+            self.send_goaway(self._taken_id, frames.NO_ERROR, b"closing")
+            self.end()
+
+    # -- flow and time --------------------------------------------------------------------------------
+
+    def transport_full(self, full: bool, now: float) -> None:
+        """Take no further requests while answers cannot be written."""
+        super().transport_full(full, now)
+        self.wants_read = not full or self.close != CLOSE_NO
+
+    def take_output(self, now: float) -> list[bytes]:
+        """Hand over the queued output; lingering begins with the last of it."""
+        if self.close == CLOSE_LINGER and not self.linger_until_s:
+            self.linger_until_s = now + self._limits.linger_s
+            self.shell.watch()
+        return super().take_output(now)
+
+    def next_deadline(self) -> float | None:
+        """The first of: end of lingering, stalled reader, slow block, drain, idle streams, idle connection."""
+        limits = self._limits
+        if self.close:
+            return self.linger_until_s or self.last_moved_s + limits.linger_s
+        first = NEVER
+        if self.full_since_s:
+            first = self.full_since_s + limits.stall_s
+        if self._block_since_s:
+            first = min(first, self._block_since_s + limits.head_s)
+        if self._drain_phase == _ANNOUNCED:
+            first = min(first, self._drain_until_s)
+        if self.streams:
+            return min(first, self.first_stream_deadline(limits.stall_s))
+        limit_s = limits.keep_alive_s if self._saw_settings else limits.head_s
+        return min(first, self.last_moved_s + limit_s)
+
+    def handle_deadline(self, now: float) -> None:
+        """Act on whichever deadlines passed."""
+        self.now = now
+        limits = self._limits
+        if self.close:
+            self.cut_off()
+        elif self.full_since_s and self.full_since_s + limits.stall_s <= now:
+            # Nothing can be said to a client that does not read.
+            error = ProxyError(Kind.CLIENT_STALLED, Source.DOWNSTREAM)
+            for stream in list(self.streams.values()):
+                self.forget(stream)
+                stream.lose(error)
+            self.cut_off()
+        elif self._block_since_s and self._block_since_s + limits.head_s <= now:
+            self._on_refused(ProxyError(Kind.REQUEST_TIMEOUT, Source.DOWNSTREAM))
+            self.fail(frames.ENHANCE_YOUR_CALM, b"a field block took too long")
+        elif self._drain_phase == _ANNOUNCED and self._drain_until_s <= now:
+            self._say_last()
+        elif self.streams:
+            self._end_late_streams(now)
+        elif self.last_moved_s + (limits.keep_alive_s if self._saw_settings else limits.head_s) <= now:
+            self.send_goaway(self._taken_id, frames.NO_ERROR, b"idle")
+            self.end()
+
+    def _end_late_streams(self, now: float) -> None:
+        for stream in list(self.streams.values()):
+            assert isinstance(stream, ServerStream)
+            if stream.blocked_since_s and stream.blocked_since_s + self._limits.stall_s <= now:
+                self.reset_stream(stream, frames.CANCEL)  # its window stays shut
+                stream.lose(ProxyError(Kind.CLIENT_STALLED, Source.DOWNSTREAM))
+            elif stream.moved_s + stream.idle_s <= now:
+                stream.moved_s = now
+                receiver = stream.receiver
+                if receiver is None:
+                    self.reset_stream(stream, frames.CANCEL)
+                else:
+                    receiver.request_reset(ProxyError(Kind.IDLE_TIMEOUT, Source.ROUTER))
+        self.on_stream_gone()
