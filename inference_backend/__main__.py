@@ -1,6 +1,6 @@
-"""`python -m inference_backend`: the simulated engine, the policy server, and the real SGLang on a CPU.
+"""`python -m inference_backend`: the simulated engine, two policy servers, and the real SGLang on a CPU.
 
-Each option of the first two has an environment twin: SIM_ and the option's name in capitals.
+Each option of the first three has an environment twin: SIM_ and the option's name in capitals.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -40,11 +41,29 @@ def _acceptance(_context: click.Context, _parameter: click.Parameter, value: str
     return parsed
 
 
+def _with_grpc(_context: click.Context, _parameter: click.Parameter, value: int | None) -> int | None:
+    """Refuse what needs gRPC where it is not installed."""
+    if value is not None and (missing := _missing_for_grpc()):
+        raise click.UsageError(missing)
+    return value
+
+
+def _missing_for_grpc() -> str:
+    for name in ("grpc", "grpc_health", "grpc_reflection", "google.protobuf"):
+        try:
+            found = find_spec(name)
+        except ModuleNotFoundError:  # of its parent
+            found = None
+        if found is None:
+            return f"no module {name}; the gRPC services need: pip install 'replica-router[grpc]'"
+    return ""
+
+
 @click.group(context_settings={"max_content_width": 110})
 def main() -> None:
     """Stand-ins for the servers behind a router.
 
-    simulate and policy print one line of JSON on stdout once it listens: {"event":"ready","url":…,"pid":…}.
+    simulate, policy and lerobot print a line of JSON on stdout once they listen: {"event":"ready","url":…,"pid":…}.
     """
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
 
@@ -52,6 +71,12 @@ def main() -> None:
 @main.command(context_settings=_CONTEXT)
 @_option("--host", default="127.0.0.1", help="Address to listen on.")
 @_option("--port", default=0, type=click.IntRange(0, 65_535), help="Port; 0 takes a free one.")
+@_option(
+    "--grpc-port",
+    type=click.IntRange(0, 65_535),
+    callback=_with_grpc,
+    help="Serve SGLang's gRPC scheduler service beside HTTP; 0 takes a free port.  [default: no gRPC]",
+)
 @_option("--model", default="", help="Served model name; empty takes the profile's.")
 @_option(
     "--profile",
@@ -143,6 +168,30 @@ def policy(die_with: int, **options: Any) -> None:
     if die_with:
         ready.die_with(die_with)
     uvloop.run(serve_policy(PolicySettings(**options)))
+
+
+@main.command(context_settings=_CONTEXT)
+@_option("--host", default="127.0.0.1", help="Address to listen on.")
+@_option("--port", default=0, type=click.IntRange(0, 65_535), help="Port; 0 takes a free one.")
+@_option("--action-horizon", default=50, type=click.IntRange(1), help="Actions in one answer.")
+@_option("--action-dim", default=14, type=click.IntRange(1), help="Numbers in one action.")
+@_option("--delay-ms", default=0.0, type=click.FloatRange(0), help="What one inference takes.")
+@_option(
+    "--wait-s",
+    default=2.0,
+    type=click.FloatRange(0),
+    help="How long GetActions waits for an observation before it answers with nothing.",
+)
+@_option("--die-with", default=0, type=int, help="Exit when this parent process dies; 0 for never.")
+def lerobot(die_with: int, **options: Any) -> None:
+    """Run LeRobot's policy server for asynchronous inference (gRPC, HTTP/2 in the clear)."""
+    if missing := _missing_for_grpc():
+        raise click.UsageError(missing)
+    from inference_backend.rpc.lerobot import RobotSettings, serve_robots  # noqa: PLC0415 -- of an extra
+
+    if die_with:
+        ready.die_with(die_with)
+    uvloop.run(serve_robots(RobotSettings(**options)))
 
 
 _directory = click.argument(

@@ -12,16 +12,15 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 from uuid import uuid4
-from zlib import crc32
 
 from aiohttp import HttpVersion11, web
 
 from inference_backend import bodies, faults, frames
 from inference_backend.bodies import Call, Refusal
+from inference_backend.intake import QUEUE_FULL, make_request, too_long
 from inference_backend.owners import Streaming, Waiting
 from inference_backend.replies import JSON_HEADERS, before_head, crashed, cut_body, json_bytes
 from inference_backend.scheduler import DONE, Request
-from inference_backend.text import text_start
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from inference_backend.settings import Settings
 
 _STREAM_HEADERS = {"content-type": "text/event-stream; charset=utf-8", "vary": "Origin", "server": "uvicorn"}
-_QUEUE_FULL = "The request queue is full."
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,14 +135,13 @@ class Completions:
         if self._settings.header_overrides:
             call.rid = http.headers.get("x-override-rid", call.rid)
         record.rid = call.rid or uuid4().hex
-        request = self._request(record.rid, call)
-        refusal = self._too_long(request)
-        if refusal is not None:
+        request = make_request(self._settings, record.rid, call.prompt, call.max_tokens, call.salt)
+        message = too_long(self._settings, self._driver.scheduler, request)
+        if message:
             if call.stream and dialect.refuses_in_stream:
-                kind = "invalid_request_error"
-                frame = frames.generate_error_frame(refusal.status, refusal.message, kind)
+                frame = frames.generate_error_frame(400, message, "invalid_request_error")
                 return await _refused_stream(http, frame)
-            return json_bytes(refusal.status, dialect.error(refusal))
+            return json_bytes(400, dialect.error(Refusal(400, message)))
         options = frames.Options(
             call.model,
             int(time.time()),
@@ -167,7 +164,7 @@ class Completions:
         if plan is not None and plan.in_body and plan.after == 0:
             owner.misbehave([])
         if not self._driver.submit(request, owner):
-            await response.write_eof(job.dialect.full_frame(record.rid, _QUEUE_FULL) + frames.DONE_FRAME)
+            await response.write_eof(job.dialect.full_frame(record.rid, QUEUE_FULL) + frames.DONE_FRAME)
             return response
         record.request = request
         record.state = "running"
@@ -183,7 +180,7 @@ class Completions:
         record, request, plan = job.record, job.request, job.plan
         owner = Waiting(self._journal, record)
         if not self._driver.submit(request, owner):
-            return json_bytes(503, _openai_error(Refusal(503, _QUEUE_FULL, "503")))
+            return json_bytes(503, _openai_error(Refusal(503, QUEUE_FULL, "503")))
         record.request = request
         record.state = "running"
         try:
@@ -201,36 +198,6 @@ class Completions:
             return await cut_body(job.http, body, plan)
         self._journal.end(record, "aborted" if finish == "abort" else "finished")
         return web.Response(body=body, headers=JSON_HEADERS)
-
-    def _request(self, rid: str, call: Call) -> Request:
-        seed = self._settings.seed
-        start = text_start(call.prompt, seed)
-        salt = crc32(call.salt.encode()) if call.salt else 0
-        if call.max_tokens is not None:
-            return Request(rid, call.prompt, call.max_tokens, start=start, salt=salt)
-        # The model stops by itself, after a length that the prompt decides.
-        length = 1 + crc32(call.prompt, seed + 1) % (2 * self._settings.mean_output_tokens)
-        return Request(rid, call.prompt, length, start=start, finish="stop", salt=salt)
-
-    def _too_long(self, request: Request) -> Refusal | None:
-        limit = self._settings.profile.context_tokens
-        if request.prompt_tokens >= limit:
-            return Refusal(
-                400,
-                f"The input ({request.prompt_tokens} tokens) is longer than the model's context length "
-                f"({limit} tokens).",
-            )
-        if request.finish == "stop":
-            request.max_tokens = min(request.max_tokens, limit - request.prompt_tokens)
-        total = request.prompt_tokens + request.max_tokens
-        if total > limit or not self._driver.scheduler.fits(request):
-            return Refusal(
-                400,
-                f"Requested token count exceeds the model's maximum context length of {limit} tokens. "
-                f"You requested a total of {total} tokens: {request.prompt_tokens} tokens from the input "
-                f"messages and {request.max_tokens} tokens for the completion.",
-            )
-        return None
 
 
 async def _refused_stream(http: web.Request, frame: bytes) -> web.StreamResponse:

@@ -24,9 +24,8 @@ _HEAD_BYTES = 64 * 1024  # uvicorn's limit for a head; aiohttp's own is 8 KiB a 
 _CLEANUP_S = 0.1  # aiohttp spends it twice on a stream that outlived the drain
 
 
-def application(settings: Settings, journal: Journal, lifecycle: Lifecycle) -> web.Application:
-    """All routes over one scheduler; must be called inside the loop that will serve them."""
-    loop = asyncio.get_running_loop()
+def make_driver(settings: Settings) -> Driver:
+    """One scheduler and what runs it; must be called inside the loop that will."""
     scheduler = Scheduler(
         settings.profile,
         max_running=settings.max_running,
@@ -36,8 +35,14 @@ def application(settings: Settings, journal: Journal, lifecycle: Lifecycle) -> w
         acceptance=settings.acceptance,
         seed=settings.seed,
     )
-    driver = Driver(scheduler, settings.time_scale, loop)
-    completions = Completions(settings, driver, journal, loop)
+    return Driver(scheduler, settings.time_scale, asyncio.get_running_loop())
+
+
+def application(
+    settings: Settings, driver: Driver, journal: Journal, lifecycle: Lifecycle
+) -> web.Application:
+    """All HTTP routes over one driver."""
+    completions = Completions(settings, driver, journal, asyncio.get_running_loop())
     app = web.Application(client_max_size=0)  # no cap, as SGLang has none
     app.add_routes(
         [
@@ -72,8 +77,9 @@ async def serve(settings: Settings) -> None:
     journal = Journal(settings.history)
     lifecycle = Lifecycle(settings.startup_s, loop)
     lifecycle.watch_signals()
+    driver = make_driver(settings)
     runner = web.AppRunner(
-        application(settings, journal, lifecycle),
+        application(settings, driver, journal, lifecycle),
         handler_cancellation=True,  # a lost connection cancels its handler
         access_log=None,
         auto_decompress=False,
@@ -85,7 +91,16 @@ async def serve(settings: Settings) -> None:
     await runner.setup()
     site = web.TCPSite(runner, settings.host, settings.port, backlog=1_024)
     await site.start()
-    announce("http", settings.host, runner.addresses[0][1])
+    services = None
+    if settings.grpc_port is not None:
+        from inference_backend.rpc.sglang import serve_scheduler  # noqa: PLC0415 -- of an extra, and slow to import
+
+        services = await serve_scheduler(settings, driver, journal, lifecycle)
+    announce("http", settings.host, runner.addresses[0][1], grpc_port=services.port if services else 0)
     await lifecycle.stopping.wait()
+    if services is not None:
+        await services.set_serving(serving=False)
     await lifecycle.drained(lambda: journal.in_flight, settings.drain_s, settings.linger_s)
+    if services is not None:
+        await services.stop()
     await runner.cleanup()

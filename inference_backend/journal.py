@@ -9,12 +9,28 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from aiohttp import web
+    from collections.abc import Mapping
 
     from inference_backend.scheduler import Request
+
+
+class Head(Protocol):
+    """What is recorded of a request's head; aiohttp's request is one."""
+
+    @property
+    def method(self) -> str:
+        """Its method."""
+
+    @property
+    def raw_path(self) -> str:
+        """Its path, as sent."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """Its fields, or a call's metadata."""
 
 
 class Record:
@@ -22,7 +38,7 @@ class Record:
 
     __slots__ = ("ended", "headers", "method", "path", "received", "request", "rid", "state")
 
-    def __init__(self, http: web.Request) -> None:
+    def __init__(self, http: Head) -> None:
         self.rid = ""
         self.state = "queued"
         self.method = http.method
@@ -63,7 +79,7 @@ class Journal:
         self.finished = self.aborted = self.failed = 0
         self.in_flight = 0
 
-    def begin(self, http: web.Request) -> Record:
+    def begin(self, http: Head) -> Record:
         """Note that a request's head arrived."""
         record = Record(http)
         self.open[record] = None

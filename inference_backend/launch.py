@@ -42,6 +42,7 @@ class ChildProcess:
     ) -> None:
         self.arguments = arguments
         self.url = ""
+        self.grpc_url = ""  # h2c://…, of an engine started with `grpc_port`
         self._env = env
         self._start_timeout_s = start_timeout_s
         self._process: asyncio.subprocess.Process | None = None
@@ -151,6 +152,11 @@ class ReplicaProcess(ChildProcess):
         """Make an openpi policy server; options as on the command line."""
         return cls("policy", *_flags(options))
 
+    @classmethod
+    def lerobot(cls, **options: Option) -> Self:
+        """Make a policy server for LeRobot's robots; options as on the command line."""
+        return cls("lerobot", *_flags(options))
+
     async def start(self) -> Self:
         """Start the child and wait for its ready line.  Raises LaunchError, with no child left."""
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 -- closed by `close`
@@ -159,7 +165,8 @@ class ReplicaProcess(ChildProcess):
         try:
             async with asyncio.timeout(self._start_timeout_s):
                 line = await process.stdout.readline()
-            self.url = json.loads(line)["url"]
+            ready = json.loads(line)
+            self.url, self.grpc_url = ready["url"], ready.get("grpc_url", "")
         except TimeoutError:
             raise await self._failed(f"was not ready within {self._start_timeout_s} s") from None
         except (ValueError, KeyError, TypeError):

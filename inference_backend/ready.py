@@ -11,10 +11,12 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def announce(scheme: str, host: str, port: int) -> None:
+def announce(scheme: str, host: str, port: int, *, grpc_port: int = 0) -> None:
     """Say where the server listens; nothing else is ever written to stdout."""
     shown = f"[{host}]" if ":" in host else host
     line = {"event": "ready", "url": f"{scheme}://{shown}:{port}", "pid": os.getpid()}
+    if grpc_port:
+        line["grpc_url"] = f"h2c://{shown}:{grpc_port}"
     sys.stdout.write(json.dumps(line, separators=(",", ":")) + "\n")
     sys.stdout.flush()
 

@@ -13,6 +13,7 @@ class Settings:
 
     host: str = "127.0.0.1"
     port: int = 0
+    grpc_port: int | None = None  # None: no gRPC
     model: str = ""  # empty: the profile's
     profile: Profile = field(default_factory=lambda: PROFILES["qwen3-8b-h100"])
     time_scale: float = 1.0
