@@ -2,14 +2,21 @@
 
 Callbacks of uvloop come in, `codec.receive` takes them, and the last line of each is the flush. Nothing is
 raised across a callback: an exception is our bug, is logged and costs this one connection.
+
+Over TLS the transport is uvloop's own, and either direction's end is the end of both: there is no half-close.
+An end of ours therefore ends a tunnel; a peer's close_notify means that nothing more can be written, though what
+a replica sent before it is still delivered. The transport would wait for the peer's close_notify as long as for a
+slow reader; once the kernel has nothing more to send, `CLOSE_NOTIFY_S` is enough.
 """
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import socket
 import struct
+import termios
 from typing import TYPE_CHECKING, Any, Final
 
 from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_NO, Shell
@@ -27,6 +34,8 @@ _log = logging.getLogger(__name__)
 
 # Above this size the pieces go to writev as they are; below, one joined buffer is cheaper.
 JOIN_BYTES: Final = 16_384
+TLS_WRITE_BYTES: Final = 65_536  # as a plain transport's high mark; uvloop's own for TLS is 512 KiB
+CLOSE_NOTIFY_S: Final = 1.0  # for the peer to answer ours, once everything was sent
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER 0: closing sends RST
 
 
@@ -48,8 +57,12 @@ class TcpShell(Shell):
     __slots__ = (
         "_clock",
         "_closing",
+        "_delivers_rest",
+        "_has_rest",
         "_is_reading",
+        "_is_tls",
         "_is_touched",
+        "_look_s",
         "_outbox",
         "_touched",
         "codec",
@@ -70,6 +83,10 @@ class TcpShell(Shell):
         self._is_reading = True
         self._is_touched = False
         self._closing = CLOSE_NO
+        self._is_tls = False
+        self._delivers_rest = True  # what was held when the transport ended is still of use
+        self._has_rest = False
+        self._look_s = 0.0  # when to see whether a closed TLS connection has sent everything
         self.written_bytes = 0
         self.watch_tick = -1
 
@@ -78,6 +95,12 @@ class TcpShell(Shell):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport."""
         self.transport = transport
+        if self.transport.get_extra_info("ssl_object") is not None:
+            self._is_tls = True
+            self.transport.set_write_buffer_limits(TLS_WRITE_BYTES)
+            # uvloop drops what it has decrypted for nobody yet when the peer's FIN is read: so that it is not read
+            # before its time, the socket is left alone as soon as anything waits.
+            self.transport.set_read_buffer_limits(1, 0)
         self.reactor.wheel.watch(self)
 
     def data_received(self, data: bytes) -> None:
@@ -100,16 +123,20 @@ class TcpShell(Shell):
         except Exception:
             self._crash()
         self._outbox.flush()
+        if self._is_tls:
+            self._end_tls(keep)
+            return False  # a warning of uvloop's would be all that comes of True
         return keep
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell the codec; the transport is gone."""
         if self.transport is None:
             return
-        try:
-            self.codec.receive_lost(self._clock.read())
-        except Exception:
-            self._crash()
+        if not self._has_rest:
+            try:
+                self.codec.receive_lost(self._clock.read())
+            except Exception:
+                self._crash()
         self.transport = None
         self.on_lost()
         self._outbox.flush()
@@ -148,6 +175,8 @@ class TcpShell(Shell):
         self._is_touched = False
         transport = self.transport
         if transport is None:
+            if self._has_rest:
+                self._deliver_rest(now)
             return
         codec = self.codec
         out = codec.take_output(now)
@@ -160,7 +189,7 @@ class TcpShell(Shell):
                 self.written_bytes += len(data)
                 transport.write(data)
             else:
-                self._write_all(transport, out)
+                self._write_all(transport, out, now)
         if codec.has_held_input:
             try:
                 codec.receive(b"", now)
@@ -177,10 +206,22 @@ class TcpShell(Shell):
 
     def next_deadline(self) -> float | None:
         """Ask the codec; None once the transport is gone."""
-        return self.codec.next_deadline() if self.transport is not None else None
+        if self.transport is None:
+            return None
+        deadline = self.codec.next_deadline()
+        look_s = self._look_s
+        return deadline if not look_s or (deadline is not None and deadline < look_s) else look_s
 
     def handle_deadline(self, now: float) -> None:
         """Tell the codec; the wheel's owner flushes."""
+        if self._look_s and now >= self._look_s:
+            self._look_s = now + CLOSE_NOTIFY_S
+            if self._is_all_sent():
+                self.transport.abort()  # without RST: the kernel sends FIN behind our close_notify
+                return
+            deadline = self.codec.next_deadline()
+            if deadline is None or deadline > now:
+                return
         try:
             self.codec.handle_deadline(now)
         except Exception:
@@ -202,7 +243,7 @@ class TcpShell(Shell):
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
         transport.abort()
 
-    def _write_all(self, transport: Any, out: list[bytes]) -> None:
+    def _write_all(self, transport: Any, out: list[bytes], now: float) -> None:
         ends = not out[-1]
         if ends:
             out.pop()
@@ -216,12 +257,53 @@ class TcpShell(Shell):
                 transport.write(b"".join(out))
             else:
                 transport.writelines(out)
-        if ends and transport.can_write_eof():
+        if ends and not self._is_tls:
             transport.write_eof()
+        elif ends and not self.codec.close:
+            # RFC 6455 §7.1.1: the client waits for the server to end the connection, and half of it cannot be.
+            self.codec.receive_eof(now)
+
+    def _end_tls(self, keep: bool) -> None:
+        """Follow the peer's close_notify: nothing can be written any more."""
+        self._closing = max(self._closing, CLOSE_FLUSH)
+        self._has_rest = keep and self._delivers_rest
+        if keep and not self._has_rest:
+            try:
+                self.codec.receive_lost(self._clock.now)
+            except Exception:
+                self._crash()
+            self._outbox.flush()
+
+    def _deliver_rest(self, now: float) -> None:
+        """Go on with what the codec held when the transport ended."""
+        codec = self.codec
+        codec.take_output(now)
+        if codec.has_held_input:
+            try:
+                codec.receive(b"", now)
+            except Exception:
+                self._crash()
+
+    def _is_all_sent(self) -> bool:
+        """Whether the peer's kernel has everything: none of it waits in the transport or in this one's."""
+        transport = self.transport
+        sock = transport.get_extra_info("socket")
+        if transport.get_write_buffer_size() or sock is None:
+            return False
+        try:
+            unsent = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+        except (OSError, ValueError):
+            return True  # closed already
+        return unsent == b"\0\0\0\0"
 
     def _end(self, transport: Any, how: int) -> None:
         self._closing = how
-        if how == CLOSE_FLUSH:
+        if self._is_tls and how != CLOSE_ABORT:
+            # For lingering, too: the transport reads and drops until the peer ends.
+            self._look_s = self._clock.now + CLOSE_NOTIFY_S if how == CLOSE_FLUSH else 0.0
+            transport.close()
+            self.watch()
+        elif how == CLOSE_FLUSH:
             transport.close()
         elif how == CLOSE_ABORT:
             self.abort()
