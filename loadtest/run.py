@@ -1,4 +1,4 @@
-"""`python -m loadtest.run`: locust, headless, with all three users against a router it starts itself.
+"""`python -m loadtest.run`: locust, headless, with all kinds of users against a router it starts itself.
 
 Starts `router up --no-check --json` (simulated replicas included) unless `--target` names a running
 router, runs locust for a fixed time, and leaves `report.html`, locust's CSV files and both logs in the
@@ -35,6 +35,8 @@ USERS = {
     "http": ("HttpChatUser", "POST chat completion"),
     "sse": ("SseChatUser", "SSE stream"),
     "websocket": ("WebSocketPolicyUser", "WS infer"),
+    "h2": ("Http2ChatUser", "H2 chat completion"),
+    "grpc": ("GrpcUser", "gRPC Generate"),
 }
 STATS = "locust.json"
 GRACE_S = 30.0  # locust finishes the requests in flight and writes its report
@@ -220,7 +222,7 @@ def main(
     up_args: str,
     output: Path | None,
 ) -> None:
-    """Load a router with HTTP, SSE and WebSocket users and report.
+    """Load a router with HTTP, SSE, WebSocket, HTTP/2 and gRPC users and report.
 
     Without --target it starts `router up` with its simulated replicas. Exits non-zero when any
     request failed.

@@ -2,13 +2,14 @@
 
 `HttpChatUser` asks for whole chat completions, `SseChatUser` for streams (with the time to the first
 token and the gaps between tokens as entries of their own), `WebSocketPolicyUser` is a robot that
-speaks openpi. Importing locust patches sockets and threads for gevent, so only locust's own process
-imports this module. Imports `sse_parser` and `openpi`.
+speaks openpi; `h2_users` has those that speak HTTP/2. Importing locust patches sockets and threads for
+gevent, so only locust's own process imports this module. Imports `users_base`, `h2_users`, `sse_parser` and
+`openpi`.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import socket
 import time
 from typing import TYPE_CHECKING, Any
@@ -21,13 +22,13 @@ from websockets.sync.client import ClientConnection, connect
 
 from loadtest.openpi import PolicyError, observation, read_map
 from loadtest.sse_parser import SseParser
+from loadtest.users_base import ANSWER_S, CHAT_PATH, chat_body, chat_headers, fire
+
+with contextlib.suppress(ImportError):  # of an extra; without it the users of HTTP/2 are not there
+    from loadtest.h2_users import GrpcUser, Http2ChatUser  # noqa: F401 -- locust finds users by their names here
 
 if TYPE_CHECKING:
     from locust.argument_parser import LocustArgumentParser
-
-CHAT_PATH = "/v1/chat/completions"
-PROMPT = "What is the loopback interface of a machine for?"
-ANSWER_S = 30.0  # longer than any answer of a replica that is not stuck
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
@@ -42,25 +43,6 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
     )
     group.add_argument("--policy-path", default="/", help="Path of the policy's WebSocket.")
     group.add_argument("--image-side", type=int, default=224, help="Pixels of the robot's square images.")
-
-
-def chat_headers(options: Any) -> dict[str, str]:
-    """Headers of a chat request: no compression, which would hide when a token arrived."""
-    headers = {"accept-encoding": "identity", "content-type": "application/json"}
-    if options.api_key:
-        headers["authorization"] = f"Bearer {options.api_key}"
-    return headers
-
-
-def chat_body(options: Any, *, stream: bool) -> str:
-    """JSON of a chat request."""
-    body = {
-        "model": options.model,
-        "messages": [{"role": "user", "content": PROMPT}],
-        "max_tokens": options.max_tokens,
-        "stream": stream,
-    }
-    return json.dumps(body)
 
 
 class HttpChatUser(FastHttpUser):
@@ -145,14 +127,7 @@ class SseChatUser(HttpUser):
     def _fire(
         self, name: str, since: float, size: int, failure: Exception | None, now: float | None = None
     ) -> None:
-        self.environment.events.request.fire(
-            request_type="SSE",
-            name=name,
-            response_time=((now or time.perf_counter()) - since) * 1e3,
-            response_length=size,
-            exception=failure,
-            context={},
-        )
+        fire(self.environment, "SSE", name, since, size, failure, now)
 
 
 class WebSocketPolicyUser(User):
@@ -219,14 +194,7 @@ class WebSocketPolicyUser(User):
         except (OSError, TimeoutError, WebSocketException, PolicyError) as error:
             failure = error
             self._close()
-        self.environment.events.request.fire(
-            request_type="WS",
-            name=name,
-            response_time=(time.perf_counter() - started) * 1e3,
-            response_length=size,
-            exception=failure,
-            context={},
-        )
+        fire(self.environment, "WS", name, started, size, failure)
 
     def _close(self) -> None:
         if self.websocket is not None:

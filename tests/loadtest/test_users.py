@@ -144,6 +144,54 @@ def test_the_robot_talks_to_a_policy(tmp_path):
     assert "WS infer" in result.output
 
 
+def started(*arguments):
+    """A child with a ready line on stdout: the process and the line."""
+    child = subprocess.Popen([sys.executable, "-m", *arguments], stdout=subprocess.PIPE)
+    return child, json.loads(child.stdout.readline())
+
+
+@pytest.fixture
+def engine():
+    child, ready = started("inference_backend", "simulate", "--time-scale", "0", "--grpc-port", "0")
+    with child:
+        yield ready
+        child.terminate()
+
+
+def entries_of(folder):
+    found = msgspec.json.decode((folder / run.STATS).read_bytes(), type=list[run.Entry])
+    return {f"{one.method} {one.name}": one for one in found}
+
+
+def test_grpc_users_call_the_engine(tmp_path, engine):
+    target = engine["grpc_url"].replace("h2c://", "http://")
+    result, folder = locust(tmp_path, "--run-time", "2", "--kind", "grpc", "--target", target)
+    assert result.exit_code == 0, result.output
+    entries = entries_of(folder)
+    assert entries["gRPC HealthCheck"].num_requests and not entries["gRPC HealthCheck"].num_failures
+    # 32 tokens, a message each: one first and 31 gaps for each stream that ended.
+    assert entries["gRPC itl"].num_requests >= 31 * entries["gRPC Generate"].num_requests
+    assert entries["gRPC ttft"].num_requests >= entries["gRPC Generate"].num_requests
+
+
+def test_a_grpc_failure_is_counted(tmp_path, engine):
+    # The engine's HTTP port speaks no HTTP/2: every call ends as UNAVAILABLE.
+    result, folder = locust(tmp_path, "--run-time", "1", "--kind", "grpc", "--target", engine["url"])
+    assert result.exit_code == 1
+    entries = entries_of(folder)
+    assert sum(one.num_failures for one in entries.values()) == sum(one.num_requests for one in entries.values()) > 0
+
+
+def test_http2_users_through_the_router(tmp_path, engine):
+    ports = ("--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--workers", "1")
+    child, ready = started("router", "serve", "--json", *ports, "--replica", engine["url"])
+    with child:
+        result, folder = locust(tmp_path, "--run-time", "2", "--kind", "h2", "--target", ready["listen"][0])
+        child.send_signal(2)
+    assert result.exit_code == 0, result.output
+    assert entries_of(folder)["H2 chat completion"].num_requests > 5
+
+
 def test_a_refused_target_fails_the_run(tmp_path, unused_tcp_port):
     result, _ = locust(
         tmp_path, "--run-time", "1", "--kind", "http", "--target", f"http://127.0.0.1:{unused_tcp_port}"
