@@ -37,6 +37,7 @@ from router.control import (
     Ready,
     ReopenLogs,
     SetLogLevel,
+    SetTls,
     Start,
     ToWorker,
     Unpacker,
@@ -48,6 +49,7 @@ from router.counters import WORKER_NUMBERS, WorkerCounters
 from router.deadlines import TICK_S, DeadlineWheel
 from router.edge.access_log import AccessLog
 from router.edge.admission import AdmissionGate
+from router.edge.arrivals import TrustedPeers
 from router.edge.listener import Listener
 from router.errors import Kind, ProxyError, Source
 from router.routing.explain import explain
@@ -63,6 +65,7 @@ from router.telemetry import (
     snapshot_histogram,
 )
 from router.transport.outbox import Outbox
+from router.transport.server_tls import server_context
 from router.transport.shell import Reactor
 from router.transport.tasks import spawn
 from router.transport.upstream.pool import ConnectionPool
@@ -110,8 +113,13 @@ class Worker:
             self.wheel,
             secrets.token_hex(8).encode(),
             self.access_log,
+            start.trusted_hops,
         )
-        self.listener = Listener(self.core, self.reactor, start.limits, start.max_connections)
+        proxies = None if start.proxies is None else TrustedPeers(start.proxies)
+        self.listener = Listener(self.core, self.reactor, start.limits, start.max_connections, proxies)
+        self._tls_listeners = start.tls_listeners
+        if start.tls is not None:
+            self.listener.set_context(server_context(start.tls))
         self._loop = asyncio.get_running_loop()
         self._gc = GcWatch(self.counters.gc_pause)
         self._next_tick_s = monotonic() + TICK_S
@@ -122,7 +130,8 @@ class Worker:
 
     async def run(self, sockets: list[socket.socket]) -> None:
         """Accept, and say so."""
-        await self.listener.listen(sockets)
+        first_tls = len(sockets) - self._tls_listeners
+        await self.listener.listen(sockets[:first_tls], sockets[first_tls:])
         self._next_tick_s = monotonic() + TICK_S
         self._tick()
         gc.collect()
@@ -151,6 +160,8 @@ class Worker:
                     spawn(self._drain(), "drain")
             case SetLogLevel():
                 logging.getLogger().setLevel(message.level)
+            case SetTls():
+                self.listener.set_context(server_context(message.tls))
             case ReopenLogs():
                 if self.access_log is not None:
                     self.access_log.reopen()
@@ -169,6 +180,9 @@ class Worker:
         for endpoint in step.made:
             endpoint.watch_again = self.wheel.watch
             self.wheel.watch(endpoint)
+            if endpoint.dial.connections.floor:
+                for replica in endpoint.replicas:
+                    self.pool.keep_floor(replica)
         for replica in step.departed:
             self.pool.leave(replica)
         self.outbox.flush()
@@ -205,10 +219,10 @@ class Worker:
 
     async def _drain(self) -> None:
         """Finish what is under way; cut what is left at the deadline, WebSockets with 1012."""
-        self.gate.is_draining = True
         self.listener.stop_accepting()
         self.listener.drain()
-        while self.core.in_flight and monotonic() < self._drained_by_s:  # noqa: ASYNC110 - no event on the hot path for this
+        # A client of HTTP/2 that has not read its GOAWAY yet may still begin requests, so connections count as well.
+        while self._is_busy() and monotonic() < self._drained_by_s:  # noqa: ASYNC110 - no event on the hot path for this
             await asyncio.sleep(DRAIN_POLL_S)
         self.clock.read()
         cut = self.listener.cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self.core.in_flight else 0
@@ -217,6 +231,9 @@ class Worker:
         self._control.send(Drained(cut))
         self.close()
         self._control.end()
+
+    def _is_busy(self) -> bool:
+        return bool(self.core.in_flight or self.listener.open_connections)
 
     def close(self) -> None:
         """Write the log's rest."""
@@ -387,12 +404,24 @@ async def _serve(control_fd: int, board_fd: int, listen_fds: list[int]) -> None:
     await protocol.ended
 
 
+def _report_unraisable(failure: sys.UnraisableHookArgs) -> None:
+    """Keep what a client can cause off stderr.
+
+    A server name that is no text ends its handshake, which is counted, and ssl would say so with a traceback.
+    """
+    if isinstance(failure.exc_value, UnicodeDecodeError) and isinstance(failure.object, bytes):
+        _log.debug("a client asked for a server by a name that is no text")
+    else:
+        sys.__unraisablehook__(failure)
+
+
 def main() -> None:
     """Run one worker; see the module."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s", stream=sys.stderr)
     # A terminal or a service manager signals every process; what it means is the supervisor's to say.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
+    sys.unraisablehook = _report_unraisable
     gc.disable()  # until the first table is there: all of it stays
     control_fd, board_fd, *listen_fds = map(int, sys.argv[1:])
     uvloop.run(_serve(control_fd, board_fd, listen_fds))

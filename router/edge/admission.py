@@ -1,4 +1,4 @@
-"""The gate: who may be served, and whether this worker still serves. Decided from memory in microseconds.
+"""The gate: who may be served. Decided from memory in microseconds.
 
 A static table is open on loopback; elsewhere a token is asked for. The token is taken as
 `Authorization: Bearer TOKEN`, or as `x-router-key: TOKEN` so that an engine's own Authorization can pass.
@@ -19,24 +19,20 @@ if TYPE_CHECKING:
     from router.core import Peer
     from router.http import RequestHead
 
-_DRAINING = ProxyError(Kind.DRAINING, Source.ROUTER)
 _MISSING = ProxyError(Kind.UNAUTHENTICATED, Source.DOWNSTREAM)
 
 
 class AdmissionGate:
-    """Checks each request's head. `is_draining` is set by the worker."""
+    """Checks each request's head."""
 
-    __slots__ = ("_digests", "is_draining")
+    __slots__ = ("_digests",)
 
     def __init__(self, tokens: Iterable[str] = ()) -> None:
         # With none the gate is open.
         self._digests = tuple(hashlib.sha256(token.encode()).digest() for token in tokens)
-        self.is_draining = False
 
     def check(self, head: RequestHead, peer: Peer) -> ProxyError | None:
         """Return why the request is refused, or None; see `core.Gate`."""
-        if self.is_draining:
-            return _DRAINING
         if self._digests:
             return self._authenticate(head)
         return None

@@ -1,4 +1,4 @@
-"""The gate: tokens, what of them is forwarded, draining."""
+"""The gate: tokens, and what of them is forwarded."""
 
 import pytest
 
@@ -55,12 +55,6 @@ def test_the_own_header_leaves_authorization_to_the_engine():
     given = head(b"Bearer engine", key=b"one")
     assert gate.check(given, PEER) is None
     assert (b"authorization", b"Bearer engine") in given.shape.fields
-
-
-def test_draining_comes_first():
-    gate = AdmissionGate(["one"])
-    gate.is_draining = True
-    assert gate.check(head(), PEER).kind is Kind.DRAINING
 
 
 def test_no_token_is_kept_in_the_clear():

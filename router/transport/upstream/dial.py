@@ -89,8 +89,11 @@ class Dial:
             for pending in waiting:
                 self._tell_failed(pending, error)
         elif connection.h1 is not None and not waiting:
-            connection.abort()
             pool.dialled(self, None)
+            if self._is_shared:
+                pool.put(connection)  # it was to be HTTP/2; now it is known not to be
+            else:
+                connection.abort()
         else:
             pool.dialled(self, connection)
             self._hand_out(waiting)

@@ -42,14 +42,13 @@ _FULL: Final = ProxyError(
 class Kept:
     """What is kept of one replica: its connections, and how long an idle one may stay."""
 
-    __slots__ = ("cut_s", "dials", "floor", "idle", "is_h2", "keep_s", "learned_s", "shared")
+    __slots__ = ("cut_s", "dials", "idle", "is_h2", "keep_s", "learned_s", "shared")
 
     def __init__(self) -> None:
         self.idle: list[UpstreamConnection] = []  # HTTP/1.1
         self.shared: list[UpstreamConnection] = []  # HTTP/2
         self.dials: list[Dial] = []  # HTTP/2, under way
         self.is_h2 = False  # it chose HTTP/2 when it was last asked
-        self.floor: DialSpec | None = None
         self.keep_s = DEFAULT_KEEP_S
         self.cut_s = 0.0  # after how long the last idle connection was closed by the replica
         self.learned_s = 0.0  # when `keep_s` was lowered
@@ -136,23 +135,19 @@ class ConnectionPool:
         if kept.is_h2:
             kept.shared.append(connection)
 
-    def keep_floor(self, replica: Replica, dial: DialSpec) -> None:
-        """Have so many HTTP/2 connections open to a replica, and again when one is lost."""
-        kept = self._kept.get(replica) or self._keep(replica)
-        kept.floor = dial if dial.connections.floor and not replica.has_left else None
-        self._open_floor(replica)
-
-    def _open_floor(self, replica: Replica) -> None:
-        kept = self._kept.get(replica)
-        if kept is None or kept.floor is None or self._is_closed:
+    def keep_floor(self, replica: Replica) -> None:
+        """Have as many HTTP/2 connections open to a replica as its endpoint says, now and when one is lost."""
+        endpoint = replica.owner
+        if endpoint is None or self._is_closed:
             return
-        if replica.scheme != "h2c" and not kept.is_h2 and (kept.idle or replica.scheme == "http"):
+        kept = self._kept.get(replica) or self._keep(replica)
+        if replica.scheme == "http" or (kept.idle and not kept.is_h2):
             return  # HTTP/1.1: a connection that nobody uses would be retired at once
-        missing = kept.floor.connections.floor - len(kept.shared) - len(kept.dials)
+        missing = endpoint.dial.connections.floor - len(kept.shared) - len(kept.dials)
         for _ in range(missing):
-            self._dial_shared(replica, kept, kept.floor)
+            self._dial_shared(replica, kept, endpoint.dial)
         if missing > 0:
-            asyncio.get_running_loop().call_later(FLOOR_RETRY_S, self._open_floor, replica)
+            asyncio.get_running_loop().call_later(FLOOR_RETRY_S, self.keep_floor, replica)
 
     def put(self, connection: UpstreamConnection) -> None:
         """Take an idle connection back, unless its replica left the table."""
@@ -181,8 +176,9 @@ class ConnectionPool:
             kept.idle.remove(connection)
         if connection in kept.shared:
             kept.shared.remove(connection)
-            if kept.floor is not None:
-                self._open_floor(connection.replica)
+            endpoint = connection.replica.owner
+            if endpoint is not None and endpoint.dial.connections.floor:
+                self.keep_floor(connection.replica)
 
     def idle_count(self, replica: Replica) -> int:
         """Return how many connections to `replica` a request would find."""
@@ -209,7 +205,6 @@ class ConnectionPool:
         """Retire what is kept of a replica that left the table; what is in use is retired when it comes back."""
         kept = self._kept.pop(replica, None)
         if kept is not None:
-            kept.floor = None
             for connection in kept.idle + kept.shared:
                 connection.retire()
 

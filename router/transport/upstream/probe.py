@@ -12,28 +12,33 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import ssl
 from collections import deque
 from contextlib import suppress
 from heapq import heapify, heappop, heappush
 from random import random
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from router.errors import ProxyError
 from router.routing.load import split_address
+from router.routing.spec import TlsSpec
+from router.transport.certificates import TlsFileError
 from router.transport.codec.h1.head import MAX_HEAD_BYTES, parse_response
 from router.transport.tasks import spawn
+from router.transport.tls import ALPN_HTTP1, client_context, server_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from router.routing.image import TableImage
-    from router.routing.spec import HealthSpec, ReplicaSpec, TablePatch
+    from router.routing.spec import EndpointSpec, HealthSpec, ReplicaSpec, TablePatch
 
 _log = logging.getLogger(__name__)
 
 MAX_CHECKS_PER_S = 1_000.0
 SWEEP_FLOOR = 64
+_NO_TLS = TlsSpec()
 MAX_PARALLEL = 256  # checks under way at a time: each is a socket
 
 
@@ -53,12 +58,13 @@ class Verdict:
 class Check:
     """One replica's turn to be checked, again and again while `is_wanted`."""
 
-    __slots__ = ("address", "is_wanted", "name", "spec", "verdict")
+    __slots__ = ("address", "is_wanted", "name", "spec", "tls", "verdict")
 
-    def __init__(self, name: tuple[str, str], address: str, spec: HealthSpec, verdict: Verdict) -> None:
+    def __init__(self, name: tuple[str, str], address: str, endpoint: EndpointSpec, verdict: Verdict) -> None:
         self.name = name
         self.address = address
-        self.spec = spec
+        self.spec = endpoint.health
+        self.tls = endpoint.tls
         self.verdict = verdict
         self.is_wanted = True
 
@@ -96,10 +102,10 @@ class HealthMonitor:
         for change in patch.endpoints:
             for replica_id in change.remove:
                 self._leave(change.name, replica_id)
-            health = image.endpoints[change.name].health
+            endpoint = image.endpoints[change.name]
             replicas = change.upsert if change.spec is None else image.replicas[change.name].values()
             for replica in replicas:
-                self._enter(change.name, replica, health)
+                self._enter(endpoint, replica)
         if self._starter is None:
             self._starter = spawn(self._start_checks(), "health checks")
         self._wake.set()
@@ -116,26 +122,26 @@ class HealthMonitor:
             task.cancel()
         self._checks.clear()
 
-    def _enter(self, endpoint: str, replica: ReplicaSpec, spec: HealthSpec) -> None:
-        name = (endpoint, replica.id)
-        self._members.setdefault(endpoint, set()).add(replica.id)
+    def _enter(self, endpoint: EndpointSpec, replica: ReplicaSpec) -> None:
+        name = (endpoint.name, replica.id)
+        self._members.setdefault(endpoint.name, set()).add(replica.id)
         known = self._checks.get(name)
         if known is not None:
-            if known.address == replica.address and known.spec == spec:
+            if (known.address, known.spec, known.tls) == (replica.address, endpoint.health, endpoint.tls):
                 return
             known.is_wanted = False
             del self._checks[name]
         verdict = self.verdicts.get(name)
         if verdict is None or verdict.address != replica.address:  # at another address it is another replica
             verdict = self.verdicts[name] = Verdict(replica.address)
-        if spec.kind != "none":
-            self._checks[name] = first = Check(name, replica.address, spec, verdict)
+        if endpoint.health.kind != "none":
+            self._checks[name] = first = Check(name, replica.address, endpoint, verdict)
             self._first.append(first)
             return
         verdict.reason = "no active checks"
         if not verdict.is_healthy:
             verdict.is_healthy = True
-            self._on_change(endpoint, replica.id, True)
+            self._on_change(endpoint.name, replica.id, True)
 
     def _leave(self, endpoint: str, replica_id: str) -> None:
         members = self._members.get(endpoint)
@@ -185,7 +191,7 @@ class HealthMonitor:
 
     async def _run(self, due: Check) -> None:
         try:
-            complaint = await check(due.address, due.spec)
+            complaint = await check(due.address, due.spec, due.tls)
         except Exception:  # our bug: it must not end this replica's checks
             _log.exception("a health check failed by itself")
             complaint = "the check failed by itself"
@@ -215,18 +221,22 @@ class HealthMonitor:
             self._on_change(*due.name, is_good)
 
 
-async def check(address: str, spec: HealthSpec) -> str:
-    """Check once; return why it failed, or an empty text."""
+async def check(address: str, spec: HealthSpec, tls: TlsSpec = _NO_TLS) -> str:
+    """Check once; return why it failed, or an empty text. `http` goes over TLS where the address is https."""
     try:
         async with asyncio.timeout(spec.timeout_s):
             if spec.kind == "tcp":
                 return await _check_port(address)
-            status = await _ask(address, spec.path)
+            status = await _ask(address, spec.path, tls)
             if status == 404 and spec.fallback_path:
-                status = await _ask(address, spec.fallback_path)
+                status = await _ask(address, spec.fallback_path, tls)
             return "" if 200 <= status < 300 else f"status {status}"
     except TimeoutError:
         return f"no answer in {spec.timeout_s:g} s"
+    except ssl.SSLCertVerificationError as failure:
+        return f"its certificate: {failure.verify_message}"
+    except TlsFileError as failure:
+        return f"tls.{failure.field}: {failure}"
     except OSError as failure:
         return (failure.strerror or str(failure)).lower()
     except ValueError as failure:
@@ -240,10 +250,13 @@ async def _check_port(address: str) -> str:
     return ""
 
 
-async def _ask(address: str, path: str) -> int:
+async def _ask(address: str, path: str, tls: TlsSpec = _NO_TLS) -> int:
     """Return the status of GET `path`; ValueError for something that is not HTTP."""
-    _, host, port = split_address(address)
-    reader, writer = await asyncio.open_connection(host, port, limit=MAX_HEAD_BYTES)
+    scheme, host, port = split_address(address)
+    over: dict[str, Any] = {}
+    if scheme == "https":
+        over = {"ssl": client_context(tls, ALPN_HTTP1), "server_hostname": server_name(tls, host)}
+    reader, writer = await asyncio.open_connection(host, port, limit=MAX_HEAD_BYTES, **over)
     try:
         authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         writer.write(f"GET {path} HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n\r\n".encode())

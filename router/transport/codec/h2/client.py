@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from router.deadlines import NEVER
+from router.deadlines import NEVER, TURN_S
 from router.errors import Kind, ProxyError, Retry, Source
 from router.http import ResponseHead
 from router.stream import CLOSE_NO, UpstreamStream
@@ -283,8 +283,8 @@ class H2Client(H2Connection):
         self.streams[stream_id] = stream
         if stream_id >= frames.MAX_WINDOW - 2:
             self._is_draining = True  # ids are used up
-        if len(self.streams) == 1:
-            self.shell.watch()
+        if 0.0 < self._ping_s < TURN_S and len(self.streams) == 1:
+            self.shell.watch()  # else the wheel looks soon enough by itself
         if self.is_full:
             stream.is_paused = True
             self._paused[stream_id] = stream

@@ -82,6 +82,7 @@ class H2Connection(Codec):
         "is_full",
         "last_moved_s",
         "linger_until_s",
+        "moved",
         "now",
         "out",
         "peer_max_streams",
@@ -106,6 +107,7 @@ class H2Connection(Codec):
         self.full_since_s = 0.0
         self.last_moved_s = now
         self.linger_until_s = 0.0
+        self.moved: list[H2Stream] = []  # sent something since the last flush, which knows the time
         self.goaway_sent = False
         self.decoder = HpackDecoder()
         self._on_flood = on_flood
@@ -592,7 +594,6 @@ class H2Connection(Codec):
 
     def block(self, stream: H2Stream) -> None:
         """Note that a stream has something waiting."""
-        stream.blocked_since_s = self.now
         self._blocked[stream.id] = stream
 
     def unblock(self, stream: H2Stream) -> None:
@@ -630,6 +631,10 @@ class H2Connection(Codec):
         if out:
             self.out = []
             self.last_moved_s = now
+            if self.moved:
+                for stream in self.moved:
+                    stream.moved_s = now
+                self.moved = []
             self._credits.earn(CREDITS_PER_FRAME * len(out))
         return out
 
@@ -646,10 +651,12 @@ class H2Connection(Codec):
                 moved = stream.send_waiting(limit) or moved
         paused = self._paused
         for stream in list(blocked.values()):
+            if not stream.blocked_since_s:
+                stream.blocked_since_s = self.now
+                self.shell.watch()
             if stream.waiting_bytes > HIGH_BYTES and not stream.is_paused:
                 stream.is_paused = True
                 paused[stream.id] = stream
-                self.shell.watch()
                 stream.pause()
         if paused and not self.is_full:
             for stream in list(paused.values()):

@@ -134,7 +134,7 @@ class ServerStream(H2Stream, DownstreamStream):
             end = True  # whatever its length says, no body follows (RFC 9110 §6.4.1); one of our own is dropped
         connection = self._connection
         connection.queue_block(self.id, write_response(head), frames.END_STREAM if end else 0)
-        self.moved_s = connection.now
+        connection.moved.append(self)
         if end:
             self._end()
 
@@ -143,7 +143,8 @@ class ServerStream(H2Stream, DownstreamStream):
         if self._is_tunnel and not self.sent_end:
             boundary = self._frames
             assert boundary is not None
-            boundary.follow(data)
+            if data:
+                boundary.follow(data)
             if end and boundary.may_close:  # ended without a close frame: RFC 6455 §7.1.1 forbids it
                 data += close_frame(WIRE[Kind.UPSTREAM_CLOSED].close_code, Kind.UPSTREAM_CLOSED.value)
         super().send_data(data, end)
@@ -361,8 +362,7 @@ class H2Server(H2Connection):
         self._drain_phase = _ANNOUNCED
         self.send_goaway(frames.LAST_STREAM, frames.NO_ERROR, b"draining")
         self.queue(frames.frame(frames.PING, 0, 0, _DRAIN_PING))
-        self._drain_until_s = self.now + DRAIN_ROUND_TRIP_S
-        self.shell.watch()
+        self._drain_until_s = NEVER  # counted from when it is written
 
     def on_ping_ack(self, payload: bytes) -> None:
         """The client has read the first GOAWAY: what it sends from now on it knows to be refused."""
@@ -383,8 +383,7 @@ class H2Server(H2Connection):
         """End now: every exchange is told, and answers or resets."""
         self._drain_phase = _LAST_SAID
         for stream in list(self.streams.values()):
-            if isinstance(stream, ServerStream) and stream.receiver is not None:
-                stream.receiver.request_reset(error)
+            stream.lose(error)
         if self.close == CLOSE_NO:
             self.send_goaway(self._taken_id, frames.NO_ERROR, b"closing")
             self.end()
@@ -397,7 +396,10 @@ class H2Server(H2Connection):
         self.wants_read = not full or self.close != CLOSE_NO
 
     def take_output(self, now: float) -> list[bytes]:
-        """Hand over the queued output; lingering begins with the last of it."""
+        """Hand over the queued output; a drain's round trip and lingering begin with it."""
+        if self._drain_until_s == NEVER:
+            self._drain_until_s = now + DRAIN_ROUND_TRIP_S
+            self.shell.watch()
         if self.close == CLOSE_LINGER and not self.linger_until_s:
             self.linger_until_s = now + self._limits.linger_s
             self.shell.watch()

@@ -204,7 +204,7 @@ class H2Stream:
             out.append(head + data)
         else:
             out += (head, data)
-        self.moved_s = connection.now
+        connection.moved.append(self)
         if end:
             self._end()
 
@@ -271,7 +271,7 @@ class H2Stream:
         if size or end:
             connection.queue(frames.header(size, frames.DATA, frames.END_STREAM if end else 0, self.id))
             connection.out += parts
-        self.moved_s = connection.now
+        connection.moved.append(self)
         if is_last:
             self._waiting = None
             self.blocked_since_s = 0.0

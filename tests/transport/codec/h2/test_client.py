@@ -1,0 +1,244 @@
+"""H2Client: streams on one connection to a replica, and what becomes of them when it misbehaves or leaves."""
+
+import hyperframe.frame as hf
+import pytest
+from h1kit import FAILED, request
+from h2kit import CANCEL, OK, PROTOCOL, REFUSED, ClientBench, raw, rst, settings, window_update
+
+from router.errors import Kind, Retry
+from router.stream import HOLD_PEER_FULL
+from router.transport.codec.h2.limits import ASSUMED_STREAMS, PING_LIMIT_S, STREAM_WINDOW
+
+
+def goaway(last, code=0):
+    return raw(7, 0, 0, last.to_bytes(4, "big") + code.to_bytes(4, "big"))
+
+
+class TestRequests:
+    def test_the_wire(self, cut):
+        bench = ClientBench(greet=False)
+        bench.flush()
+        assert bench.out.startswith(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+        receiver = bench.start(request(b"POST", b"/x", length=5, fields=[(b"x-a", b"b")]), end=False)
+        receiver.stream.send_data(b"hello", True)
+        bench.flush()
+        (head,) = bench.of(hf.HeadersFrame)
+        assert head.fields == [
+            (":scheme", "http"), (":method", "POST"), (":path", "/x"), (":authority", "a.example"), ("x-a", "b"),
+            ("content-length", "5"),
+        ]  # fmt: skip
+        assert bench.body(1) == b"hello"
+        bench.feed(settings() + bench.headers(1, [*OK, ("x-c", "d")], end=False) + bench.data(1, b"ok", True), cut)
+        assert (receiver.head.shape.status, receiver.body, receiver.ended) == (200, b"ok", True)
+        assert not bench.codec.streams and bench.is_open
+
+    def test_informational_final_and_trailers(self, cut):
+        bench = ClientBench()
+        receiver = bench.start()
+        bench.feed(bench.headers(1, [(":status", "103")], end=False) + bench.headers(1, OK, end=False), cut)
+        bench.feed(bench.data(1, b"x") + bench.headers(1, [("grpc-status", "0"), ("x-bin", "AA")]), cut)
+        assert receiver.informational == [103] and receiver.body == b"x"
+        assert receiver.trailers == [(b"grpc-status", b"0"), (b"x-bin", b"AA")]
+
+    def test_trailers_only(self):
+        bench = ClientBench()
+        receiver = bench.start()
+        bench.feed(bench.headers(1, [*OK, ("content-type", "application/grpc"), ("grpc-status", "5")]))
+        assert receiver.ended and receiver.head.shape.grpc_status == 5
+
+    def test_a_head_request(self):
+        bench = ClientBench()
+        receiver = bench.start(request(b"HEAD"))
+        bench.feed(bench.headers(1, [*OK, ("content-length", "99")]))
+        assert receiver.ended and receiver.head.length == 99 and receiver.error is None
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            [(":status", "101")], [(":status", "20")], [(":status", "abc")], [("x", "y")], [*OK, *OK],
+            [("x", "y"), *OK], [*OK, (":path", "/")], [*OK, ("connection", "close")], [*OK, ("Upper", "x")],
+            [*OK, ("x", "a\r\nb")], [*OK, ("content-length", "3")], [*OK, ("content-length", "x")],
+            [*OK, ("transfer-encoding", "chunked")],
+        ],
+    )  # fmt: skip
+    def test_a_malformed_answer_costs_its_stream_alone(self, answer, cut):
+        bench = ClientBench()
+        receiver, other = bench.start(), bench.start()
+        bench.feed(bench.headers(1, answer) + bench.headers(3, OK), cut)
+        assert receiver.error.kind is Kind.UPSTREAM_PROTOCOL and receiver.error.retry is Retry.NEVER
+        assert bench.rst_code(1) == PROTOCOL and other.ended
+
+    def test_pushes_are_refused(self):
+        bench = ClientBench()
+        receiver = bench.start()
+        bench.feed(raw(5, 4, 1, b"\0\0\0\2" + bench.encoder.encode(OK)))
+        assert bench.goaway_code() == PROTOCOL and receiver.error.kind is Kind.UPSTREAM_PROTOCOL
+
+    def test_an_early_answer_ends_the_upload(self):
+        bench = ClientBench()
+        receiver = bench.start(request(b"POST"), end=False)
+        bench.feed(bench.headers(1, OK))
+        assert receiver.ended and bench.rst_code(1) == CANCEL and not bench.codec.streams
+
+
+class TestCounts:
+    def test_the_peers_limit_at_each_open(self):
+        bench = ClientBench(greet=False)
+        assert bench.codec.room == ASSUMED_STREAMS
+        bench.feed(settings(MAX_CONCURRENT_STREAMS=2))
+        bench.start()
+        assert bench.codec.room == 1
+        bench.start()
+        assert bench.codec.room == 0
+        bench.feed(settings(MAX_CONCURRENT_STREAMS=1))
+        assert bench.codec.room < 0
+        bench.feed(bench.headers(1, OK) + bench.headers(3, OK))
+        assert bench.codec.room == 1
+
+    @pytest.mark.parametrize("when", ["head", "body", "answer", "held"])
+    def test_cancelled_streams_give_their_place_back(self, when):
+        bench = ClientBench(MAX_CONCURRENT_STREAMS=1)
+        for i in range(50):
+            stream = 2 * i + 1
+            receiver = bench.start(request(b"POST"), end=when == "answer")
+            if when == "body":
+                receiver.stream.send_data(b"x", False)
+            elif when == "answer":
+                bench.feed(bench.headers(stream, OK, end=False))
+            elif when == "held":
+                receiver.hold(HOLD_PEER_FULL)
+                bench.feed(bench.headers(stream, OK, end=False) + bench.data(stream, b"x" * 16_000))
+            receiver.stream.reset(FAILED)
+            bench.feed(bench.data(stream, b"late") if when != "head" else b"")
+            assert bench.rst_code(stream) == CANCEL
+            assert bench.codec.room == 1 and bench.is_open
+
+    def test_windows_out(self):
+        bench = ClientBench(INITIAL_WINDOW_SIZE=4)
+        receiver = bench.start(request(b"POST"), end=False)
+        receiver.stream.send_data(b"0123456789", True)
+        bench.flush()
+        assert bench.body(1) == b"0123"
+        bench.feed(window_update(1, 100))
+        assert bench.body(1) == b"0123456789"
+
+    def test_windows_in(self):
+        bench = ClientBench()
+        receiver = bench.start()
+        receiver.hold(HOLD_PEER_FULL)
+        bench.feed(bench.headers(1, OK, end=False))
+        for _ in range(STREAM_WINDOW // 16_384):
+            bench.feed(bench.data(1, b"x" * 16_384))
+        assert receiver.body == b"" and bench.is_open and not bench.of(hf.WindowUpdateFrame, 1)
+        receiver.release(HOLD_PEER_FULL)
+        bench.pump()
+        assert len(receiver.body) == STREAM_WINDOW and bench.of(hf.WindowUpdateFrame, 1)
+
+
+class TestFailures:
+    def test_a_refused_stream_may_move(self):
+        bench = ClientBench()
+        receiver = bench.start()
+        bench.feed(rst(1, REFUSED))
+        assert receiver.error.retry is Retry.SAFE
+        other = bench.start()
+        bench.feed(rst(3, 2))
+        assert other.error.retry is Retry.NEVER and other.error.kind is Kind.UPSTREAM_RESET
+
+    def test_goaway_moves_what_was_not_taken_up(self):
+        bench = ClientBench()
+        first, second, third = (bench.start() for _ in range(3))
+        bench.feed(goaway(2**31 - 1))
+        assert bench.codec.room == 0 and bench.gone == 1
+        assert first.error is second.error is third.error is None
+        bench.feed(goaway(1))
+        assert first.error is None
+        assert second.error.retry is Retry.SAFE and third.error.retry is Retry.SAFE
+        bench.feed(bench.headers(3, OK) + bench.headers(1, OK))
+        assert first.ended and bench.half_closed
+
+    @pytest.mark.parametrize("how", ["eof", "lost"])
+    def test_the_connections_end(self, how):
+        bench = ClientBench()
+        receiver = bench.start()
+        getattr(bench, how)()
+        assert receiver.error.retry is Retry.IF_REUSED
+        assert receiver.stream.is_untouched() is True
+        assert bench.gone and bench.codec.room == 0
+
+    def test_a_stream_that_was_answered_was_not_untouched(self):
+        bench = ClientBench()
+        receiver = bench.start()
+        bench.feed(bench.headers(1, OK, end=False))
+        bench.lost()
+        assert receiver.stream.is_untouched() is False
+
+    def test_a_ping_that_is_not_answered(self):
+        bench = ClientBench(ping_s=10.0)
+        receiver = bench.start()
+        assert bench.expire() == 10.0
+        (ping,) = bench.of(hf.PingFrame)
+        bench.feed(raw(6, 1, 0, ping.opaque_data))
+        assert bench.expire() == 10.0 and receiver.error is None
+        assert bench.expire() == PING_LIMIT_S
+        assert receiver.error.kind is Kind.UPSTREAM_CLOSED and not bench.is_open
+
+    def test_an_idle_connection_is_closed_without_pings(self):
+        bench = ClientBench(ping_s=10.0)
+        assert bench.expire() == 300.0
+        assert not bench.of(hf.PingFrame) and bench.goaway_code() == 0
+
+    def test_a_replica_that_floods(self):
+        bench = ClientBench()
+        receiver = bench.start()
+        for _ in range(1_000):
+            bench.feed(raw(6, 0, 0, b"12345678"))
+        assert receiver.error.kind is Kind.UPSTREAM_PROTOCOL and not bench.is_open
+
+    def test_draining(self):
+        bench = ClientBench()
+        receiver = bench.start()
+        bench.codec.drain()
+        bench.flush()
+        assert bench.codec.room == 0 and bench.is_open
+        bench.feed(bench.headers(1, OK))
+        assert receiver.ended and bench.half_closed
+
+
+class TestTunnels:
+    def websocket(self):
+        return request(b"CONNECT", b"/ws", upgrade=b"websocket")
+
+    def test_waits_for_the_settings(self):
+        bench = ClientBench(greet=False)
+        receiver = bench.start(self.websocket(), end=False)
+        assert not bench.of(hf.HeadersFrame)
+        bench.feed(settings(ENABLE_CONNECT_PROTOCOL=1))
+        (head,) = bench.of(hf.HeadersFrame)
+        assert (":protocol", "websocket") in head.fields and (":method", "CONNECT") in head.fields
+        bench.feed(bench.headers(1, [*OK, ("sec-websocket-protocol", "p")], end=False) + bench.data(1, b"down"))
+        assert receiver.head.shape.accepts_tunnel and receiver.body == b"down"
+        bench.feed(bench.data(1, b"", True))
+        assert receiver.ended and bench.codec.streams
+        receiver.stream.send_data(b"up", False)
+        receiver.stream.send_data(b"", True)
+        bench.flush()
+        assert bench.body(1) == b"up" and not bench.codec.streams
+
+    def test_a_replica_that_takes_none(self):
+        bench = ClientBench()
+        receiver = bench.start(self.websocket(), end=False)
+        assert receiver.error.kind is Kind.NOT_IMPLEMENTED and bench.codec.room == ASSUMED_STREAMS
+
+    def test_a_refused_one(self):
+        bench = ClientBench(ENABLE_CONNECT_PROTOCOL=1)
+        receiver = bench.start(self.websocket(), end=False)
+        bench.feed(bench.headers(1, [(":status", "403")]))
+        assert receiver.ended and not receiver.head.shape.accepts_tunnel
+
+    def test_cancelled_before_it_was_sent(self):
+        bench = ClientBench(greet=False)
+        receiver = bench.start(self.websocket(), end=False)
+        receiver.stream.reset(FAILED)
+        bench.feed(settings(ENABLE_CONNECT_PROTOCOL=1))
+        assert not bench.of(hf.HeadersFrame) and bench.codec.room > 0
