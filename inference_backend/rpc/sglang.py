@@ -94,12 +94,10 @@ class Scheduler:
                 await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, QUEUE_FULL)
             record.request = request
             record.state = "running"
-            try:
-                async for message in _answer(request, owner):
-                    yield message
-            except (asyncio.CancelledError, GeneratorExit):
-                self._driver.abort(request)
-                raise
+            # Not by CancelledError: a call that ends in the middle of a write gets none. Nothing if it is done.
+            context.add_done_callback(lambda _: self._driver.abort(request))  # type: ignore[arg-type]
+            async for message in _answer(request, owner):
+                yield message
         finally:  # a request that runs on is closed by its owner, at the step that frees its slot
             self._journal.in_flight -= 1
             if record.request is None:

@@ -133,13 +133,17 @@ class AioKit:
     def handler(self, method):
         async def respond(requests, context):
             call = Call(method, context, self.seen)
+
+            def ended(_context):
+                # Not by CancelledError alone: a call that was cancelled in the middle of a write gets none.
+                if call.record["state"] == "open":
+                    call.record["state"] = "cancelled"
+
+            context.add_done_callback(ended)
             try:
                 async for message in self._run(call, method, requests, context):
                     yield message
                 call.record["state"] = "ok"
-            except asyncio.CancelledError:
-                call.record["state"] = "cancelled"
-                raise
             except grpc.aio.AbortError:
                 call.record["state"] = "failed"
                 raise

@@ -53,4 +53,4 @@ async def test_a_cancelled_call_is_seen(start_grpc, flavour):
         assert await asyncio.to_thread(next, call) == b"n 0"
         call.cancel()
     record = await seen(service.port, "c", "cancelled")
-    assert 20 < record["remaining_s"] <= 30
+    assert 20 < record["remaining_s"] < 30.5  # clocks differ a bit
