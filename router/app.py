@@ -6,7 +6,7 @@ stalled), and carries signals to the workers:
 
     SIGTERM  not ready -> settle -> drain, exit 0, or 4 when the deadline cut something
     SIGINT   at once, exit 130
-    SIGHUP   read the file again; a bad one is refused and the old table stays
+    SIGHUP   read file and certificates again; what is bad is refused and the old stays
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ import mmap
 import os
 import resource
 import signal
-import socket
 import time
 from typing import TYPE_CHECKING, Any
 
 from router import __version__
 from router.clock import Clock
+from router.config.addresses import bind, parse_listen, unix_path
 from router.config.agent import ConfigAgent
-from router.config.settings import Settings, bind, parse_listen
+from router.config.certificates import WATCH_S, ServedCertificates
+from router.config.listeners import proxies
 from router.config.static_table import StaticTable
-from router.control import Health, Patch, ReopenLogs, SetLogLevel, Start, pack
+from router.control import Health, Patch, ReopenLogs, SetLogLevel, SetTls, Start, pack
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.edge.admin import AdminListener
+from router.listening import BindError, ListeningSockets, bind_unix
 from router.routing.image import TableImage, parts_of
 from router.routing.load import BOARD_SLOTS, LoadBoard
 from router.routing.spec import TablePatch
@@ -42,6 +44,8 @@ from router.worker_process import WorkerProcess
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from router.config.addresses import UnixSocket
+    from router.config.settings import Settings
     from router.control import ToWorker
     from router.routing.spec import TableSpec
     from router.telemetry import WorkerSnapshot
@@ -55,22 +59,19 @@ ADMIN_TICK_S = 0.25  # slow heads and idle connections of operators can wait tha
 DRAIN_GRACE_S = 3.0
 
 
-class BindError(Exception):
-    """A listening address cannot be had."""
-
-
 class Supervisor:
     """One daemon. `start`, then `run` until a signal or `stop`."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self.listen: list[str] = []
         self.admin = ""
+        self._certificates = ServedCertificates(settings)
         self._static = None if settings.store else StaticTable(settings)
         self._agent = ConfigAgent(settings, self._publish, self.end, self._replace) if settings.store else None
         self._image = TableImage()
         self._monitor = HealthMonitor(self._on_health)
-        self._sockets: list[list[socket.socket]] = []
+        self._sockets = ListeningSockets(settings)
+        self._admin_file: UnixSocket | None = None
         self._workers: list[WorkerProcess] = []
         self._may_greet = asyncio.Event()
         self._board_fd = os.memfd_create("router-load-board")
@@ -81,6 +82,7 @@ class Supervisor:
         self._is_draining = False
         self._failed_by_operator = False
         self._started_epoch_s = time.time()
+        self._refused: dict[str, str] = {}  # of what was read again last: the table, the certificates
         self._last_reload: dict[str, Any] = {"ok": True, "error": "", "at_epoch_s": self._started_epoch_s}
         self._publish(TablePatch(0) if self._static is None else self._image.diff(self._static.spec()))
 
@@ -94,13 +96,11 @@ class Supervisor:
             loop.add_signal_handler(signal.SIGINT, self.end, 128 + signal.SIGINT)
             loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
         _raise_file_limit()
-        self._bind()
+        self._sockets.bind()
         await self._start_admin()
-        for index in range(self._settings.workers):
+        for index, sockets in enumerate(self._sockets.by_worker):
             self._workers.append(
-                WorkerProcess(
-                    index, self._greet, self._board_fd, self._sockets[index], self._on_death, self._may_greet
-                )
+                WorkerProcess(index, self._greet, self._board_fd, sockets, self._on_death, self._may_greet)
             )
         try:
             async with asyncio.timeout(START_LIMIT_S):
@@ -114,6 +114,8 @@ class Supervisor:
         except TimeoutError:
             raise RuntimeError(f"a worker did not start within {START_LIMIT_S:g} s") from None
         self._is_started = True
+        if self._certificates.tls is not None:
+            asyncio.get_running_loop().call_later(WATCH_S, self._watch_certificates)
 
     async def run(self) -> int:
         """Serve until a signal; return the exit code."""
@@ -130,7 +132,9 @@ class Supervisor:
             await self._agent.close()
         if self._admin is not None:
             self._admin.close()
-        self._close_sockets()
+        self._sockets.close()
+        if self._admin_file is not None:
+            self._admin_file.remove()
         await asyncio.gather(*(worker.kill() for worker in self._workers))
         if self._board is not None:
             self._board.close()
@@ -163,7 +167,7 @@ class Supervisor:
     async def drain_workers(self, deadline_s: float) -> int:
         """Stop accepting, let requests finish for so long; return how many were cut. Workers are gone then."""
         self._is_draining = True
-        self._close_sockets()  # else the kernel would go on queueing connections that nobody accepts
+        self._sockets.close()  # else the kernel would go on queueing connections that nobody accepts
         await asyncio.gather(*(worker.drain(deadline_s, DRAIN_GRACE_S) for worker in self._workers))
         return sum(worker.cut for worker in self._workers)
 
@@ -182,47 +186,58 @@ class Supervisor:
         self.reload()
 
     def reload(self) -> None:
-        """Read the file's endpoints again; what was added and removed by hand is forgotten.
+        """Read the file's endpoints and the certificates again; what was added and removed by hand is forgotten.
 
-        A bad file is refused, named in the log and in /config_dump, and everything stays as it was. A table of the
-        store needs no reading again: it is current.
+        What is bad is refused, named in the log and in /config_dump, and stays as it was. A table of the store
+        needs no reading again: it is current.
         """
-        if self._static is None:
-            return
-        now = time.time()
+        if self._static is not None:
+            try:
+                self._publish(self._image.diff(self._static.reload()))
+            except ValueError as refusal:
+                self._note_reload("table", str(refusal))
+            else:
+                self._note_reload("table", "")
+        if self._certificates.tls is not None:
+            self._reload_certificates()
+
+    def _reload_certificates(self) -> None:
+        """Read the files of TLS listeners again, and give what is new to new connections."""
         try:
-            self._publish(self._image.diff(self._static.reload()))
+            tls = self._certificates.reload()
         except ValueError as refusal:
-            _log.error("reload refused, the old table stays: %s", refusal)
-            self._last_reload = {"ok": False, "error": str(refusal), "at_epoch_s": now}
+            self._note_reload("certificates", str(refusal))
+            return
+        self._note_reload("certificates", "")
+        if tls is not None:
+            for worker in self._workers:
+                worker.send(SetTls(tls))
+
+    def _watch_certificates(self) -> None:
+        try:
+            if self._certificates.is_due():
+                self._reload_certificates()
+        finally:
+            asyncio.get_running_loop().call_later(WATCH_S, self._watch_certificates)
+
+    def _note_reload(self, part: str, refusal: str) -> None:
+        """Keep, and say, how it went; an empty `refusal`: well."""
+        self._refused.pop(part, None)
+        if refusal:
+            self._refused[part] = refusal
+            _log.error("reload refused, the old %s stays: %s", part, refusal)
         else:
-            _log.info("reloaded: table version %d", self._image.version)
-            self._last_reload = {"ok": True, "error": "", "at_epoch_s": now}
+            _log.info("reloaded: %s", part)
+        self._last_reload = {
+            "ok": not self._refused, "error": "; ".join(self._refused.values()), "at_epoch_s": time.time()
+        }  # fmt: skip
+
+    @property
+    def listen(self) -> list[str]:
+        """The addresses that are listened on, as URLs."""
+        return self._sockets.shown
 
     # -- parts ----------------------------------------------------------------------------------------
-
-    def _bind(self) -> None:
-        """One socket per worker and address; the kernel spreads connections over them."""
-        self._sockets = [[] for _ in range(self._settings.workers)]
-        for address in self._settings.listen:
-            host, port = parse_listen(address, "--listen")
-            try:
-                bind(host, port, reuse_port=False).close()  # else a second router would share the port unasked
-                for sockets in self._sockets:
-                    sock = bind(host, port, reuse_port=True)
-                    sockets.append(sock)
-                    sock.listen(4_096)
-                    port = sock.getsockname()[1]  # port 0 is chosen once and shared
-            except OSError as failure:
-                raise BindError(f"--listen {address}: {failure.strerror or failure}") from None
-            shown = f"[{host}]" if ":" in host else host
-            self.listen.append(f"http://{shown}:{port}")
-
-    def _close_sockets(self) -> None:
-        for sockets in self._sockets:
-            for sock in sockets:
-                sock.close()
-            sockets.clear()
 
     def _map_board(self) -> LoadBoard | None:
         workers = self._settings.workers
@@ -237,7 +252,8 @@ class Supervisor:
         if where == "none":
             return
         if where.startswith("unix:"):
-            sock = _bind_unix(where.removeprefix("unix:"))
+            self._admin_file = bind_unix(unix_path(where, "--admin"), "--admin")
+            sock = self._admin_file.sock
             self.admin = where
         else:
             host, port = parse_listen(where, "--admin")
@@ -273,6 +289,10 @@ class Supervisor:
             limits=settings.server_limits(),
             max_connections=settings.max_connections,
             tokens=settings.auth_token,
+            tls_listeners=len(settings.listen_tls),
+            tls=self._certificates.tls,
+            proxies=proxies(settings),
+            trusted_hops=settings.trusted_hops,
             access_log=settings.access_log,
             access_log_sample=settings.access_log_sample,
             log_level=settings.log_level,
@@ -293,6 +313,9 @@ class Supervisor:
 
     def _publish(self, patch: TablePatch) -> None:
         """Bring the next version of the table to every worker. ValueError: it cannot be, and nothing changed."""
+        for change in patch.endpoints:
+            if change.spec is not None and not change.spec.tls.verify:
+                _log.warning("endpoint %s: certificates of its https replicas are not verified", change.name)
         pack(Patch(patch))  # what cannot be sent must not be taken either
         numbered = self._image.apply(patch)
         for part in parts_of(numbered):
@@ -366,6 +389,7 @@ class Supervisor:
             "config_staleness_s": 0.0 if config is None else config["staleness_s"],
             "config": config,
             "listen": self.listen,
+            "certificates": self._certificates.shown(),
             "workers": [
                 {
                     "index": worker.index,
@@ -426,23 +450,3 @@ def _raise_file_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _bind_unix(path: str) -> socket.socket:
-    """Bind a Unix socket that only this user may use; one that nobody listens on is replaced."""
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
-            if other.connect_ex(path) == 0:
-                raise BindError(f"--admin unix:{path}: another process listens there")
-        if os.path.exists(path):  # noqa: PTH110
-            os.unlink(path)  # noqa: PTH108
-        mask = os.umask(0o177)
-        try:
-            sock.bind(path)
-        finally:
-            os.umask(mask)
-    except OSError as failure:
-        sock.close()
-        raise BindError(f"--admin unix:{path}: {failure.strerror or failure}") from None
-    return sock

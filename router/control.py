@@ -14,6 +14,7 @@ import msgspec
 from router.routing.spec import TablePatch
 from router.telemetry import WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
+from router.transport.server_tls import ServerTls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,6 +30,10 @@ class Start(msgspec.Struct, tag="start"):
     limits: ServerLimits
     max_connections: int
     tokens: list[str] = []
+    tls_listeners: int = 0  # the last so many of the listening sockets speak TLS …
+    tls: ServerTls | None = None  # … as this says
+    proxies: list[str] | None = None  # networks that send PROXY headers; None: there are none to expect
+    trusted_hops: int = 0
     access_log: str = ""
     access_log_sample: float = 1.0
     log_level: str = "INFO"
@@ -74,6 +79,12 @@ class SetLogLevel(msgspec.Struct, tag="log"):
     level: str
 
 
+class SetTls(msgspec.Struct, tag="tls"):
+    """New certificates for new connections."""
+
+    tls: ServerTls
+
+
 class ReopenLogs(msgspec.Struct, tag="reopen"):
     """Open the access log anew: it was rotated."""
 
@@ -104,7 +115,7 @@ class Drained(msgspec.Struct, tag="drained"):
     cut: int
 
 
-ToWorker = Start | Patch | Health | Drain | Ask | Explain | SetLogLevel | ReopenLogs
+ToWorker = Start | Patch | Health | Drain | Ask | Explain | SetLogLevel | SetTls | ReopenLogs
 FromWorker = Ready | Counted | Explained | Drained
 
 _encoder = msgspec.msgpack.Encoder()

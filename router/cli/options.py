@@ -9,6 +9,7 @@ import msgspec
 
 from router.config.settings import Settings
 from router.config.static import ConfigError, read_file
+from router.forwarded import MAX_HOPS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +21,16 @@ _COUNT = click.IntRange(min=0)
 
 # (flag, type, help); a list as default makes the flag repeatable, a bool makes it a switch.
 _FLAGS: list[tuple[str, Any, str]] = [
-    ("listen", str, "HOST:PORT to serve on; repeatable; port 0 takes any free one."),
+    ("listen", str, "HOST:PORT or unix:PATH; repeatable. [default: 127.0.0.1:8080, unless --listen-tls is given]"),
+    ("listen-tls", str, "HOST:PORT to serve on over TLS; repeatable."),
+    ("tls-cert", str, "Certificate with its chain, in PEM; repeatable: the name a client asks for decides."),
+    ("tls-key", str, "Its key; as many as --tls-cert, in the same order."),
+    ("tls-client-ca", str, "Authorities of clients, in PEM: who shows no certificate of theirs is not served."),
+    ("tls-min-version", click.Choice(["1.2", "1.3"]), "Oldest TLS spoken with clients."),
+    ("unix-mode", str, "Mode of the socket files of --listen, octal."),
+    ("proxy-protocol", bool, "Every connection must begin with a PROXY header, version 1 or 2."),
+    ("proxy-protocol-from", str, "Network whose proxies may send it; repeatable. [default: loopback]"),
+    ("trusted-hops", click.IntRange(0, MAX_HOPS), "Proxies before this one whose x-forwarded-* are believed."),
     ("replica", str, "Replica as http://HOST:PORT; repeatable. One endpoint, any host."),
     ("store", str, "Where the table comes from: embedded, spanner://P/I/D, or emulator|omni|relay://HOST:PORT."),
     ("state-dir", str, "Directory of the table's checkpoint and the embedded store."),
@@ -46,6 +56,11 @@ _FLAGS: list[tuple[str, Any, str]] = [
     ("stall-timeout-s", _POSITIVE, "A client does not take what waits for it down to the low mark."),
     ("max-body-bytes", _COUNT, "Largest request body; 0: no limit."),
     ("max-concurrency", _COUNT, "Requests in flight on one replica; 0: no limit."),
+    ("upstream-ca", str, "Authorities of https replicas, in PEM; the system's if not given."),
+    ("upstream-cert", str, "Certificate shown to https replicas, in PEM."),
+    ("upstream-key", str, "Its key."),
+    ("upstream-server-name", str, "Name that https replicas must have, instead of their host."),
+    ("upstream-insecure", bool, "Take any certificate of https replicas: for trying out."),
     ("max-connections", click.IntRange(min=1), "Client connections of one worker."),
     ("access-log", str, "File for one JSON line per request; `-` for stdout."),
     ("access-log-sample", click.FloatRange(0.0, 1.0), "Share of requests logged; failures always are."),
@@ -103,6 +118,7 @@ def make_settings(values: dict[str, Any]) -> Settings:
             {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}, Settings
         )
         settings.check()
+        settings.server_tls()
         if not settings.store:
             settings.table(1)
     except (ConfigError, msgspec.ValidationError) as refusal:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 import uvloop
 
-from router.app import EXIT_BIND, EXIT_FATAL, BindError, Supervisor
+from router.app import EXIT_BIND, EXIT_FATAL, Supervisor
 from router.cli.options import make_settings, settings_options
 from router.config.target import parse_target
+from router.listening import BindError
 
 if TYPE_CHECKING:
     from router.config.settings import Settings

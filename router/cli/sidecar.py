@@ -16,11 +16,13 @@ from urllib.parse import urlsplit
 import click
 import uvloop
 
-from router.app import EXIT_BIND, BindError
+from router.app import EXIT_BIND
 from router.cli.serve import configure_logging
-from router.config.settings import Settings, is_loopback, parse_listen
+from router.config.addresses import is_loopback, parse_listen
+from router.config.settings import Settings
 from router.config.static import ConfigError, check_name, check_replica_id
 from router.config.target import parse_target
+from router.listening import BindError
 
 if TYPE_CHECKING:
     from router.config.target import Target

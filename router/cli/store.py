@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from router.config.addresses import is_loopback, parse_listen
 from router.config.errors import StoreError
-from router.config.settings import is_loopback, parse_listen
 from router.config.static import ConfigError
 from router.config.target import default_socket, parse_target
 

@@ -23,8 +23,8 @@ from router.app import EXIT_FATAL, Supervisor
 from router.cli.options import make_settings, settings_options
 from router.cli.selfcheck import Target, check_all, print_table
 from router.cli.serve import configure_logging, ready_line, start
+from router.config.addresses import bind
 from router.config.errors import StoreError
-from router.config.settings import bind
 from router.config.target import default_socket, parse_target
 from router.sidecar.engine import EngineProcess
 

@@ -32,6 +32,7 @@ from router.routing.spec import (
     State,
     TablePatch,
     TimeoutSpec,
+    TlsSpec,
 )
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class PolicyEntry(msgspec.Struct, forbid_unknown_fields=True):
     timeouts: TimeoutSpec = TimeoutSpec()
     limits: LimitSpec = LimitSpec()
     engine: Engine = "any"
+    tls: TlsSpec = TlsSpec()
 
 
 class MatchEntry(msgspec.Struct, forbid_unknown_fields=True):
@@ -439,6 +441,7 @@ def read_endpoint(name: str, row: Row) -> EndpointSpec:
         timeouts=policy.timeouts,
         limits=policy.limits,
         engine=policy.engine,
+        tls=policy.tls,
     )
 
 

@@ -6,19 +6,19 @@ checked together and turns them into a table. Durations are seconds, sizes bytes
 
 from __future__ import annotations
 
-import ipaddress
 import math
-import socket
 from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
+from router.config.addresses import is_loopback, parse_listen, unix_path
+from router.config.listeners import DEFAULT_LISTEN, check_listeners, read_listener_tls, upstream_tls
 from router.config.static import ConfigError, EndpointEntry, ReplicaEntry, build_table, read_file
 from router.config.target import parse_target
-from router.routing.spec import Engine, HealthSpec, HttpPath, LimitSpec, Policy, TableSpec, TimeoutSpec
+from router.routing.spec import Engine, HealthSpec, HttpPath, LimitSpec, Policy, ServerName, TableSpec, TimeoutSpec
 from router.transport.codec.h1.limits import ServerLimits
-from router.transport.sockets import keep_alive
+from router.transport.server_tls import MinVersion, ServerTls
 
 DEFAULT_ENDPOINT = "default"
 SECRETS = frozenset(("admin_token", "auth_token"))
@@ -27,7 +27,16 @@ SECRETS = frozenset(("admin_token", "auth_token"))
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
     """What `router serve` was told."""
 
-    listen: list[str] = msgspec.field(default_factory=lambda: ["127.0.0.1:8080"])
+    listen: list[str] = []
+    listen_tls: list[str] = []
+    tls_cert: list[str] = []
+    tls_key: list[str] = []
+    tls_client_ca: str = ""
+    tls_min_version: MinVersion = "1.2"
+    unix_mode: str = "600"
+    proxy_protocol: bool = False
+    proxy_protocol_from: list[str] = []
+    trusted_hops: int = 0
     replica: list[str] = []
     config: str = ""
     store: str = ""
@@ -54,6 +63,11 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     stall_timeout_s: float = 60.0
     max_body_bytes: int = 0
     max_concurrency: int = 0
+    upstream_ca: str = ""
+    upstream_cert: str = ""
+    upstream_key: str = ""
+    upstream_server_name: ServerName = ""
+    upstream_insecure: bool = False
     max_connections: int = 100_000
     access_log: str = ""
     access_log_sample: float = 1.0
@@ -69,6 +83,14 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
             if shown[name]:
                 shown[name] = "***"
         return shown
+
+    def addresses(self) -> list[str]:
+        """Return what --listen says; its default counts only where nothing else is listened on."""
+        return self.listen or ([] if self.listen_tls else [DEFAULT_LISTEN])
+
+    def server_tls(self) -> ServerTls | None:
+        """Read the files of TLS listeners, None without any; `ConfigError` names flag and file."""
+        return read_listener_tls(self)
 
     def server_limits(self) -> ServerLimits:
         """Return the bounds of a client connection."""
@@ -90,16 +112,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
             msgspec.convert(self.health_path, HttpPath)
         except msgspec.ValidationError:
             raise ConfigError(f"--health-path: {self.health_path!r} is not a path beginning with /") from None
-        if not self.listen:
-            raise ConfigError("--listen: at least one address is needed")
-        for address in self.listen:
-            host, _ = parse_listen(address, "--listen")
-            if not (self.auth_token or self.unauthenticated or is_loopback(host)):
-                raise ConfigError(
-                    f"--listen {address}: an open router listens on loopback only; "
-                    "give --auth-token, or --unauthenticated if something in front of it checks"
-                )
-        if self.admin != "none" and not self.admin.startswith("unix:"):
+        check_listeners(self)
+        if self.admin != "none" and not unix_path(self.admin, "--admin"):
             host, _ = parse_listen(self.admin, "--admin")
             if not (self.admin_token or is_loopback(host)):
                 raise ConfigError(f"--admin {self.admin}: needs --admin-token to listen beyond loopback")
@@ -127,6 +141,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
 
     def entries(self) -> list[EndpointEntry]:
         """Return the endpoints of the file, or the one that --replica makes."""
+        tls = upstream_tls(self)
         if not self.replica:
             return read_file(self.config).endpoint
         return [
@@ -144,6 +159,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
                     idle_s=self.idle_timeout_s,
                 ),
                 limits=LimitSpec(max_body_bytes=self.max_body_bytes, max_concurrency=self.max_concurrency),
+                tls=tls,
                 replica=[ReplicaEntry(address=address) for address in self.replica],
             )
         ]
@@ -151,43 +167,3 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     def table(self, version: int) -> TableSpec:
         """Build the static table, without slots."""
         return build_table(self.entries(), version, self.config if not self.replica else "--replica")
-
-
-def parse_listen(address: str, flag: str) -> tuple[str, int]:
-    """Split HOST:PORT; IPv6 in brackets, port 0 for any free one."""
-    host, colon, port = address.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65_535:
-        raise ConfigError(f"{flag}: {address!r} is not HOST:PORT")
-    return host, int(port)
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
-    """Return a bound, not yet listening TCP socket; OSError says why not."""
-    family, kind, proto, _, where = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    sock = socket.socket(family, kind, proto)
-    try:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        keep_alive(sock)  # accepted connections inherit it
-        sock.bind(where)
-    except OSError:
-        sock.close()
-        raise
-    return sock

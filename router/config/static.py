@@ -40,8 +40,11 @@ from router.routing.spec import (
     State,
     TableSpec,
     TimeoutSpec,
+    TlsSpec,
     Weight,
 )
+from router.transport.certificates import TlsFileError
+from router.transport.tls import check_files
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,6 +80,7 @@ class EndpointEntry(msgspec.Struct, forbid_unknown_fields=True):
     timeouts: TimeoutSpec = TimeoutSpec()
     limits: LimitSpec = LimitSpec()
     engine: Engine = "any"
+    tls: TlsSpec = TlsSpec()
     replica: list[ReplicaEntry] = []
 
 
@@ -129,6 +133,10 @@ def build_table(entries: list[EndpointEntry], version: int, source: str) -> Tabl
         if entry.name in names:
             raise ConfigError(f"{place}.name: {entry.name!r} stands twice")
         names.add(entry.name)
+        try:
+            check_files(entry.tls)
+        except TlsFileError as failure:
+            raise ConfigError(f"{place}.tls.{failure.field}: {failure}") from None
         endpoints.append(
             EndpointSpec(
                 name=entry.name,
@@ -141,6 +149,7 @@ def build_table(entries: list[EndpointEntry], version: int, source: str) -> Tabl
                 timeouts=entry.timeouts,
                 limits=entry.limits,
                 engine=entry.engine,
+                tls=entry.tls,
             )
         )
         for route in _routes(entry, place):

@@ -182,6 +182,7 @@ class AdminRoutes:
                 "settings": self._source.settings(),
                 "table": self._source.table(),
                 "last_reload": reading.state.get("last_reload"),
+                "certificates": reading.state.get("certificates", []),
                 "config_staleness_s": reading.state.get("config_staleness_s", 0.0),
                 "config": reading.state.get("config"),
                 "quarantine": self._source.quarantine(),

@@ -1,18 +1,25 @@
-"""Listening sockets of one worker, and the connections accepted on them."""
+"""Listening sockets of one worker, and the connections accepted on them.
+
+Plain ones are uvloop's to accept on; where TLS or a PROXY header comes first, `arrivals` does.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import socket
+from typing import TYPE_CHECKING, Any
 
+from router.edge.arrivals import Arrivals
 from router.edge.connection import ServerConnection
 from router.errors import WIRE, ProxyError
 from router.exchange import Exchange
 
 if TYPE_CHECKING:
-    import socket
+    import ssl
+    from collections.abc import Sequence
 
     from router.core import Core
+    from router.edge.arrivals import TrustedPeers
     from router.stream import DownstreamStream, RequestReceiver
     from router.transport.codec.h1.limits import ServerLimits
     from router.transport.shell import Reactor
@@ -23,26 +30,56 @@ BACKLOG = 4_096
 class Listener:
     """Accepts until closed; drains its connections, or cuts them."""
 
-    __slots__ = ("_connections", "_max_connections", "_servers", "core", "limits", "reactor")
+    __slots__ = (
+        "_arrivals",
+        "_connections",
+        "_context",
+        "_max_connections",
+        "_proxies",
+        "_servers",
+        "core",
+        "limits",
+        "reactor",
+    )
 
-    def __init__(self, core: Core, reactor: Reactor, limits: ServerLimits, max_connections: int) -> None:
+    def __init__(
+        self,
+        core: Core,
+        reactor: Reactor,
+        limits: ServerLimits,
+        max_connections: int,
+        proxies: TrustedPeers | None = None,
+    ) -> None:
+        """`proxies`: every connection begins with a PROXY header, and these may send one."""
         self.core = core
         self.reactor = reactor
         self.limits = limits
         self._max_connections = max_connections
         self._connections: set[ServerConnection] = set()
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.AbstractServer] = []
+        self._proxies = proxies
+        self._context: ssl.SSLContext | None = None
+        self._arrivals: Arrivals | None = None
 
-    async def listen(self, sockets: list[socket.socket]) -> None:
-        """Start accepting on bound sockets."""
+    async def listen(self, sockets: list[socket.socket], tls_sockets: Sequence[socket.socket] = ()) -> None:
+        """Start accepting on bound sockets, TCP or Unix, which the listener then owns."""
         loop = asyncio.get_running_loop()
+        arrivals = self._arrivals = Arrivals(self, self._proxies)
+        arrivals.context = self._context
         for sock in sockets:
-            server = await loop.create_server(
-                lambda: ServerConnection(self),  # type: ignore[arg-type,return-value]
-                sock=sock,
-                backlog=BACKLOG,
-            )
-            self._servers.append(server)
+            if self._proxies is not None:
+                arrivals.listen(sock, is_tls=False)
+                continue
+            create: Any = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
+            self._servers.append(await create(lambda: ServerConnection(self), sock=sock, backlog=BACKLOG))
+        for sock in tls_sockets:
+            arrivals.listen(sock, is_tls=True)
+
+    def set_context(self, context: ssl.SSLContext) -> None:
+        """Give every TLS connection from now on this context; those there are keep theirs."""
+        self._context = context
+        if self._arrivals is not None:
+            self._arrivals.context = context
 
     def admit(self, connection: ServerConnection) -> bool:
         """Count a new connection; False when there are too many."""
@@ -79,6 +116,8 @@ class Listener:
         for server in self._servers:
             server.close()
         self._servers.clear()
+        if self._arrivals is not None:
+            self._arrivals.close()
 
     def drain(self) -> None:
         """Close idle connections and have the others say `Connection: close`."""

@@ -62,6 +62,9 @@ _WORKER_COUNTERS = (
     ("router_upstream_connects", "Connections opened to replicas.", "upstream_connects"),
     ("router_upstream_reused", "Requests sent over a connection that served an earlier one.", "upstream_reused"),
     ("router_malformed_requests", "Requests refused before they were routed.", "malformed_requests"),
+    ("router_tls_handshakes", "TLS handshakes of clients that ended well.", "tls_handshakes"),
+    ("router_tls_handshake_failures", "TLS handshakes of clients that did not.", "tls_handshake_failures"),
+    ("router_proxy_headers_refused", "Connections closed for want of a PROXY header.", "proxy_headers_refused"),
     ("router_internal_errors", "Connections dropped by a bug of the router.", "internal_errors"),
     ("router_access_log_dropped", "Access log records dropped, since writing fell behind.", "access_log_dropped"),
 )
@@ -360,9 +363,26 @@ class RouterCollector(Collector):
         yield GaugeMetricFamily(
             "router_start_time_seconds", "Unix time of the start.", value=float(state["started_epoch_s"])
         )
+        yield from _certificate_families(state)
         info = GaugeMetricFamily("router_build_info", "Always 1; see its labels.", labels=["version", "python"])
         info.add_metric([str(state["version"]), platform.python_version()], 1)
         yield info
+
+
+def _certificate_families(state: dict[str, Any]) -> Iterable[Metric]:
+    """Name what is known of the certificates, and whether the last reload was taken whole."""
+    expiry = GaugeMetricFamily(
+        "router_tls_certificate_expiry_timestamp_seconds",
+        "Unix time at which a certificate of the TLS listeners expires.",
+        labels=["certificate"],
+    )
+    for shown in state.get("certificates", ()):
+        expiry.add_metric([shown["certificate"]], shown["expires_epoch_s"])
+    yield expiry
+    last = state.get("last_reload")
+    if last is not None:
+        text = "Whether everything that was read again last was taken: file and certificates."
+        yield GaugeMetricFamily("router_last_reload_ok", text, value=float(bool(last["ok"])))
 
 
 def _or_nan(value: float | None) -> float:

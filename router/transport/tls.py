@@ -81,6 +81,12 @@ def make_client_context(spec: TlsSpec, protocols: tuple[str, ...] = ALPN) -> ssl
     return context
 
 
+def check_files(spec: TlsSpec) -> None:
+    """Try the files of a spec out, if it names any; TlsFileError names the field."""
+    if spec.ca or spec.cert or spec.key:
+        make_client_context(spec)
+
+
 def server_name(spec: TlsSpec, host: str) -> str:
     """Return the name that a replica is asked for and must have: an address counts as one, without SNI."""
     return spec.server_name or host.rstrip(".")

@@ -121,7 +121,7 @@ BAD_REPLICAS = {
     "state is a list": (replica_row(state=["READY"]), "State"),
     "capabilities": (replica_row(capabilities="{"), "Capabilities"),
     "capabilities are a list": (replica_row(capabilities="[]"), "Capabilities"),
-    "scheme": (replica_row(capabilities={"scheme": "https"}), "https"),
+    "scheme": (replica_row(capabilities={"scheme": "gopher"}), "gopher"),
     "scheme is a number": (replica_row(capabilities={"scheme": 1}), "Capabilities.scheme"),
 }  # fmt: skip
 

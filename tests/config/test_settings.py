@@ -4,7 +4,8 @@ import socket
 
 import pytest
 
-from router.config.settings import Settings, bind, is_loopback, parse_listen
+from router.config.addresses import bind, is_loopback, parse_listen
+from router.config.settings import Settings
 from router.config.static import ConfigError
 from router.routing.spec import HealthSpec, LimitSpec, TimeoutSpec
 
@@ -53,8 +54,10 @@ class TestCheck:
     def test_the_default(self):
         self.check()
 
-    def test_nothing_to_listen_on(self):
-        assert self.refused(listen=[]).startswith("--listen")
+    def test_the_default_address_counts_where_nothing_else_is_listened_on(self):
+        assert Settings().addresses() == ["127.0.0.1:8080"]
+        assert Settings(listen=["[::1]:1"]).addresses() == ["[::1]:1"]
+        assert Settings(listen_tls=["[::1]:1"]).addresses() == []
 
     @pytest.mark.parametrize("address", ["0.0.0.0:80", "[::]:80", "10.0.0.1:80"])
     def test_an_open_router_listens_on_loopback(self, address):

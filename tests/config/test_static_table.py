@@ -63,7 +63,7 @@ def test_added_by_hand(static):
 @pytest.mark.parametrize(
     ("url", "endpoint", "says"),
     [
-        ("nonsense", None, "scheme"), ("https://h:1", None, "https"), ("http://h", None, "port"), ("http://h:1", "nobody", "nobody"),
+        ("nonsense", None, "scheme"), ("gopher://h:1", None, "gopher"), ("http://h", None, "port"), ("http://h:1", "nobody", "nobody"),
         ("http://10.0.0.1:80", None, "twice"), ("http://h:1/path", None, "http://h"),
     ],
 )  # fmt: skip
