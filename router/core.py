@@ -27,10 +27,11 @@ RETRY_SHARE: Final = 0.2  # … beside this share of the requests in flight
 
 AccessRecord = tuple[
     float, bytes, bytes, bytes, bytes, bytes, int, bytes, bytes, bytes, bytes,
-    int, int, float, float, float, bytes, int, bytes,
+    int, int, float, float, float, bytes, int, bytes, int,
 ]  # fmt: skip
 """End (monotonic s), id, method, authority, path, version, status, flag, code, endpoint, replica, bytes received
-and sent, duration, overhead and time to first byte in seconds, client, retries, reached."""
+and sent, duration, overhead and time to first byte in seconds, client, retries, reached,
+gRPC status or -1."""
 
 
 _SCHEMES: Final = (b"http", b"https")

@@ -646,6 +646,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
                     self._peer.address,
                     self._retries,
                     self._reached,
+                    grpc_status,
                 )
             )
         # The wheel may keep this object for a turn: it must not keep what it was about.

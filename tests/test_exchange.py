@@ -588,3 +588,129 @@ def test_trusted_hops_without_a_word_of_theirs():
     added = dict(up.head.added)
     assert added[b"x-forwarded-for"] == b"192.0.2.1"
     assert (added[b"x-forwarded-proto"], added[b"x-forwarded-host"]) == (b"https", b"example.com")
+
+
+# -- gRPC ------------------------------------------------------------------------------------------------
+
+
+def grpc_bench(**endpoint):
+    bench = Bench(**endpoint)
+
+    def head(known=None, end=False):
+        shape = RequestShape(b"POST", b"/s.S/M", b"example.com")
+        shape.is_grpc = shape.takes_trailers = True
+        if known:
+            shape.known = known
+        bench.exchange.request_head(RequestHead(shape), end)
+
+    bench.head = head
+    return bench
+
+
+def test_a_grpc_call_is_told_in_trailers_alone():
+    bench = grpc_bench(replicas=0)
+    bench.head(end=True)
+    fields = dict(bench.down.head.shape.fields)
+    assert bench.down.head.shape.status == 200 and bench.down.ended and not bench.down.data
+    assert (fields[b"content-type"], fields[b"grpc-status"]) == (b"application/grpc", b"14")
+    assert fields[b"grpc-message"].startswith(b"The endpoint has no ready replica")
+    assert (fields[b"x-router-error"], fields[b"x-router-upstream-reached"]) == (b"no_replica", b"no")
+    assert bench.records[0][6] == 200 and bench.records[0][19] == 14
+
+
+def test_a_grpc_call_whose_replica_dies_ends_with_a_status():
+    bench = grpc_bench()
+    bench.warm()
+    bench.head(end=True)
+    bench.exchange.response_head(response(200), False)
+    bench.exchange.response_data(b"message", False)
+    bench.exchange.response_reset(CLOSED)
+    assert dict(bench.down.trailers)[b"grpc-status"] == b"14" and bench.down.error is None
+    assert bench.records[0][19] == 14 and bench.flags[1] == "upstream_closed"
+    assert bench.endpoint.counters.grpc_statuses == {14: 1}
+
+
+@pytest.mark.parametrize(
+    ("timeout", "left"),
+    [(b"5S", b"4999999u"), (b"1H", b"3599999m"), (b"250m", b"249999u"), (b"99999999H", b"99999999m"), (b"3000000n", b"2999u")],
+)
+def test_a_grpc_timeout_is_a_deadline_and_what_remains_is_forwarded(timeout, left):
+    bench = grpc_bench()
+    up = bench.warm()
+    bench.exchange._started_s -= 0.000_001
+    bench.head({b"grpc-timeout": timeout}, end=True)
+    sent = dict(up.head.added)[b"grpc-timeout"]
+    assert abs(int(sent[:-1]) - int(left[:-1])) <= 1 and sent[-1:] == left[-1:]
+
+
+@pytest.mark.parametrize("timeout", [b"5", b"S", b"-1S", b"123456789S", b"5s", b"5S, 6S", b"\xb2S"])
+def test_a_grpc_timeout_that_is_none(timeout):
+    bench = grpc_bench()
+    bench.head({b"grpc-timeout": timeout}, end=True)
+    assert dict(bench.down.head.shape.fields)[b"grpc-status"] == b"13"
+
+
+def test_the_smallest_of_all_limits_of_time_wins():
+    bench = grpc_bench(timeouts=TimeoutSpec(total_s=60.0))
+    bench.warm()
+    bench.head({b"grpc-timeout": b"10S", b"x-request-timeout-ms": b"2000"}, end=True)
+    assert bench.exchange.next_deadline() == 102.0
+    bench.exchange.handle_deadline(102.0)
+    assert dict(bench.down.head.shape.fields)[b"grpc-status"] == b"4"
+
+
+@pytest.mark.parametrize(("status", "backpressured"), [(b"0", 0), (b"8", 1), (b"14", 1), (b"13", 0), (b"x", 0)])
+def test_a_grpc_status_counts_for_the_replicas_standing(status, backpressured):
+    bench = grpc_bench()
+    bench.warm()
+    bench.head(end=True)
+    bench.exchange.response_head(response(200), False)
+    bench.exchange.response_trailers([(b"grpc-status", status), (b"x-bin", b"AAE")])
+    assert bench.down.trailers == [(b"grpc-status", status), (b"x-bin", b"AAE")]
+    assert sum(replica.backpressured for replica in bench.endpoint.replicas) == backpressured
+    assert sum(replica.failures for replica in bench.endpoint.replicas) == 0
+
+
+# -- what only HTTP/2 can say ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "backpressured", "failures"),
+    [
+        (ProxyError(Kind.UPSTREAM_RESET, Source.UPSTREAM, Retry.SAFE), 1, 0),  # REFUSED_STREAM
+        (ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, Retry.SAFE), 0, 0),  # GOAWAY
+    ],
+)
+def test_a_stream_that_reached_nobody_moves_with_its_body(error, backpressured, failures):
+    bench = Bench()
+    bench.warm()
+    bench.head(length=10)
+    bench.exchange.request_data(b"hello", False)
+    bench.exchange.response_reset(error)
+    up = bench.connected()
+    assert up.data == b"hello"
+    assert sum(replica.backpressured for replica in bench.endpoint.replicas) == backpressured
+    assert sum(replica.failures for replica in bench.endpoint.replicas) == failures
+
+
+def test_a_retry_that_finds_a_stream_at_once_lets_the_client_go_on():
+    """A shared connection is there without waiting, and the client was held for the retry."""
+    bench = Bench()
+    bench.warm()
+    bench.head(length=10)
+    bench.exchange.request_data(b"hello", False)
+    second = FakeStream(reused=True)
+    bench.pool.open = lambda replica, receiver, dial, *, fresh: second
+    bench.exchange.response_reset(ProxyError(Kind.UPSTREAM_RESET, Source.UPSTREAM, Retry.SAFE))
+    assert second.data == b"hello" and bench.down.holds == 0
+    bench.exchange.request_data(b"world", True)
+    assert second.data == b"helloworld" and second.ended
+
+
+def test_a_pool_that_is_full_is_no_failure():
+    bench = Bench(replicas=1)
+    full = ProxyError(Kind.AT_CAPACITY, Source.ROUTER, Retry.SAFE)
+    bench.pool.open = lambda replica, receiver, dial, *, fresh: full
+    bench.head(end=True)
+    assert bench.down.head.shape.status == 503 and bench.flags == ("UO", "at_capacity", b"no")
+    assert bench.in_flight() == 0

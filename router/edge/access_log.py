@@ -33,7 +33,8 @@ MAX_BATCHES = 64  # handed to the thread and not yet written
 _LINE = (
     b'{"time":%.6f,"request_id":"%b","method":"%b","authority":"%b","path":"%b","protocol":"%b","status":%d,'
     b'"flags":"%b","code":"%b","endpoint":"%b","replica":"%b","bytes_received":%d,"bytes_sent":%d,'
-    b'"duration_ms":%.3f,"overhead_us":%.1f,"first_byte_ms":%.3f,"client":"%b","retries":%d,"reached":"%b"}\n'
+    b'"duration_ms":%.3f,"overhead_us":%.1f,"first_byte_ms":%.3f,"client":"%b","retries":%d,"reached":"%b",'
+    b'"grpc_status":%b}\n'
 )
 
 
@@ -127,12 +128,14 @@ class AccessLog:
 def format_line(record: AccessRecord, epoch: float) -> bytes:
     """Return one JSON line. Only a path can hold what JSON escapes; the rest is of narrower alphabets."""
     (ended_s, request_id, method, authority, path, version, status, flag, code, endpoint, replica,
-     received, sent, duration_s, overhead_s, first_byte_s, client, retries, reached) = record  # fmt: skip
+     received, sent, duration_s, overhead_s, first_byte_s, client, retries, reached,
+     grpc_status) = record  # fmt: skip
     if path.find(b'"') >= 0 or path.find(b"\\") >= 0:
         path = path.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
     return _LINE % (
         ended_s + epoch, request_id, method, authority, path, version, status, flag, code, endpoint, replica,
         received, sent, duration_s * 1e3, overhead_s * 1e6, first_byte_s * 1e3, client, retries, reached,
+        b"%d" % grpc_status if grpc_status >= 0 else b"null",
     )  # fmt: skip
 
 

@@ -20,9 +20,13 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 stock_client = pytest.mark.filterwarnings("ignore:connect.. must be used as a context manager:DeprecationWarning")
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="session")
-async def router(keep_router, policy):
-    return await keep_router(replicas=[policy.url])
+@pytest_asyncio.fixture(scope="module", loop_scope="session", params=["direct", "over-http2"])
+async def router(request, keep_router, policy):
+    """In front of the policy server; or of another router that is spoken to over HTTP/2 (RFC 8441)."""
+    if request.param == "direct":
+        return await keep_router(replicas=[policy.url])
+    behind = await keep_router(replicas=[policy.url])
+    return await keep_router(replicas=[f"h2c://127.0.0.1:{behind.port}"])
 
 
 @pytest.fixture
@@ -93,7 +97,7 @@ async def test_subprotocol_and_fields_pass(echo, seen_by_replica):
         assert socket.response.headers["x-router-replica"]
     seen = await seen_by_replica(f"/echo{query}")
     assert seen["headers"]["x-robot"] == "7"
-    assert seen["headers"]["x-forwarded-for"] == "127.0.0.1"
+    assert set(seen["headers"]["x-forwarded-for"].split(", ")) == {"127.0.0.1"}
     assert seen["headers"]["host"]
 
 

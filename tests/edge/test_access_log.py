@@ -15,7 +15,7 @@ from router.edge.access_log import AccessLog, format_line
 
 KEYS = [
     "time", "request_id", "method", "authority", "path", "protocol", "status", "flags", "code", "endpoint", "replica", "bytes_received",
-    "bytes_sent", "duration_ms", "overhead_us", "first_byte_ms", "client", "retries", "reached",
+    "bytes_sent", "duration_ms", "overhead_us", "first_byte_ms", "client", "retries", "reached", "grpc_status",
 ]  # fmt: skip
 
 
@@ -23,7 +23,7 @@ def record(path=b"/v1", code=b"", method=b"GET", authority=b"a.example:80", **ov
     values = {
         "ended": 5.0, "id": b"p-1", "method": method, "authority": authority, "path": path, "version": b"HTTP/1.1", "status": 200, "flag": b"",
         "code": code, "endpoint": b"e", "replica": b"[::1]:80", "received": 1, "sent": 2, "duration": 0.25, "overhead": 0.00005,
-        "first": 0.125, "client": b"fe80::1%eth0", "retries": 0, "reached": b"yes",
+        "first": 0.125, "client": b"fe80::1%eth0", "retries": 0, "reached": b"yes", "grpc_status": -1,
     } | over  # fmt: skip
     return tuple(values.values())
 
@@ -34,7 +34,8 @@ class TestLines:
         assert list(line) == KEYS
         assert line["time"] == 1_700_000_005.0
         assert (line["duration_ms"], line["overhead_us"], line["first_byte_ms"]) == (250.0, 50.0, 125.0)
-        assert line["client"] == "fe80::1%eth0"
+        assert line["client"] == "fe80::1%eth0" and line["grpc_status"] is None
+        assert json.loads(format_line(record(grpc_status=14), 0.0))["grpc_status"] == 14
 
     @pytest.mark.parametrize(
         "path", [b'/"', b"/\\", b'/\\"\\\\"', b'/","status":500,"x":"', b"/%22%00", b"/\\u0000", b"*"]

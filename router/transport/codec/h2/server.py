@@ -1,7 +1,7 @@
 """The server's role of HTTP/2: many requests at a time from one client.
 
     block of a new stream --> memo or decoder --> head --> exchange
-    --drain--> GOAWAY(2^31-1) + PING --its answer--> GOAWAY(last stream) --no streams left--> closed
+    --drain--> PING + GOAWAY(2^31-1) --its answer--> GOAWAY(last stream) --no streams left--> closed
 
 In between a client's requests on their way are still served; later ones it knows were not (RFC 9113 §6.8).
 """
@@ -360,8 +360,10 @@ class H2Server(H2Connection):
         if self._drain_phase != _SERVING or self.close:
             return
         self._drain_phase = _ANNOUNCED
-        self.send_goaway(frames.LAST_STREAM, frames.NO_ERROR, b"draining")
+        # The PING goes first, since clients there are (h2's) that take nothing more behind a GOAWAY. What such a
+        # client sends between the two arrives behind its answer: it will know that it was not served.
         self.queue(frames.frame(frames.PING, 0, 0, _DRAIN_PING))
+        self.send_goaway(frames.LAST_STREAM, frames.NO_ERROR, b"draining")
         self._drain_until_s = NEVER  # counted from when it is written
 
     def on_ping_ack(self, payload: bytes) -> None:
