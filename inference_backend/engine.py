@@ -89,13 +89,14 @@ async def serve(settings: Settings) -> None:
         shutdown_timeout=_CLEANUP_S,
     )
     await runner.setup()
-    site = web.TCPSite(runner, settings.host, settings.port, backlog=1_024)
-    await site.start()
     services = None
     if settings.grpc_port is not None:
         from inference_backend.rpc.sglang import serve_scheduler  # noqa: PLC0415 -- of an extra, and slow to import
 
         services = await serve_scheduler(settings, driver, journal, lifecycle)
+    # HTTP last: whoever finds /ready to answer finds gRPC there as well.
+    site = web.TCPSite(runner, settings.host, settings.port, backlog=1_024)
+    await site.start()
     announce("http", settings.host, runner.addresses[0][1], grpc_port=services.port if services else 0)
     await lifecycle.stopping.wait()
     if services is not None:

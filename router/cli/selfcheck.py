@@ -1,6 +1,7 @@
 """The check of `router up`: each protocol, to a replica directly and through the router.
 
-By other people's clients (http.client, websockets), so that a fault of our codecs cannot hide behind itself.
+By other people's clients (http.client, httpx, grpcio, websockets), so that a fault of our codecs cannot hide
+behind itself. The simulated engine has HTTP/2 for gRPC alone: the direct time of the other row is HTTP/1.1's.
 
 The time added is the difference of the medians of many calls, made in turns so that drift hits both alike.
 """
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from socket import create_connection
 from statistics import median
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -33,10 +34,11 @@ _CHAT = {"model": "sim", "max_tokens": 4, "messages": [{"role": "user", "content
 
 @dataclass(frozen=True)
 class Target:
-    """Where the parts are: base URLs of the router, of one engine and of the policy server."""
+    """Where the parts are: base URLs of the router, of one engine (HTTP, gRPC) and of the policy server."""
 
     router: str
     engine: str
+    engine_grpc: str
     policy: str
     policy_host: str
 
@@ -73,6 +75,9 @@ def check_all(target: Target) -> list[Row]:
             target.policy,
             target.router,
         ),
+        _check("HTTP/2", "chat, unary", lambda url: _http2(url, target.router), target.engine, target.router),
+        _check("gRPC", "health, unary", _grpc_health, target.engine_grpc, target.router),
+        _check("gRPC stream", "first tokens", _grpc_generate, target.engine_grpc, target.router),
     ]
 
 
@@ -140,6 +145,71 @@ def _stream(url: str) -> Call:
         rest = response.read()
         if response.status != 200 or not first.startswith(b"data: {") or not rest.endswith(b"data: [DONE]\n\n"):
             raise CheckError(f"status {response.status}, the stream is not whole")
+        return took
+
+    return call
+
+
+def _http2(url: str, router: str) -> Call:
+    import httpx  # noqa: PLC0415 - of an extra that only `up` needs
+
+    over_h2 = url == router
+    client = httpx.Client(base_url=url, http1=not over_h2, http2=over_h2, timeout=TIMEOUT_S, trust_env=False)
+    version = "HTTP/2" if over_h2 else "HTTP/1.1"
+
+    def call() -> float:
+        began = perf_counter()
+        response = client.post("/v1/chat/completions", json=_CHAT)
+        took = perf_counter() - began
+        if response.status_code != 200 or response.http_version != version:
+            raise CheckError(f"{response.http_version} {response.status_code}")
+        if not response.json()["choices"][0]["message"]["content"]:
+            raise CheckError("no content")
+        return took
+
+    return call
+
+
+def _channel(url: str) -> Any:
+    import grpc  # noqa: PLC0415 - of an extra that only `up` needs
+
+    options = (("grpc.use_local_subchannel_pool", 1), ("grpc.enable_http_proxy", 0))
+    return grpc.insecure_channel(urlsplit(url).netloc, options=options)
+
+
+def _grpc_health(url: str) -> Call:
+    from grpc_health.v1 import health_pb2, health_pb2_grpc  # noqa: PLC0415 - of an extra that only `up` needs
+
+    stub: Any = health_pb2_grpc.HealthStub(_channel(url))
+    request = health_pb2.HealthCheckRequest()
+
+    def call() -> float:
+        began = perf_counter()
+        answer = stub.Check(request, timeout=TIMEOUT_S)
+        took = perf_counter() - began
+        if answer.status != health_pb2.HealthCheckResponse.SERVING:
+            raise CheckError(f"health says {answer.status}")
+        return took
+
+    return call
+
+
+def _grpc_generate(url: str) -> Call:
+    from inference_backend.rpc import proto, sglang  # noqa: PLC0415 - of an extra that only `up` needs
+
+    stub = proto.stub_of(sglang.SERVICE, _channel(url))
+    request = sglang.pb.GenerateRequest(stream=True)
+    request.tokenized.input_ids.extend(range(16))
+    request.sampling_params.max_new_tokens = _CHAT["max_tokens"]
+
+    def call() -> float:
+        began = perf_counter()
+        messages = stub.Generate(request, timeout=TIMEOUT_S)
+        first = next(messages)
+        took = perf_counter() - began
+        rest = list(messages)
+        if not first.chunk.token_ids or rest[-1].complete.finish_reason != "length":
+            raise CheckError("the stream is not whole")
         return took
 
     return call

@@ -1,8 +1,8 @@
 """`router up`: everything on one machine, the way it runs on many.
 
 An embedded store; simulated replicas and a robot policy server, each behind a sidecar that registers it under a
-lease; and a router whose table streams from the store. It first checks itself through every protocol it has,
-then keeps serving.
+lease; the replicas' gRPC ports, registered by hand; and a router whose table streams from the store. It first
+checks itself through every protocol it has, then keeps serving.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 import tempfile
 from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 import uvloop
@@ -32,6 +33,12 @@ if TYPE_CHECKING:
     from router.config.settings import Settings
 
 CHAT_ENDPOINT = "sim"
+GRPC_ENDPOINT = "sim-grpc"
+GRPC_PREFIXES = (
+    "/sglang.grpc.scheduler.SglangScheduler/",
+    "/grpc.health.v1.Health/",
+    "/grpc.reflection.v1alpha.ServerReflection/",
+)
 POLICY_ENDPOINT = "policy"
 POLICY_HOST = "policy.localhost"
 READY_LIMIT_S = 60.0
@@ -57,11 +64,13 @@ def up(replicas: int, time_scale: float, once: bool, no_check: bool, **values: A
     if values["replica"] or values["config"] or values["store"]:
         raise click.UsageError("`router up` makes its own store and replicas; use `router serve` for yours")
     try:
-        import grpc  # noqa: F401, PLC0415
+        import grpc_health  # noqa: F401, PLC0415
+        import grpc_reflection  # noqa: F401, PLC0415
+        import h2  # noqa: F401, PLC0415
 
         from inference_backend import launch  # noqa: F401, PLC0415
     except ImportError as missing:
-        hint = "install what it runs with: pip install 'replica-router[store,backend]'"
+        hint = "install what it runs with: pip install 'replica-router[store,backend,grpc]'"
         raise click.UsageError(f"{missing}; {hint}") from None
     configure_logging(values["log_level"] if values["log_level"] != "INFO" else "WARNING")
     sys.exit(uvloop.run(_up(values, replicas, time_scale, once=once, check=not no_check)))
@@ -75,6 +84,7 @@ class Cluster:
         self._state = state
         self.store = f"embedded:{default_socket(state)}"
         self.engines: list[str] = []
+        self.grpc: list[str] = []
         self.policy = ""
 
     async def start_store(self) -> None:
@@ -89,18 +99,33 @@ class Cluster:
         async with open_writer(target) as writer:
             await writer.put_endpoint(CHAT_ENDPOINT, create=True, hosts=("*",))
             await writer.put_endpoint(POLICY_ENDPOINT, create=True, hosts=(POLICY_HOST,))
+            await writer.put_endpoint(GRPC_ENDPOINT, create=True, hosts=("*",), prefixes=GRPC_PREFIXES)
 
     async def start_replicas(self, count: int, time_scale: float) -> None:
         """Start sidecars, each with its engine; they register themselves."""
         for i in range(count):
-            port = _free_port()
-            options = ("--port", str(port), "--time-scale", str(time_scale), "--seed", str(i))
-            await self._sidecar(CHAT_ENDPOINT, f"{CHAT_ENDPOINT}-{i}", port, ("simulate", *options))
+            port, grpc_port = _free_port(), _free_port()
+            ports = ("--port", str(port), "--grpc-port", str(grpc_port))
+            engine = ("simulate", *ports, "--time-scale", str(time_scale), "--seed", str(i))
+            await self._sidecar(CHAT_ENDPOINT, f"{CHAT_ENDPOINT}-{i}", port, engine)
             self.engines.append(f"http://127.0.0.1:{port}")
+            self.grpc.append(f"h2c://127.0.0.1:{grpc_port}")
         port = _free_port()
         paths = ("--ready-path", "/healthz", "--engine", "any")
         await self._sidecar(POLICY_ENDPOINT, "policy-0", port, ("policy", "--port", str(port)), *paths)
         self.policy = f"http://127.0.0.1:{port}"
+
+    async def register_grpc(self) -> None:
+        """Register the engines' gRPC ports, as an operator would: a sidecar relays HTTP/1.1."""
+        from router.config.writer import open_writer  # noqa: PLC0415
+
+        async with open_writer(parse_target(self.store)) as writer:
+            for i, url in enumerate(self.grpc):
+                parts = urlsplit(url)
+                await writer.put_replica(
+                    GRPC_ENDPOINT, f"{GRPC_ENDPOINT}-{i}", create=True, address=parts.hostname, port=parts.port,
+                    capabilities='{"scheme": "h2c"}',
+                )  # fmt: skip
 
     async def _sidecar(
         self, endpoint: str, replica: str, port: int, engine: tuple[str, ...], *options: str
@@ -136,7 +161,11 @@ async def _up(values: dict[str, Any], replicas: int, time_scale: float, *, once:
             code = await start(supervisor)
             if code:
                 return code
-            if not await _until_ready(supervisor, replicas + 1):
+            ready = await _until_ready(supervisor, replicas + 1)
+            if ready:
+                await cluster.register_grpc()
+                ready = await _until_ready(supervisor, 2 * replicas + 1)
+            if not ready:
                 click.echo(f"Error: the replicas were not ready within {READY_LIMIT_S:g} s", err=True)
                 await supervisor.close()
                 return EXIT_FATAL
@@ -145,7 +174,9 @@ async def _up(values: dict[str, Any], replicas: int, time_scale: float, *, once:
             line = ready_line(supervisor, hosts=hosts, store=cluster.store)
             click.echo(json.dumps({**json.loads(line), "listen": supervisor.listen[0]}))
         if check:
-            target = Target(supervisor.listen[0], cluster.engines[0], cluster.policy, POLICY_HOST)
+            target = Target(
+                supervisor.listen[0], cluster.engines[0], cluster.grpc[0], cluster.policy, POLICY_HOST
+            )
             with console.status("checking every protocol, directly and through the router"):
                 rows = await asyncio.to_thread(check_all, target)
             print_table(console, rows)
@@ -177,6 +208,7 @@ def _free_port() -> int:
 def _print_hints(console: Console, supervisor: Supervisor, cluster: Cluster) -> None:
     address = supervisor.listen[0]
     console.print(f"\n  serving    [bold]{address}[/]   (robot policy: Host {POLICY_HOST})")
+    console.print(f"  gRPC       [bold]{urlsplit(address).netloc}[/]   (plaintext; {GRPC_PREFIXES[0].strip('/')})")
     console.print(f"  dashboard  [bold]{supervisor.admin}/[/]   metrics {supervisor.admin}/metrics")
     console.print(
         f"\n  curl {address}/v1/chat/completions -H 'content-type: application/json' \\\n"

@@ -5,8 +5,10 @@ from __future__ import annotations
 import signal
 from uuid import uuid4
 
+import grpc.aio
 import psutil
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from websockets.asyncio.client import connect
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -27,6 +29,13 @@ def running(mark):
     return found
 
 
+async def grpc_health(port):
+    """What grpc.health.v1 says at a port."""
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}", options=[("grpc.enable_http_proxy", 0)]) as channel:
+        answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=10)
+    return health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+
+
 @pytest.fixture
 def mark():
     """A value of MARK; whatever of it still runs after the test is ended."""
@@ -40,7 +49,7 @@ async def test_once(run_router, mark, until):
     done = await run_router("up", "--once", *PORTS, env={MARK: mark, "COLUMNS": "200"}, within_s=50)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    for protocol in ("HTTP/1.1 ", "HTTP/1.1 SSE", "WebSocket"):
+    for protocol in ("HTTP/1.1 ", "HTTP/1.1 SSE", "WebSocket", "HTTP/2", "gRPC ", "gRPC stream"):
         assert any(protocol in line and "ok" in line for line in lines), done.stdout
     assert "Traceback" not in done.stderr
     await until(lambda: not running(mark))
@@ -67,6 +76,7 @@ async def test_each_endpoint_is_served(start_router, client, mark, number, code,
     async with connect(f"ws://{hosts['policy']}/echo", host="127.0.0.1", port=router.port, proxy=None) as socket:
         await socket.send("hello")
         assert await socket.recv() == "hello"
+    assert await grpc_health(router.port) == "SERVING"
     assert (await router.ask("/")).headers["content-type"].startswith("text/html")
     assert (await router.ask("/readyz")).status_code == 200
     router.send_signal(number)
