@@ -1,10 +1,13 @@
 """Every setting is a flag, an environment variable and a key of the file; flag > environment > file > default."""
 
 import json
+import tempfile
+from pathlib import Path
 
 import click
 import msgspec
 import pytest
+from certkit import Authority
 from click.testing import CliRunner
 
 from router.cli import main
@@ -13,6 +16,9 @@ from router.config.settings import Settings
 
 FIELDS = Settings.__struct_fields__
 REPLICA = "http://127.0.0.1:30000"
+
+FOLDER = tempfile.TemporaryDirectory()
+PEM = [f"{FOLDER.name}/{name}" for name in ("a.pem", "b.pem", "a.key", "b.key", "ca.pem")]
 
 # For each setting two values that are not its default: as text, and as it is then.
 VALUES = {
@@ -33,7 +39,37 @@ VALUES = {
     "access_log_sample": (("0.5", 0.5), ("0.25", 0.25)),
     "log_level": (("DEBUG", "DEBUG"), ("ERROR", "ERROR")),
     "json": (("true", True), ("true", True)),
+    "listen_tls": (("127.0.0.1:1", ["127.0.0.1:1"]), ("127.0.0.1:2", ["127.0.0.1:2"])),
+    "tls_cert": ((PEM[0], [PEM[0]]), (PEM[1], [PEM[1]])),
+    "tls_key": ((PEM[2], [PEM[2]]), (PEM[3], [PEM[3]])),
+    "tls_client_ca": ((PEM[4], PEM[4]), (PEM[4], PEM[4])),
+    "tls_min_version": (("1.3", "1.3"), ("1.2", "1.2")),
+    "proxy_protocol": (("true", True), ("true", True)),
+    "proxy_protocol_from": (("10.0.0.0/8", ["10.0.0.0/8"]), ("::1", ["::1"])),
+    "upstream_ca": ((PEM[4], PEM[4]), (PEM[0], PEM[0])),
+    "upstream_cert": ((PEM[0], PEM[0]), (PEM[1], PEM[1])),
+    "upstream_key": ((PEM[2], PEM[2]), (PEM[3], PEM[3])),
+    "upstream_server_name": (("a.test", "a.test"), ("b.test", "b.test")),
+    "upstream_insecure": (("true", True), ("true", True)),
 }
+TLS = ["--listen-tls", "127.0.0.1:1", "--tls-cert", PEM[0], "--tls-key", PEM[2]]
+HTTPS = ["--replica", "https://a:1"]
+# What a setting makes no sense without. Both pairs share a key, so that either half may change alone.
+BESIDE = {
+    "listen_tls": TLS[2:], "tls_cert": TLS[:2] + TLS[4:], "tls_key": TLS[:4], "tls_client_ca": TLS, "proxy_protocol_from": ["--proxy-protocol"],
+    "upstream_ca": HTTPS, "upstream_cert": [*HTTPS, "--upstream-key", PEM[2]], "upstream_key": [*HTTPS, "--upstream-cert", PEM[0]],
+    "upstream_server_name": HTTPS, "upstream_insecure": HTTPS,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files():
+    authority = Authority()
+    pair = authority.sign("localhost")
+    for path, data in zip(PEM, (pair.cert, pair.cert, pair.key, pair.key, authority.cert), strict=True):
+        Path(path).write_bytes(data)
+    yield
+    FOLDER.cleanup()
 
 
 def values_of(name):
@@ -101,14 +137,15 @@ def test_flag_beats_environment_beats_file_beats_default(name, file):
     (flag_text, flag_value), (env_text, env_value) = values_of(name)
     needs = name not in ("replica", "store")
     env = {env_name(name.replace("_", "-")): env_text}
-    in_file = ["--config", file(as_toml(name, flag_value))]
+    beside = BESIDE.get(name, [])
+    in_file = ["--config", file(as_toml(name, flag_value)), *beside]
     default = getattr(Settings(), name)
-    if needs:
+    if needs and not beside:
         assert settings_of()[name] == default
     assert settings_of(*in_file, needs_replica=needs)[name] == flag_value
     assert settings_of(*in_file, env=env, needs_replica=needs)[name] == env_value
     assert settings_of(*in_file, *as_args(name, flag_text), env=env, needs_replica=needs)[name] == flag_value
-    assert settings_of(env=env, needs_replica=needs)[name] == env_value
+    assert settings_of(*beside, env=env, needs_replica=needs)[name] == env_value
 
 
 def test_a_switch_can_be_turned_off_again(file):

@@ -93,7 +93,7 @@ async def test_a_websocket_outlives_its_replicas_place_in_the_table(start_router
 BAD = [
     ("[[endpoint", "TOML"),
     (table("http://127.0.0.1:9", more="colour = 1\n"), "colour"),
-    (table("https://127.0.0.1:9"), "endpoint[0].replica[0].address"),
+    (table("gopher://127.0.0.1:9"), "endpoint[0].replica[0].address"),
     (table("http://127.0.0.1:9").replace("round_robin", "fastest"), "endpoint[0].policy"),
 ]
 

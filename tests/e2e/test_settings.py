@@ -16,7 +16,7 @@ ONE = '[[endpoint]]\nname = "one"\nreplica = [{ address = "http://127.0.0.1:9" }
 BAD_FLAGS = [
     ((), "--replica"),
     (("--replica", "127.0.0.1:9"), "address"),
-    (("--replica", "https://127.0.0.1:9"), "https"),
+    (("--replica", "gopher://127.0.0.1:9"), "gopher"),
     (("--replica", "http://127.0.0.1"), "port"),
     (("--replica", "http://127.0.0.1:99999"), "port"),
     (("--replica", "http://127.0.0.1:9/path"), "address"),

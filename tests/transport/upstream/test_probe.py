@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from router.routing.image import TableImage
-from router.routing.spec import EndpointSpec, HealthSpec, ReplicaSpec, TableSpec
+from router.routing.spec import EndpointSpec, HealthSpec, ReplicaSpec, TableSpec, TlsSpec
 from router.transport.upstream.probe import Check, HealthMonitor, Verdict, check
 
 QUICK = 0.01
@@ -110,7 +110,7 @@ class TestCheck:
 class TestVerdicts:
     def monitor(self, **spec):
         self.changes = []
-        self.spec = HealthSpec(**({"kind": "http"} | spec))
+        self.spec = EndpointSpec("e", health=HealthSpec(**({"kind": "http"} | spec)))
         return HealthMonitor(lambda *change: self.changes.append(change))
 
     def judge(self, monitor, *complaints):
@@ -237,3 +237,39 @@ class TestMonitor:
             count = len(web.asked)
             await asyncio.sleep(QUICK * 5)
             assert len(web.asked) <= count + 1
+
+
+async def test_over_tls(tmp_path):
+    """`http` checks of https replicas speak TLS as their endpoint says, and offer HTTP/1.1 alone."""
+    import ssl
+
+    from certkit import Authority
+
+    authority = Authority()
+    (tmp_path / "ca.pem").write_bytes(authority.cert)
+    authority.sign("replica.test").write(tmp_path, "replica")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "replica.pem", tmp_path / "replica.key")
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    offered = []
+
+    async def serve(reader, writer):
+        offered.append(writer.get_extra_info("ssl_object").selected_alpn_protocol())
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    address = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    ca = str(tmp_path / "ca.pem")
+    try:
+        assert await check(address, HTTP, TlsSpec(ca=ca, server_name="replica.test")) == ""
+        assert await check(address, HTTP, TlsSpec(verify=False)) == ""
+        assert "IP address mismatch" in await check(address, HTTP, TlsSpec(ca=ca))
+        assert "its certificate: " in await check(address, HTTP)
+        assert (await check(address, HTTP, TlsSpec(ca=ca + "x"))).startswith("tls.ca: ")
+        assert await check(address, TCP) == ""
+    finally:
+        server.close()
+    assert offered == ["http/1.1", "http/1.1"]
