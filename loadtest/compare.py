@@ -262,6 +262,8 @@ def main(
     )
     for line in [*absent, *skips(plan)]:
         console.print(line, style="yellow", highlight=False)
+    if not plan.ours.is_compiled():
+        console.print("ours runs as Python source: `router compile` makes it what is deployed.", style="yellow")
     named = len(absent)
     console.print(f"{plan.pins.describe()}; about {plan.expected_s() + 10:.0f} s.", highlight=False)
     started = datetime.now(UTC)

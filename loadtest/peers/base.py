@@ -104,10 +104,11 @@ def package_version(name: str) -> str:
         return "-"
 
 
-def asked_version(command: list[str]) -> str:
+def asked_version(command: list[str], environment: dict[str, str] | None = None) -> str:
     """First line that `command` prints about itself; a dash when it prints none."""
+    env = {**os.environ, **(environment or {})}
     try:
-        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)  # noqa: S603
+        answer = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False, env=env)  # noqa: S603
     except (OSError, subprocess.TimeoutExpired):
         return "-"
     lines = (answer.stdout + answer.stderr).strip().splitlines()

@@ -10,8 +10,16 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest.peers.base import ALL_WORKS, Readiness, Site, certificate_files, package_version
+from loadtest.peers.base import (
+    ALL_WORKS,
+    Readiness,
+    Site,
+    asked_version,
+    certificate_files,
+    package_version,
+)
 
+NOT_COMPILED = "Python source"
 CHECKOUT = Path(__file__).resolve().parents[2]
 
 
@@ -30,8 +38,14 @@ class Ours:
         return self.python if self.python.exists() else None
 
     def version(self) -> str:
-        """Version of the package beside this one."""
-        return package_version("replica-router")
+        """Version of the package beside this one, and whether the data path runs as machine code."""
+        manner = "compiled" if self.is_compiled() else NOT_COMPILED
+        return f"{package_version('replica-router')} ({manner})"
+
+    def is_compiled(self) -> bool:
+        """Whether the interpreter would run what `router compile` made: a changed source makes it stale."""
+        question = "from router.compiled import is_current; print(is_current())"
+        return asked_version([str(self.python), "-c", question], self.environment()) == "True"
 
     def configure(self, site: Site) -> list[str]:
         """Command line only: a static table with one replica."""

@@ -113,6 +113,15 @@ def test_what_a_peer_cannot_do_is_named():
     assert plan.groups(websocket) == ["envoy", "nginx", "haproxy"]
 
 
+def test_ours_says_whether_it_is_compiled(tmp_path, monkeypatch):
+    stand_in = tmp_path / "python"
+    stand_in.write_text("#!/bin/sh\necho True\n")
+    stand_in.chmod(0o755)
+    assert Ours(stand_in).is_compiled() and "(compiled)" in Ours(stand_in).version()
+    stand_in.write_text("#!/bin/sh\necho Traceback >&2\nexit 1\n")
+    assert "(Python source)" in Ours(stand_in).version()
+
+
 def test_ours_speaks_what_the_site_speaks(tmp_path):
     command = Ours().configure(Site(tmp_path, 1, 2, 3, "h2"))
     assert command[command.index("--replica") + 1] == "h2c://127.0.0.1:3"
