@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from router import __version__
+from router.cli.certs import certs
 from router.cli.compile import compile_
 from router.cli.control import endpoint, region, replica, route, token
 from router.cli.serve import serve
@@ -28,6 +29,7 @@ main.add_command(up)
 main.add_command(sidecar)
 main.add_command(store)
 main.add_command(compile_)
+main.add_command(certs)
 for group in (endpoint, replica, route, token, region):
     main.add_command(group)
 

@@ -125,7 +125,7 @@ def _replica_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--region", help="Where it is."),
         click.option("--zone", help="Where in the region."),
         click.option("--node", help="Whose lease it lives under; without one nobody reaps it."),
-        click.option("--capabilities", metavar="JSON", help="What it says of itself."),
+        click.option("--capabilities", metavar="JSON", help='What it says of itself, as {"scheme": "https"}.'),
     ]):  # fmt: skip
         command = option(command)
     return command
