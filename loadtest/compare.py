@@ -207,7 +207,7 @@ def _table(title: str, header: list[str], rows: list[list[str]]) -> Table:
 @click.option(
     "--quick",
     is_flag=True,
-    help=f"Under a minute: {QUICK_ROUNDS} round of {QUICK_DURATION_S} s windows. Ratios, not evidence.",
+    help=f"About a minute: {QUICK_ROUNDS} round of {QUICK_DURATION_S} s windows. Ratios, not evidence.",
 )
 @click.option(
     "--pin/--no-pin",
