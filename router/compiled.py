@@ -68,6 +68,7 @@ HOT = (
     "transport/upstream/connection",
     "transport/upstream/dial",
     "transport/upstream/pool",
+    "transport/upstream/question",  # its classes are handed to the compiled codec
 )
 
 

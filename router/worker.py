@@ -221,7 +221,7 @@ class Worker:
         """Finish what is under way; cut what is left at the deadline, WebSockets with 1012."""
         self.listener.stop_accepting()
         self.listener.drain()
-        # A client of HTTP/2 that has not read its GOAWAY yet may still begin requests, so connections count as well.
+        # A client of HTTP/2 that has not read its GOAWAY yet may still begin requests: connections count, too.
         while self._is_busy() and monotonic() < self._drained_by_s:  # noqa: ASYNC110 - no event on the hot path for this
             await asyncio.sleep(DRAIN_POLL_S)
         self.clock.read()

@@ -44,7 +44,7 @@ _FLAGS: list[tuple[str, Any, str]] = [
     ("unauthenticated", bool, "Listen beyond loopback without a token: something in front checks."),
     ("policy", click.Choice(["p2c", "round_robin", "random", "least_inflight"]), "How a replica is chosen."),
     ("engine", click.Choice(["any", "sglang"]), "Whose manners to mend: see the README."),
-    ("health", click.Choice(["none", "tcp", "http"]), "Active checks of the replicas."),
+    ("health", click.Choice(["none", "tcp", "http", "grpc"]), "Active checks of the replicas."),
     ("health-path", str, "Path of http checks; /health is asked where it answers 404."),
     ("health-interval-s", _POSITIVE, "Time between two checks of a replica."),
     ("connect-timeout-s", _POSITIVE, "For a connection to a replica."),

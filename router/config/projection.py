@@ -18,6 +18,7 @@ import msgspec
 from router.config.static import ConfigError, check_host, check_name, check_prefix, check_replica_id
 from router.routing.load import BOARD_SLOTS, split_address
 from router.routing.spec import (
+    ConnectionSpec,
     Count,
     EndpointPatch,
     EndpointSpec,
@@ -59,6 +60,7 @@ class PolicyEntry(msgspec.Struct, forbid_unknown_fields=True):
     limits: LimitSpec = LimitSpec()
     engine: Engine = "any"
     tls: TlsSpec = TlsSpec()
+    connections: ConnectionSpec = ConnectionSpec()
 
 
 class MatchEntry(msgspec.Struct, forbid_unknown_fields=True):
@@ -442,6 +444,7 @@ def read_endpoint(name: str, row: Row) -> EndpointSpec:
         limits=policy.limits,
         engine=policy.engine,
         tls=policy.tls,
+        connections=policy.connections,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
@@ -16,7 +16,17 @@ from router.config.addresses import is_loopback, parse_listen, unix_path
 from router.config.listeners import DEFAULT_LISTEN, check_listeners, read_listener_tls, upstream_tls
 from router.config.static import ConfigError, EndpointEntry, ReplicaEntry, build_table, read_file
 from router.config.target import parse_target
-from router.routing.spec import Engine, HealthSpec, HttpPath, LimitSpec, Policy, ServerName, TableSpec, TimeoutSpec
+from router.routing.spec import (
+    Engine,
+    HealthKind,
+    HealthSpec,
+    HttpPath,
+    LimitSpec,
+    Policy,
+    ServerName,
+    TableSpec,
+    TimeoutSpec,
+)
 from router.transport.codec.h1.limits import ServerLimits
 from router.transport.server_tls import MinVersion, ServerTls
 
@@ -51,7 +61,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     unauthenticated: bool = False
     policy: Policy = "p2c"
     engine: Engine = "any"
-    health: Literal["none", "tcp", "http"] = "tcp"
+    health: HealthKind = "tcp"
     health_path: str = "/ready"
     health_interval_s: float = 1.0
     connect_timeout_s: float = 1.0

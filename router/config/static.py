@@ -27,6 +27,7 @@ import msgspec
 
 from router.routing.load import split_address
 from router.routing.spec import (
+    ConnectionSpec,
     Count,
     EndpointSpec,
     Engine,
@@ -81,6 +82,7 @@ class EndpointEntry(msgspec.Struct, forbid_unknown_fields=True):
     limits: LimitSpec = LimitSpec()
     engine: Engine = "any"
     tls: TlsSpec = TlsSpec()
+    connections: ConnectionSpec = ConnectionSpec()
     replica: list[ReplicaEntry] = []
 
 
@@ -150,6 +152,7 @@ def build_table(entries: list[EndpointEntry], version: int, source: str) -> Tabl
                 limits=entry.limits,
                 engine=entry.engine,
                 tls=entry.tls,
+                connections=entry.connections,
             )
         )
         for route in _routes(entry, place):

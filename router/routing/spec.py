@@ -14,6 +14,7 @@ Policy = Literal["p2c", "round_robin", "random", "least_inflight"]
 State = Literal["STARTING", "READY", "DRAINING", "DOWN"]
 Engine = Literal["any", "sglang"]
 """Whose manners to mend; see `engine_manners`."""
+HealthKind = Literal["none", "tcp", "http", "grpc"]
 HttpPath = Annotated[str, msgspec.Meta(pattern=r"\A/[!-~]*\Z", max_length=1_024)]
 HttpPathOrNone = Annotated[str, msgspec.Meta(pattern=r"\A(/[!-~]*)?\Z", max_length=1_024)]
 Seconds = Annotated[float, msgspec.Meta(ge=0.0, le=7 * 86_400.0)]
@@ -27,12 +28,12 @@ Weight = Annotated[float, msgspec.Meta(ge=0.001, le=1_000.0)]
 
 
 class HealthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Active checks. `tcp` asks whether the port accepts; `http` for a 2xx on `path`.
+    """Active checks. `tcp` asks whether the port accepts; `http` for a 2xx on `path`; `grpc` grpc.health.v1.
 
     On 404 `fallback_path` is asked instead: SGLang's Rust front end has no /ready.
     """
 
-    kind: Literal["none", "tcp", "http"] = "tcp"
+    kind: HealthKind = "tcp"
     path: HttpPath = "/ready"
     fallback_path: HttpPathOrNone = "/health"
     interval_s: PositiveSeconds = 1.0

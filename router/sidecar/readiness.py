@@ -26,7 +26,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from router.routing.load import split_address
-from router.transport.upstream.probe import _ask as ask_status
+from router.transport.upstream.question import ask_http as ask_status
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

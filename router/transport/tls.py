@@ -28,6 +28,7 @@ _log = logging.getLogger(__name__)
 
 ALPN: Final = ("h2", "http/1.1")
 ALPN_HTTP1: Final = ("http/1.1",)
+ALPN_HTTP2: Final = ("h2",)
 MAX_CONTEXTS = 256  # an endpoint rarely has a way of its own; a context with the system's authorities is 1 MB
 
 _Way = tuple[str, str, str, bool, tuple[str, ...]]

@@ -85,7 +85,7 @@ BAD_ENDPOINTS = {
     "nan": (endpoint_row('{"slow_start_s": NaN}'), "Policy"),
     "retries": (endpoint_row({"retries": 1.5}), "Policy.retries"),
     "engine": (endpoint_row({"engine": "gpt"}), "Policy.engine"),
-    "health kind": (endpoint_row(None, {"kind": "grpc"}), "Health.kind"),
+    "health kind": (endpoint_row(None, {"kind": "icmp"}), "Health.kind"),
     "health interval": (endpoint_row(None, {"interval_s": 0}), "Health.interval_s"),
     "state": (endpoint_row(state="ACTVE"), "State"),
     "no state": (endpoint_row(state=None), "State"),

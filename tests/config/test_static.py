@@ -4,6 +4,7 @@ import pytest
 
 from router.config.static import ConfigError, EndpointEntry, build_table, read_file
 from router.routing.spec import (
+    ConnectionSpec,
     EndpointSpec,
     HealthSpec,
     LimitSpec,
@@ -12,6 +13,7 @@ from router.routing.spec import (
     RouteSpec,
     TableSpec,
     TimeoutSpec,
+    TlsSpec,
 )
 
 EVERYTHING = """
@@ -47,6 +49,13 @@ idle_s = 120
 [endpoint.limits]
 max_body_bytes = 1000
 max_concurrency = 64
+[endpoint.tls]
+verify = false
+server_name = "model.example"
+[endpoint.connections]
+floor = 2
+ceiling = 3
+ping_s = 0.0
 [[endpoint.replica]]
 address = "http://127.0.0.1:30000"
 weight = 2
@@ -87,6 +96,8 @@ def test_every_key(tmp_path):
                 TimeoutSpec(0.2, 30.0, 600.5, 120.0),
                 LimitSpec(1_000, 64),
                 "sglang",
+                TlsSpec(server_name="model.example", verify=False),
+                ConnectionSpec(2, 3, 0.0),
             ),
         ),
         tuple(
@@ -142,6 +153,8 @@ ONE = '[[endpoint]]\nname = "e"\n'
         (ONE + "[endpoint.timeouts]\ntotal_s = inf\n", "endpoint[0].timeouts.total_s"),
         (ONE + "[endpoint.limits]\nmax_concurrency = -1\n", "endpoint[0].limits.max_concurrency"),
         (ONE + "[endpoint.limits]\nmax_body_bytes = 1.5\n", "endpoint[0].limits.max_body_bytes"),
+        (ONE + "[endpoint.connections]\nceiling = 0\n", "endpoint[0].connections.ceiling"),
+        (ONE + "[endpoint.connections]\nfloor = 65\n", "endpoint[0].connections.floor"),
         (ONE + '[[endpoint.replica]]\nid = "x"\n', "endpoint[0].replica[0]"),
         (ONE + '[[endpoint.replica]]\naddress = "http://h:1"\nweight = 0\n', "endpoint[0].replica[0].weight"),
         (ONE + '[[endpoint.replica]]\naddress = "http://h:1"\nweight = 1e-306\n', "endpoint[0].replica[0].weight"),

@@ -205,3 +205,19 @@ async def test_replicas_by_the_admin_listener(start_router, start_engine, client
         return await used() == {second.url.partition("://")[2]}
 
     await until(one)
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+async def test_checks_of_a_replica_that_speaks_http2_alone(start_router, start_grpc, until, kind):
+    """grpcio answers gRPC's own health service, and resets a plain GET."""
+    kit = await start_grpc()
+    router = await start_router("--health", kind, "--health-interval-s", "0.1", replicas=[kit.url])
+
+    async def is_healthy(wanted):
+        (row,) = await router.rows()
+        return row["is_healthy"] is wanted
+
+    await until(lambda: is_healthy(kind == "grpc"))
+    if kind == "grpc":
+        await asyncio.to_thread(kit.kill)
+        await until(lambda: is_healthy(False))

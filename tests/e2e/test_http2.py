@@ -100,7 +100,9 @@ async def h2_replica(start_server):
     async def start(on_event, **values):
         async def serve(reader, writer):
             peer = H2Peer(reader, writer, client_side=False)
-            peer.h2.update_settings({getattr(h2.settings.SettingCodes, k): v for k, v in values.items()})
+            for name, value in values.items():  # in the first SETTINGS, and in force from there on
+                peer.h2.local_settings[getattr(h2.settings.SettingCodes, name)] = value
+            peer.h2.local_settings.acknowledge()
             peer.h2.initiate_connection()
             await peer.flush()
             while not peer.ended:

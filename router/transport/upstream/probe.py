@@ -1,8 +1,9 @@
 """Active health checks, beside the data path, in the supervisor.
 
 `tcp` asks whether the port accepts. `http` asks for a 2xx on a path, and on 404 for the fall-back path, since
-SGLang's Rust front end has no /ready. A verdict changes after so many checks in a row; the very first check
-decides alone, so that a dead replica of a fresh table is not tried.
+SGLang's Rust front end has no /ready. `grpc` asks grpc.health.v1 whether the server as a whole is serving. A
+verdict changes after so many checks in a row; the very first check decides alone, so that a dead replica of a
+fresh table is not tried.
 
 One task starts the checks, those of new replicas first, then whichever is due longest. It starts a bounded
 number a second, so that a table of 10^5 replicas is checked more slowly rather than at the price of a core.
@@ -18,15 +19,12 @@ from contextlib import suppress
 from heapq import heapify, heappop, heappush
 from random import random
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from router.errors import ProxyError
-from router.routing.load import split_address
 from router.routing.spec import TlsSpec
 from router.transport.certificates import TlsFileError
-from router.transport.codec.h1.head import MAX_HEAD_BYTES, parse_response
 from router.transport.tasks import spawn
-from router.transport.tls import ALPN_HTTP1, client_context, server_name
+from router.transport.upstream.question import ask_grpc_health, ask_http, check_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -222,14 +220,17 @@ class HealthMonitor:
 
 
 async def check(address: str, spec: HealthSpec, tls: TlsSpec = _NO_TLS) -> str:
-    """Check once; return why it failed, or an empty text. `http` goes over TLS where the address is https."""
+    """Check once; return why it failed, or an empty text."""
     try:
         async with asyncio.timeout(spec.timeout_s):
             if spec.kind == "tcp":
-                return await _check_port(address)
-            status = await _ask(address, spec.path, tls)
+                await check_port(address)
+                return ""
+            if spec.kind == "grpc":
+                return await ask_grpc_health(address, tls)
+            status = await ask_http(address, spec.path, tls)
             if status == 404 and spec.fallback_path:
-                status = await _ask(address, spec.fallback_path, tls)
+                status = await ask_http(address, spec.fallback_path, tls)
             return "" if 200 <= status < 300 else f"status {status}"
     except TimeoutError:
         return f"no answer in {spec.timeout_s:g} s"
@@ -241,32 +242,3 @@ async def check(address: str, spec: HealthSpec, tls: TlsSpec = _NO_TLS) -> str:
         return (failure.strerror or str(failure)).lower()
     except ValueError as failure:
         return str(failure)
-
-
-async def _check_port(address: str) -> str:
-    _, host, port = split_address(address)
-    _, writer = await asyncio.open_connection(host, port)
-    writer.close()
-    return ""
-
-
-async def _ask(address: str, path: str, tls: TlsSpec = _NO_TLS) -> int:
-    """Return the status of GET `path`; ValueError for something that is not HTTP."""
-    scheme, host, port = split_address(address)
-    over: dict[str, Any] = {}
-    if scheme == "https":
-        over = {"ssl": client_context(tls, ALPN_HTTP1), "server_hostname": server_name(tls, host)}
-    reader, writer = await asyncio.open_connection(host, port, limit=MAX_HEAD_BYTES, **over)
-    try:
-        authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        writer.write(f"GET {path} HTTP/1.1\r\nhost: {authority}\r\nconnection: close\r\n\r\n".encode())
-        raw = await reader.readuntil(b"\r\n\r\n")
-    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
-        raise ValueError("the answer is not HTTP") from None
-    finally:
-        writer.close()
-    parsed = parse_response(raw[:-4])
-    if isinstance(parsed, ProxyError):
-        raise ValueError(  # noqa: TRY004 - the bytes are wrong, not a type
-            f"the answer is not HTTP: {parsed.detail}")
-    return parsed[0].shape.status
