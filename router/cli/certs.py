@@ -31,7 +31,8 @@ def certs() -> None:
 
 @certs.command()
 @click.option("--dir", "folder", default="certs", show_default=True,
-              type=click.Path(file_okay=False, path_type=Path), help="Where the files are put; made if it is not there.")  # fmt: skip
+              type=click.Path(file_okay=False, path_type=Path),
+              help="Where the files are put; made if it is not there.")  # fmt: skip
 @click.option("--host", "hosts", multiple=True, help="Name or address beside localhost and its; repeatable.")
 @click.option("--force", is_flag=True, help="Overwrite server and client certificates; the authority stays.")
 def dev(folder: Path, hosts: tuple[str, ...], force: bool) -> None:

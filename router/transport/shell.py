@@ -34,7 +34,6 @@ _log = logging.getLogger(__name__)
 
 # Above this size the pieces go to writev as they are; below, one joined buffer is cheaper.
 JOIN_BYTES: Final = 16_384
-TLS_WRITE_BYTES: Final = 65_536  # as a plain transport's high mark; uvloop's own for TLS is 512 KiB
 CLOSE_NOTIFY_S: Final = 1.0  # for the peer to answer ours, once everything was sent
 _RESET_ON_CLOSE = struct.pack("ii", 1, 0)  # SO_LINGER 0: closing sends RST
 
@@ -97,7 +96,9 @@ class TcpShell(Shell):
         self.transport = transport
         if self.transport.get_extra_info("ssl_object") is not None:
             self._is_tls = True
-            self.transport.set_write_buffer_limits(TLS_WRITE_BYTES)
+            # Nothing waits in the layer of TLS unless the socket below it has passed its own mark: that is enough.
+            # uvloop would let another 512 KiB pile up.
+            self.transport.set_write_buffer_limits(1, 0)
             # uvloop drops what it has decrypted for nobody yet when the peer's FIN is read: so that it is not read
             # before its time, the socket is left alone as soon as anything waits.
             self.transport.set_read_buffer_limits(1, 0)
