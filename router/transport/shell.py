@@ -119,6 +119,8 @@ class TcpShell(Shell):
     def eof_received(self) -> bool:
         """Hand the end of input to the codec; True keeps the write side open."""
         keep = False
+        if self._is_tls and self._closing:
+            return False  # the answer to our close: uvloop ends by itself, and must not be aborted in the midst of it
         try:
             keep = self.codec.receive_eof(self._clock.read())
         except Exception:

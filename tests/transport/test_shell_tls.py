@@ -146,6 +146,28 @@ async def test_close_is_a_close_notify_behind_everything(pair):
     await until(lambda: pair.codec.lost)
 
 
+async def test_a_close_that_crosses_the_peers_is_no_error(pair, caplog):
+    """Both in one tick: uvloop tells of the peer's end from within our close."""
+    pair.codec.receive = lambda data, now: setattr(pair.codec, "close", CLOSE_FLUSH) or pair.shell.touch()
+    pair.codec.receive_eof = lambda now: setattr(pair.codec, "close", CLOSE_ABORT) or pair.shell.touch()
+
+    def speak_and_close():
+        pair.client.sendall(b"bye")
+        try:
+            pair.client.unwrap()
+        except OSError:
+            pass
+        pair.client.close()
+
+    pair.shell.transport.pause_reading()
+    speaking = asyncio.ensure_future(asyncio.to_thread(speak_and_close))
+    await asyncio.sleep(0.05)
+    pair.shell.transport.resume_reading()
+    await until(lambda: pair.codec.lost)
+    await speaking
+    assert not caplog.messages
+
+
 async def test_a_slow_reader_is_waited_for_and_one_that_never_answers_is_not(pair):
     pair.act(b"x" * 8_000_000, close=CLOSE_FLUSH)
     shell = pair.shell
