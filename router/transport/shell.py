@@ -120,7 +120,7 @@ class TcpShell(Shell):
         """Hand the end of input to the codec; True keeps the write side open."""
         keep = False
         if self._is_tls and self._closing:
-            return False  # the answer to our close: uvloop ends by itself, and must not be aborted in the midst of it
+            return False  # the answer to our close: uvloop is in the midst of ending, and must not be aborted there
         try:
             keep = self.codec.receive_eof(self._clock.read())
         except Exception:

@@ -152,6 +152,7 @@ async def test_a_close_that_crosses_the_peers_is_no_error(pair, caplog):
     pair.codec.receive_eof = lambda now: setattr(pair.codec, "close", CLOSE_ABORT) or pair.shell.touch()
 
     def speak_and_close():
+        pair.client.setsockopt(socket.IPPROTO_TCP, socket.TCP_CORK, 1)  # both in one segment
         pair.client.sendall(b"bye")
         try:
             pair.client.unwrap()
@@ -159,10 +160,7 @@ async def test_a_close_that_crosses_the_peers_is_no_error(pair, caplog):
             pass
         pair.client.close()
 
-    pair.shell.transport.pause_reading()
     speaking = asyncio.ensure_future(asyncio.to_thread(speak_and_close))
-    await asyncio.sleep(0.05)
-    pair.shell.transport.resume_reading()
     await until(lambda: pair.codec.lost)
     await speaking
     assert not caplog.messages
