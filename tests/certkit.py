@@ -1,6 +1,6 @@
 """Certificates for tests, made by `cryptography`: an authority, what it signs, and what nobody should take."""
 
-import datetime
+import datetime as dt
 import ipaddress
 
 from cryptography import x509
@@ -8,7 +8,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-DAY = datetime.timedelta(days=1)
+DAY = dt.timedelta(days=1)
 
 
 def name_of(text):
@@ -52,7 +52,7 @@ class Authority(Pair):
 
     def __init__(self, name="test authority"):
         key = ec.generate_private_key(ec.SECP256R1())
-        now = datetime.datetime.now(datetime.UTC)
+        now = dt.datetime.now(dt.UTC)
         certificate = (
             x509.CertificateBuilder()
             .subject_name(name_of(name))
@@ -70,7 +70,7 @@ class Authority(Pair):
     def sign(self, *names, begins=-DAY, ends=10 * DAY, usage=ExtendedKeyUsageOID.SERVER_AUTH):
         """Return a pair for these names, the first of which is its common name too."""
         key = ec.generate_private_key(ec.SECP256R1())
-        now = datetime.datetime.now(datetime.UTC)
+        now = dt.datetime.now(dt.UTC)
         builder = (
             x509.CertificateBuilder()
             .subject_name(name_of(names[0] if names else "nameless"))

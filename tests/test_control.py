@@ -19,6 +19,7 @@ from router.control import (
     Ready,
     ReopenLogs,
     SetLogLevel,
+    SetTls,
     Start,
     ToWorker,
     Unpacker,
@@ -29,6 +30,7 @@ from router.control import (
 from router.routing.spec import EndpointPatch, EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TablePatch
 from router.telemetry import EndpointSnapshot, ReplicaSnapshot, WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
+from router.transport.server_tls import CertificatePair, ServerTls
 
 PATCH = TablePatch(
     7,
@@ -50,8 +52,10 @@ SNAPSHOT = WorkerSnapshot(
     0, 1, 7, True, 3, {"a": 1}, {}, {"e": EndpointSnapshot(requests=2, statuses={200: 2}, codes={"x": 1})},
     [ReplicaSnapshot("e", "r", "http://h:1", "READY", True, True, False, 1.0, 1, 2, 3, 4, 5, 0.25, 6)],
 )  # fmt: skip
+TLS = ServerTls((CertificatePair("/c", b"cert", b"key", ("a", "*.b"), 1.5),), b"ca", "1.3")
 TO_WORKER = [
-    Start(1, 2, ServerLimits(head_s=1.0), 10, ["t"], "-", 0.5, "DEBUG"),
+    Start(1, 2, ServerLimits(head_s=1.0), 10, ["t"], 1, TLS, ["::1/128"], 2, "-", 0.5, "DEBUG"),
+    SetTls(TLS),
     Patch(PATCH),
     Patch(TablePatch(1)),
     Health("e", "r", False),

@@ -25,11 +25,13 @@ COUNTERS = {
     "router_floods", "router_grpc_calls",
     "router_upstream_reused", "router_malformed_requests", "router_internal_errors",
     "router_access_log_dropped", "router_worker_restarts",
+    "router_tls_handshakes", "router_tls_handshake_failures", "router_proxy_headers_refused",
 }  # fmt: skip
 GAUGES = {
     "router_requests_in_flight", "router_replica_ready", "router_replica_healthy", "router_replica_ejected",
     "router_replica_in_flight", "router_replica_latency_seconds", "router_replica_pooled_connections",
     "router_connections_open", "router_upstream_connections_open", "router_table_version", "router_worker_up",
+    "router_tls_certificate_expiry_timestamp_seconds", "router_last_reload_ok",
     "router_ready", "router_config_staleness_seconds", "router_start_time_seconds", "router_build_info",
 }  # fmt: skip
 HISTOGRAMS = {
