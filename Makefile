@@ -16,12 +16,12 @@ test: compile           ## every test but those marked slow
 test-slow: compile      ## the others: the real SGLang on a CPU if it is installed, many seeds, long outages
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-install: $(STAMP)       ## .venv with everything but the peers of the benchmark
+install: $(STAMP)       ## .venv with everything but the other peers of the benchmark
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[store,backend,grpc,loadtest,test,lint,compile]'
+	$(BIN)/python -m pip install --quiet --editable '.[store,backend,grpc,edge,loadtest,test,lint,compile]'
 	touch $(STAMP)
 
 compile: install        ## the data path as machine code; without a C compiler it stays Python

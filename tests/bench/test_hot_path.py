@@ -17,6 +17,8 @@ from router.edge.listener import Listener
 from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
 from router.routing.stage import build
 from router.transport.codec.h1.limits import ServerLimits
+from router.transport.codec.h2 import frames
+from router.transport.codec.h2.hpack import write_fields
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
 from router.transport.upstream.connection import UpstreamConnection
@@ -47,23 +49,36 @@ class Transport:
         return False
 
 
-@pytest.fixture
-def pair():
+def make_pair(address):
     clock = Clock()
     wheel = DeadlineWheel(clock.now)
     reactor = Reactor(clock, Outbox(clock), wheel, WorkerCounters())
     spec = TableSpec(
-        1, (EndpointSpec("e", (ReplicaSpec("r", "http://127.0.0.1:1"),)),), (RouteSpec("*", "/", "e"),)
+        1, (EndpointSpec("e", (ReplicaSpec("r", address),)),), (RouteSpec("*", "/", "e"),)
     )
     table = build(spec, clock.now)
     pool = ConnectionPool(reactor)
     core = Core(table, AdmissionGate(), pool, clock, wheel, b"p", lambda record: None)
     client = ServerConnection(Listener(core, reactor, ServerLimits(), 10))
     client.connection_made(Transport())
-    replica = UpstreamConnection(reactor, table.endpoints["e"].replicas[0], pool)
+    endpoint = table.endpoints["e"]
+    replica = UpstreamConnection(reactor, endpoint.replicas[0], pool, endpoint.dial)
     replica.connection_made(Transport())
-    pool.put(replica)
+    if replica.h2 is None:
+        pool.put(replica)
+    else:
+        pool._keep(endpoint.replicas[0]).shared.append(replica)
     return client, replica
+
+
+@pytest.fixture
+def pair():
+    return make_pair("http://127.0.0.1:1")
+
+
+@pytest.fixture
+def h2_pair():
+    return make_pair("h2c://127.0.0.1:1")
 
 
 def calls(work):
@@ -104,4 +119,52 @@ def test_an_event_stays_within_its_budget(pair):
     client.transport.writes = 0
     assert calls(lambda: replica.data_received(EVENT)) <= 17
     assert client.transport.last == EVENT
+    assert client.transport.writes == 1
+
+
+# A gRPC call as grpcio sends it once its tables are warm: every field an index.
+H2_SETTINGS = b"\0\0\0\x04\0\0\0\0\0"
+H2_CALL = write_fields(
+    [(b":method", b"POST"), (b":scheme", b"http"), (b":path", b"/s.S/M"), (b":authority", b"h"),
+     (b"content-type", b"application/grpc"), (b"te", b"trailers"), (b"user-agent", b"x")]
+)  # fmt: skip
+H2_HEAD = write_fields([(b":status", b"200"), (b"content-type", b"application/grpc")])
+H2_TRAILERS = write_fields([(b"grpc-status", b"0")])
+MESSAGE = b"\0\0\0\0\x05hello"
+
+
+def test_a_grpc_call_stays_within_its_budget(h2_pair):
+    client, replica = h2_pair
+    client.data_received(frames.PREFACE + H2_SETTINGS)
+    replica.data_received(H2_SETTINGS)
+    stream = -1
+
+    def call():
+        nonlocal stream
+        stream += 2
+        client.data_received(frames.frame(frames.HEADERS, 4, stream, H2_CALL) + frames.frame(0, 1, stream, MESSAGE))
+        replica.data_received(
+            frames.frame(frames.HEADERS, 4, stream, H2_HEAD)
+            + frames.frame(frames.DATA, 0, stream, MESSAGE)
+            + frames.frame(frames.HEADERS, 5, stream, H2_TRAILERS)
+        )
+
+    for _ in range(3):
+        call()
+    assert client.transport.last.endswith(H2_TRAILERS)
+    client.transport.writes = replica.transport.writes = 0
+    assert calls(call) <= 143
+    assert (client.transport.writes, replica.transport.writes) == (1, 1), "one write per connection and tick"
+
+
+def test_a_streamed_message_stays_within_its_budget(h2_pair):
+    client, replica = h2_pair
+    client.data_received(frames.PREFACE + H2_SETTINGS)
+    client.data_received(frames.frame(frames.HEADERS, 5, 1, H2_CALL))
+    replica.data_received(H2_SETTINGS + frames.frame(frames.HEADERS, 4, 1, H2_HEAD))
+    message = frames.frame(frames.DATA, 0, 1, MESSAGE)
+    replica.data_received(message)
+    client.transport.writes = 0
+    assert calls(lambda: replica.data_received(message)) <= 17
+    assert client.transport.last == message
     assert client.transport.writes == 1

@@ -278,6 +278,7 @@ class H2Client(H2Connection):
     def enrol(self, stream: ClientStream) -> int:
         """Give a stream its id, in the order in which heads are sent (RFC 9113 §5.1.1)."""
         stream.id = stream_id = self._next_id
+        stream.id_bytes = stream_id.to_bytes(4, "big")
         stream.send_window = self.initial_send_window
         self._next_id = stream_id + 2
         self.streams[stream_id] = stream

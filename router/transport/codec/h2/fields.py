@@ -56,7 +56,7 @@ REQUEST_MARKS: dict[bytes, int] = (
         b"expect": EXPECT,
         b"authorization": AUTHORIZATION,
         b"content-type": CONTENT_TYPE,
-        b"sec-websocket-key": DROP,
+        b"sec-websocket-key": KNOWN,  # RFC 8441 has none; Envoy passes on what HTTP/1.1 said
         b"sec-websocket-version": WEBSOCKET_VERSION,
     }
 )

@@ -25,7 +25,7 @@ from router.transport.codec.h2.limits import (
     MAX_STREAMS,
 )
 from router.transport.codec.h2.stream import H2Stream
-from router.transport.codec.websocket import FrameBoundary, close_frame
+from router.transport.codec.websocket import FrameBoundary, accept_value, close_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +57,7 @@ _LAST_SAID: Final = 2
 class ServerStream(H2Stream, DownstreamStream):
     """One request of a client and its response."""
 
-    __slots__ = ("_frames", "_is_head_request", "_is_tunnel", "receiver")
+    __slots__ = ("_frames", "_is_head_request", "_is_tunnel", "_websocket_key", "receiver")
 
     def __init__(self, connection: H2Server, stream_id: int, idle_s: float, now: float) -> None:
         super().__init__(connection, stream_id, idle_s, now)
@@ -65,6 +65,7 @@ class ServerStream(H2Stream, DownstreamStream):
         self._frames: FrameBoundary | None = None
         self._is_head_request = False
         self._is_tunnel = False
+        self._websocket_key = b""
 
     def begin(self, receiver: RequestReceiver, head: RequestHead, end: bool) -> None:
         """Bind the stream to its exchange and hand over the head."""
@@ -73,6 +74,8 @@ class ServerStream(H2Stream, DownstreamStream):
         self._is_head_request = head.shape.method == b"HEAD"
         if head.length is not None:
             self.expected_bytes = head.length
+        if head.shape.upgrade is not None:
+            self._websocket_key = head.shape.known.get(b"sec-websocket-key", b"")
         receiver.request_head(head, end)
 
     # -- from the client ------------------------------------------------------------------------------
@@ -130,6 +133,8 @@ class ServerStream(H2Stream, DownstreamStream):
         if shape.accepts_tunnel:
             self._is_tunnel = True
             self._frames = FrameBoundary()
+            if self._websocket_key:  # of a client that carries an HTTP/1.1 handshake through HTTP/2, as Envoy does
+                head.added.append((b"sec-websocket-accept", accept_value(self._websocket_key)))
         elif self._is_head_request or shape.status in (204, 304):
             end = True  # whatever its length says, no body follows (RFC 9110 §6.4.1); one of our own is dropped
         connection = self._connection

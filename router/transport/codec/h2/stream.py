@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 _CREDIT_AT: Final = STREAM_WINDOW // 2
 _JOIN_BYTES: Final = 4_096  # a larger payload is not copied behind its header
 _NO_LENGTH: Final = -1
+# The first five bytes of small DATA frames, ready made: a streamed message is mostly one.
+_DATA: Final = tuple(size.to_bytes(3, "big") + b"\0\0" for size in range(_JOIN_BYTES))
+_LAST_DATA: Final = tuple(size.to_bytes(3, "big") + b"\0\x01" for size in range(_JOIN_BYTES))
 
 
 class H2Stream:
@@ -42,6 +45,7 @@ class H2Stream:
         "blocked_since_s",
         "expected_bytes",
         "id",
+        "id_bytes",
         "idle_s",
         "is_over",
         "is_paused",
@@ -56,6 +60,7 @@ class H2Stream:
     def __init__(self, connection: H2Connection, stream_id: int, idle_s: float, now: float) -> None:
         self._connection = connection
         self.id = stream_id
+        self.id_bytes = stream_id.to_bytes(4, "big")
         self.send_window = connection.initial_send_window
         self.receive_window = STREAM_WINDOW
         self.expected_bytes = _NO_LENGTH  # still to come of a declared length
@@ -199,11 +204,10 @@ class H2Stream:
         out = connection.out
         if not out:
             connection.shell.touch()
-        head = (size << 48 | (1 << 32 if end else 0) | self.id).to_bytes(9, "big")
         if size < _JOIN_BYTES:
-            out.append(head + data)
+            out.append((_LAST_DATA if end else _DATA)[size] + self.id_bytes + data)
         else:
-            out += (head, data)
+            out += (frames.header(size, frames.DATA, frames.END_STREAM if end else 0, self.id), data)
         connection.moved.append(self)
         if end:
             self._end()
