@@ -165,6 +165,6 @@ def test_a_streamed_message_stays_within_its_budget(h2_pair):
     message = frames.frame(frames.DATA, 0, 1, MESSAGE)
     replica.data_received(message)
     client.transport.writes = 0
-    assert calls(lambda: replica.data_received(message)) <= 17
+    assert calls(lambda: replica.data_received(message)) <= 15
     assert client.transport.last == message
     assert client.transport.writes == 1

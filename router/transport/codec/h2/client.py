@@ -119,7 +119,11 @@ class ClientStream(H2Stream, UpstreamStream):
         return not self._got_head and self._client.is_untouched(self._written_before)
 
     def after_end(self) -> None:
-        """Nothing to do: the response ends the stream."""
+        """Forget a tunnel that ended both ways; any other stream its response ends."""
+        if self.is_tunnel and self.received_end and not self.is_over:
+            self._receiver = None
+            self._client.forget(self)
+            self._client.on_stream_gone()
 
     # -- from the replica -----------------------------------------------------------------------------
 
@@ -142,6 +146,7 @@ class ClientStream(H2Stream, UpstreamStream):
         if self._wants_tunnel and 200 <= status < 300:
             if end:
                 return False
+            self.is_tunnel = True
             fields = _accepted(fields)
         if end:
             self._finish()
@@ -171,7 +176,7 @@ class ClientStream(H2Stream, UpstreamStream):
 
     def _finish(self) -> None:
         """End the stream before its last event is handed on: there may be room for another one."""
-        if self._wants_tunnel and not self.sent_end:
+        if self.is_tunnel and not self.sent_end:
             return  # the client's half goes on
         self._receiver = None
         client = self._client
@@ -180,14 +185,6 @@ class ClientStream(H2Stream, UpstreamStream):
         else:
             client.reset_stream(self, frames.CANCEL)  # what is left of an upload nobody wants
         client.on_stream_gone()
-
-    def send_data(self, data: bytes, end: bool) -> None:
-        """Queue body bytes; the second end of a tunnel ends the stream."""
-        super().send_data(data, end)
-        if end and self.received_end and self.sent_end and not self.is_over:
-            self._receiver = None
-            self._client.forget(self)
-            self._client.on_stream_gone()
 
     def lose(self, error: ProxyError) -> None:
         """Tell the exchange that the replica failed this stream."""
@@ -219,7 +216,7 @@ class H2Client(H2Connection):
         "_next_id",
         "_on_gone",
         "_ping_s",
-        "_ping_sent_s",
+        "_trailers",
         "authority",
         "scheme",
         "written_bytes",
@@ -244,11 +241,11 @@ class H2Client(H2Connection):
         self._on_gone = on_gone
         self._is_untouched = is_untouched
         self._ping_s = ping_s
-        self._ping_sent_s = 0.0
         self._next_id = 1
         self._is_draining = False
         self._deferred: list[ClientStream] = []
         self._memo: dict[bytes, ResponseShape] = {}
+        self._trailers: dict[bytes, Headers] = {}
         self.queue(_PRELUDE)
 
     # -- for the pool ---------------------------------------------------------------------------------
@@ -295,6 +292,7 @@ class H2Client(H2Connection):
     def defer(self, stream: ClientStream) -> None:
         """Have a stream wait for the flush, and for the replica's settings."""
         self._deferred.append(stream)
+        self.needs_time = True
         self.shell.touch()
 
     # -- from the replica -----------------------------------------------------------------------------
@@ -309,12 +307,17 @@ class H2Client(H2Connection):
             if not stream.on_head(ResponseHead(shape), end):
                 self._fail_response(stream, "a head is out of place")
             return
+        known = self._trailers.get(block)
+        if known is not None and isinstance(stream, ClientStream) and stream.got_head and not stream.received_end:
+            self._on_trailers(stream, known, end)
+            return
         fields = self.decoder.decode(block)
         if self.decoder.error:
             self.fail(frames.COMPRESSION_ERROR, self.decoder.error.encode())
             return
         if self.decoder.changed:
             self._memo.clear()
+            self._trailers.clear()
         if not isinstance(stream, ClientStream):
             if self.is_idle_id(stream_id):
                 self.fail(frames.PROTOCOL_ERROR, b"HEADERS on an idle stream")
@@ -326,7 +329,10 @@ class H2Client(H2Connection):
             self._fail_response(stream, "its fields are too large, or come behind its end")
             return
         if stream.got_head:
-            self._on_trailers(stream, fields, end)
+            trailers = read_trailers(fields)
+            if trailers is not None and self.may_remember(block, len(self._trailers)):
+                self._trailers[block] = trailers
+            self._on_trailers(stream, trailers, end)
             return
         head = read_response(fields, self.decoder.never_indexed)
         if isinstance(head, ProxyError):
@@ -338,8 +344,7 @@ class H2Client(H2Connection):
         if not stream.on_head(head, end):
             self._fail_response(stream, "a head is out of place")
 
-    def _on_trailers(self, stream: ClientStream, fields: Headers, end: bool) -> None:
-        trailers = read_trailers(fields)
+    def _on_trailers(self, stream: ClientStream, trailers: Headers | None, end: bool) -> None:
         if not end or trailers is None or stream.expected_bytes > 0:
             self._fail_response(stream, "its trailers are malformed, or come before the body's end")
             return
@@ -370,19 +375,15 @@ class H2Client(H2Connection):
         self._on_gone()
         self.on_stream_gone()
 
-    def take_output(self, now: float) -> list[bytes]:
-        """Hand over the output; first go on with what waited for the replica's settings."""
-        if self._deferred and self._saw_settings:
-            self.now = now
-            deferred = self._deferred
-            self._deferred = []
-            for stream in deferred:
-                stream.continue_deferred()
-        return super().take_output(now)
-
-    def on_ping_ack(self, payload: bytes) -> None:
-        """It lives."""
-        self._ping_sent_s = 0.0
+    def before_output(self, now: float) -> None:
+        """Go on with what waited for the replica's settings."""
+        if not self._saw_settings:
+            self.needs_time = True  # again at the next flush
+            return
+        deferred = self._deferred
+        self._deferred = []
+        for stream in deferred:
+            stream.continue_deferred()
 
     def is_idle_id(self, stream_id: int) -> bool:
         """Whether we have not opened this stream; a server opens none."""
@@ -393,21 +394,21 @@ class H2Client(H2Connection):
         self._lose_all(ProxyError(Kind.UPSTREAM_PROTOCOL, Source.UPSTREAM))
 
     def receive_eof(self, now: float) -> bool:
-        """The replica ended the connection."""
+        """The replica ended the connection. What came whole, and is held for a slow client, is still delivered."""
         self.now = now
-        self._lose_all(ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, Retry.IF_REUSED))
-        return False
+        self._lose_all(ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, Retry.IF_REUSED), keep_whole=True)
+        return bool(self.streams)
 
     def receive_lost(self, now: float) -> None:
         """The transport failed."""
         self.now = now
         self._lose_all(ProxyError(Kind.UPSTREAM_RESET, Source.UPSTREAM, Retry.IF_REUSED))
 
-    def _lose_all(self, error: ProxyError) -> None:
+    def _lose_all(self, error: ProxyError, *, keep_whole: bool = False) -> None:
         self._is_draining = True
-        streams = list(self.streams.values())
-        self.streams.clear()
-        for stream in streams:
+        for stream in list(self.streams.values()):
+            if keep_whole and stream.received_end and stream.has_held():
+                continue
             self.forget(stream)
             stream.lose(error)
         self._refuse_deferred(error)
@@ -432,8 +433,8 @@ class H2Client(H2Connection):
         """The first of: end of lingering, a PING's answer, the next PING, an idle connection."""
         if self.close:
             return self.last_moved_s + (self.linger_until_s or CLOSE_LIMIT_S)
-        if self._ping_sent_s:
-            return self._ping_sent_s + PING_LIMIT_S
+        if self.ping_sent_s:
+            return self.ping_sent_s + PING_LIMIT_S
         if self.streams:
             return self.last_moved_s + self._ping_s if self._ping_s else NEVER
         return self.last_moved_s + IDLE_CONNECTION_S
@@ -443,21 +444,15 @@ class H2Client(H2Connection):
         self.now = now
         if self.close:
             self.cut_off()
-        elif self._ping_sent_s:
+        elif self.ping_sent_s:
             self._lose_all(ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, detail="no answer to a PING"))
             self.cut_off()
         elif self.streams:
-            self._ping_sent_s = now
+            self.ping_sent_s = now
             self.queue(_PING)
             self.shell.watch()
         else:
             self.drain()
-
-    def receive(self, data: bytes, now: float) -> None:
-        """Take input; any of it shows that the replica lives."""
-        if data:
-            self._ping_sent_s = 0.0
-        super().receive(data, now)
 
     def end(self) -> None:
         """Close after the output; a replica that does not close its side is not waited for long."""

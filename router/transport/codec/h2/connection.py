@@ -59,7 +59,6 @@ class H2Connection(Codec):
         "_block_stream_id",
         "_blocked",
         "_continued",
-        "_credit",
         "_credits",
         "_empties",
         "_idles",
@@ -74,6 +73,7 @@ class H2Connection(Codec):
         "_stash",
         "_table_reduced",
         "_wants_pump",
+        "credit",
         "decoder",
         "frame_limit",
         "full_since_s",
@@ -83,10 +83,12 @@ class H2Connection(Codec):
         "last_moved_s",
         "linger_until_s",
         "moved",
+        "needs_time",
         "now",
         "out",
         "peer_max_streams",
         "peer_takes_connect",
+        "ping_sent_s",
         "send_window",
         "shell",
         "streams",
@@ -109,6 +111,8 @@ class H2Connection(Codec):
         self.linger_until_s = 0.0
         self.moved: list[H2Stream] = []  # sent something since the last flush, which knows the time
         self.goaway_sent = False
+        self.ping_sent_s = 0.0  # when a PING of ours left that nothing has answered
+        self.needs_time = False  # `before_output` is to be called
         self.decoder = HpackDecoder()
         self._on_flood = on_flood
         self._stash = b""
@@ -119,7 +123,7 @@ class H2Connection(Codec):
         self._block_frames = 0
         self._block_since_s = 0.0
         self._receive_window = CONNECTION_WINDOW
-        self._credit = 0
+        self.credit = 0  # bytes read and not yet given back to the peer's window
         self._blocked: dict[int, H2Stream] = {}  # have something that waits for a window, in turn
         self._paused: dict[int, H2Stream] = {}  # whose other side is held meanwhile
         self._continued: list[H2Stream] = []  # released, with input that was held
@@ -156,6 +160,10 @@ class H2Connection(Codec):
         """Learn that a stream was forgotten: it may have been the last."""
         raise NotImplementedError
 
+    def before_output(self, now: float) -> None:
+        """Do what waited for the flush, which knows the time."""
+        raise NotImplementedError
+
     def on_broken(self) -> None:
         """Learn that the connection failed: every stream is lost."""
         raise NotImplementedError
@@ -176,9 +184,11 @@ class H2Connection(Codec):
             for stream in continued:
                 stream.deliver_held()
         if not data:
-            self._return_credit()
+            if self.credit >= _CREDIT_AT:
+                self._return_credit()
             return
         self.last_moved_s = now
+        self.ping_sent_s = 0.0  # any input shows that the peer lives
         if self.close != CLOSE_NO:
             return  # nothing more is understood on it
         if self._stash:
@@ -211,7 +221,8 @@ class H2Connection(Codec):
             pos = end
         if pos < size:
             self._stash = data[pos:]
-        self._return_credit()
+        if self.credit >= _CREDIT_AT:
+            self._return_credit()
 
     def _on_expected(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """Take a frame where only one kind may come: SETTINGS first, CONTINUATION within a block."""
@@ -243,12 +254,12 @@ class H2Connection(Codec):
             return
         stream = self.streams.get(stream_id)
         if stream is None or stream.received_end:
-            self.credit(length)
+            self.credit += length
             self._on_closed(stream_id, stream)
             return
         stream.receive_window -= length
         if stream.receive_window < 0:
-            self.credit(length)
+            self.credit += length
             self.fail_stream(stream, frames.FLOW_CONTROL_ERROR)
             return
         if flags & frames.PADDED:
@@ -269,7 +280,7 @@ class H2Connection(Codec):
             # RFC 9113 §8.1.1: a length that is not kept makes the message malformed.
             stream.expected_bytes = expected = expected - length
             if expected < 0 or (ends and expected):
-                self.credit(length)
+                self.credit += length
                 self.fail_stream(stream, frames.PROTOCOL_ERROR)
                 return
         stream.moved_s = self.now
@@ -560,6 +571,7 @@ class H2Connection(Codec):
         """Lose every stream, shut the write side behind the output, drop input for a while."""
         if self.close == CLOSE_NO:
             self.close = CLOSE_LINGER
+            self.needs_time = True
             self._stash = b""
             self._block = []
             self.wants_read = True
@@ -611,19 +623,19 @@ class H2Connection(Codec):
         self.has_held_input = True
         self.shell.touch()
 
-    def credit(self, size: int) -> None:
-        """Let the peer send as much again on the connection."""
-        self._credit += size
-
     def _return_credit(self) -> None:
-        if self._credit >= _CREDIT_AT and self.close == CLOSE_NO:
-            self.queue(frames.window_update(0, self._credit))
-            self._receive_window += self._credit
-            self._credit = 0
+        """Let the peer send as much again on the connection, told in halves of the window (RFC 9113 §6.9)."""
+        if self.close == CLOSE_NO:
+            self.queue(frames.window_update(0, self.credit))
+            self._receive_window += self.credit
+            self.credit = 0
 
     def take_output(self, now: float) -> list[bytes]:
         """Hand over the output: first let flow what may."""
         self.now = now
+        if self.needs_time:
+            self.needs_time = False
+            self.before_output(now)
         if self._wants_pump:
             self._wants_pump = False
             self._pump()

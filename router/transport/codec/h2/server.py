@@ -57,14 +57,13 @@ _LAST_SAID: Final = 2
 class ServerStream(H2Stream, DownstreamStream):
     """One request of a client and its response."""
 
-    __slots__ = ("_frames", "_is_head_request", "_is_tunnel", "_websocket_key", "receiver")
+    __slots__ = ("_frames", "_is_head_request", "_websocket_key", "receiver")
 
     def __init__(self, connection: H2Server, stream_id: int, idle_s: float, now: float) -> None:
         super().__init__(connection, stream_id, idle_s, now)
         self.receiver: RequestReceiver | None = None
         self._frames: FrameBoundary | None = None
         self._is_head_request = False
-        self._is_tunnel = False
         self._websocket_key = b""
 
     def begin(self, receiver: RequestReceiver, head: RequestHead, end: bool) -> None:
@@ -131,7 +130,7 @@ class ServerStream(H2Stream, DownstreamStream):
             return
         shape = head.shape
         if shape.accepts_tunnel:
-            self._is_tunnel = True
+            self.is_tunnel = True
             self._frames = FrameBoundary()
             if self._websocket_key:  # of a client that carries an HTTP/1.1 handshake through HTTP/2, as Envoy does
                 head.added.append((b"sec-websocket-accept", accept_value(self._websocket_key)))
@@ -143,16 +142,21 @@ class ServerStream(H2Stream, DownstreamStream):
         if end:
             self._end()
 
-    def send_data(self, data: bytes, end: bool) -> None:
-        """Queue body bytes."""
-        if self._is_tunnel and not self.sent_end:
-            boundary = self._frames
-            assert boundary is not None
-            if data:
-                boundary.follow(data)
-            if end and boundary.may_close:  # ended without a close frame: RFC 6455 §7.1.1 forbids it
-                data += close_frame(WIRE[Kind.UPSTREAM_CLOSED].close_code, Kind.UPSTREAM_CLOSED.value)
-        super().send_data(data, end)
+    def follow(self, data: bytes, end: bool) -> bytes:
+        """Keep track of frames, and end none that has no close frame: RFC 6455 §7.1.1 forbids it."""
+        boundary = self._frames
+        if boundary is None:
+            return data  # a close frame of ours
+        if data:
+            boundary.follow(data)
+        if end and boundary.may_close:
+            data += close_frame(WIRE[Kind.UPSTREAM_CLOSED].close_code, Kind.UPSTREAM_CLOSED.value)
+        return data
+
+    def all_said(self) -> None:
+        """Let the exchange go: it is finished, whenever the client reads the rest. A tunnel has another half."""
+        if not self.is_tunnel:
+            self.receiver = None
 
     def reset(self, error: ProxyError) -> None:
         """End a response that cannot be completed."""
@@ -161,15 +165,15 @@ class ServerStream(H2Stream, DownstreamStream):
             return
         boundary = self._frames
         if boundary is not None and boundary.may_close and not self.sent_end:
-            boundary.follow(b"\x88\0")  # so that none is added at the end
-            super().send_data(close_frame(WIRE[error.kind].close_code, error.kind.value), True)
+            self._frames = None
+            self.send_data(close_frame(WIRE[error.kind].close_code, error.kind.value), True)
             return
         self._connection.reset_stream(self, WIRE[error.kind].h2)
         self._connection.on_stream_gone()
 
     def after_end(self) -> None:
         """Forget a stream that ended both ways; stop the upload that an early answer makes pointless."""
-        if self._is_tunnel:
+        if self.is_tunnel:
             if self.received_end and not self.has_held():
                 self._forget_if_over()
             elif self.receiver is None:
@@ -370,6 +374,7 @@ class H2Server(H2Connection):
         self.queue(frames.frame(frames.PING, 0, 0, _DRAIN_PING))
         self.send_goaway(frames.LAST_STREAM, frames.NO_ERROR, b"draining")
         self._drain_until_s = NEVER  # counted from when it is written
+        self.needs_time = True
 
     def on_ping_ack(self, payload: bytes) -> None:
         """The client has read the first GOAWAY: what it sends from now on it knows to be refused."""
@@ -402,15 +407,13 @@ class H2Server(H2Connection):
         super().transport_full(full, now)
         self.wants_read = not full or self.close != CLOSE_NO
 
-    def take_output(self, now: float) -> list[bytes]:
-        """Hand over the queued output; a drain's round trip and lingering begin with it."""
+    def before_output(self, now: float) -> None:
+        """Begin a drain's round trip, or lingering."""
         if self._drain_until_s == NEVER:
             self._drain_until_s = now + DRAIN_ROUND_TRIP_S
-            self.shell.watch()
         if self.close == CLOSE_LINGER and not self.linger_until_s:
             self.linger_until_s = now + self._limits.linger_s
-            self.shell.watch()
-        return super().take_output(now)
+        self.shell.watch()
 
     def next_deadline(self) -> float | None:
         """The first of: end of lingering, stalled reader, slow block, drain, idle streams, idle connection."""

@@ -49,6 +49,7 @@ class H2Stream:
         "idle_s",
         "is_over",
         "is_paused",
+        "is_tunnel",
         "moved_s",
         "receive_window",
         "received_end",
@@ -68,6 +69,7 @@ class H2Stream:
         self.sent_end = False
         self.is_over = False
         self.is_paused = False
+        self.is_tunnel = False
         self.moved_s = now
         self.idle_s = idle_s
         self.blocked_since_s = 0.0
@@ -103,6 +105,13 @@ class H2Stream:
         """Tell the receiver that the stream is gone; nothing more is sent on it."""
         raise NotImplementedError
 
+    def follow(self, data: bytes, end: bool) -> bytes:
+        """Return what of a tunnel's bytes is to be sent. For tunnels only."""
+        return data
+
+    def all_said(self) -> None:
+        """Learn that the receiver's last word is here, though it still waits for a window."""
+
     def after_end(self) -> None:
         """Act on the last frame being queued."""
         raise NotImplementedError
@@ -117,10 +126,12 @@ class H2Stream:
             self._held += data
             self._held_end = end
             return
-        if not self.received_end:
-            self.credit(len(data))
-        else:
-            self._connection.credit(len(data))
+        connection = self._connection
+        size = len(data)
+        connection.credit += size
+        self._credit += size
+        if self._credit >= _CREDIT_AT and not self.received_end:
+            self._return_credit()
         if not self.is_over:
             self.deliver(data, end)
 
@@ -135,13 +146,15 @@ class H2Stream:
 
     def credit(self, size: int) -> None:
         """Let the peer send as much again, told in halves of a window (RFC 9113 §6.9)."""
-        connection = self._connection
-        connection.credit(size)
+        self._connection.credit += size
         self._credit += size
         if self._credit >= _CREDIT_AT and not self.received_end:
-            connection.queue(frames.window_update(self.id, self._credit))
-            self.receive_window += self._credit
-            self._credit = 0
+            self._return_credit()
+
+    def _return_credit(self) -> None:
+        self._connection.queue(frames.window_update(self.id, self._credit))
+        self.receive_window += self._credit
+        self._credit = 0
 
     def hold(self, why: int) -> None:
         """Deliver no more data; without credit the peer stops by itself."""
@@ -180,7 +193,7 @@ class H2Stream:
         held = self._held
         if held is not None:
             self._held = self._held_trailers = None
-            self._connection.credit(len(held))
+            self._connection.credit += len(held)
 
     # -- out ------------------------------------------------------------------------------------------
 
@@ -189,6 +202,8 @@ class H2Stream:
         if self.sent_end:
             return
         connection = self._connection
+        if self.is_tunnel:
+            data = self.follow(data, end)
         size = len(data)
         if (
             self._waiting is not None
@@ -218,6 +233,7 @@ class H2Stream:
             return
         if self._waiting is not None:
             self._waiting_trailers = trailers
+            self.all_said()
             return
         self._write_trailers(trailers)
 
@@ -240,6 +256,8 @@ class H2Stream:
                 waiting.append(data)
             self.waiting_bytes += len(data)
         self._waiting_end = end
+        if end:
+            self.all_said()
         self._connection.want_pump()
 
     def send_waiting(self, limit: int) -> bool:

@@ -166,6 +166,17 @@ class TestFailures:
         assert receiver.stream.is_untouched() is True
         assert bench.gone and bench.codec.room == 0
 
+    def test_what_came_whole_before_the_end_is_still_delivered(self):
+        bench = ClientBench()
+        held, cut = bench.start(), bench.start()
+        held.hold(HOLD_PEER_FULL)
+        bench.feed(bench.headers(1, OK, end=False) + bench.data(1, b"all of it", True) + bench.headers(3, OK, end=False))
+        assert bench.eof() is True
+        assert cut.error is not None and held.error is None
+        held.release(HOLD_PEER_FULL)
+        bench.pump()
+        assert held.body == b"all of it" and held.ended and bench.half_closed
+
     def test_a_stream_that_was_answered_was_not_untouched(self):
         bench = ClientBench()
         receiver = bench.start()
