@@ -229,7 +229,7 @@ class Stream:
         left = memoryview(payload)
         while True:
             most = min(self.send_window, self.link.send_window)
-            if len(left) and most <= 0:
+            if left and most <= 0:
                 await self.link.wait(lambda: min(self.send_window, self.link.send_window) > 0 or self.reset is not None)
                 if self.reset is not None or self.link.ended:
                     return False
@@ -285,6 +285,8 @@ class H2Link(Link):
         self._block: tuple[int, int, bytearray] | None = None
         self._out = bytearray()
         self._writing = False
+        self._splitting = False
+        self._replies = bytearray()
         super().__init__(sock)
 
     # -- out ----------------------------------------------------------------------------------------------
@@ -316,7 +318,23 @@ class H2Link(Link):
 
     broken = False
 
+    def reply(self, data: bytes) -> None:
+        """What the kit says by itself; never in the middle of something that is sent in pieces."""
+        if self._splitting:
+            self._replies += data
+        else:
+            self.post(data)
+
     async def send(self, data: bytes, mode: str = "whole") -> bool:
+        self._splitting = mode != "whole"
+        try:
+            return await self._send(data, mode)
+        finally:
+            self._splitting = False
+            replies, self._replies = bytes(self._replies), bytearray()
+            self.post(replies)
+
+    async def _send(self, data: bytes, mode: str) -> bool:
         for piece in split(data, mode):
             if self.shut or self.broken or self.ended == "reset":
                 return False
@@ -448,7 +466,7 @@ class H2Link(Link):
             else:
                 self.pings.append(payload)
                 if self.acks_pings:
-                    self.post(ping(payload, ACK))
+                    self.reply(ping(payload, ACK))
         elif kind == GOAWAY:
             if len(payload) < 8:
                 raise WireError("§6.8: length")
@@ -508,7 +526,7 @@ class H2Link(Link):
             if not flags & END_STREAM and not stream.own_reset:
                 stream.recv_window += size
                 out += window(number, size)
-            self.post(out)
+            self.reply(out)
 
     def _headers(self) -> None:
         assert self._block
@@ -610,7 +628,7 @@ class H2Link(Link):
                 raise WireError("RFC 8441 §3: ENABLE_CONNECT_PROTOCOL withdrawn")
             self.peer[key] = value
         if self.acks_settings:
-            self.post(frame(SETTINGS, ACK))
+            self.reply(frame(SETTINGS, ACK))
 
     raw_settings = False
 
