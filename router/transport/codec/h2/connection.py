@@ -454,8 +454,8 @@ class H2Connection(Codec):
             self._table_reduced = True
         elif name == frames.MAX_CONCURRENT_STREAMS:
             self.peer_max_streams = value
-        elif name == frames.ENABLE_PUSH:
-            if value > 1:
+        elif name in (frames.ENABLE_PUSH, frames.NO_RFC7540_PRIORITIES):
+            if value > 1:  # RFC 9113 §6.5.2, RFC 9218 §2.1
                 return frames.PROTOCOL_ERROR
         elif name == frames.ENABLE_CONNECT_PROTOCOL:
             if value > 1 or (self.peer_takes_connect and not value):  # RFC 8441 §3

@@ -72,6 +72,7 @@ CONNECTION_FAULTS = [
     ("§6.5.2 INITIAL_WINDOW_SIZE 2^31", raw(4, 0, 0, b"\0\4\x80\0\0\0"), FLOW),
     ("§6.5.2 MAX_FRAME_SIZE 16383", raw(4, 0, 0, b"\0\5\0\0\x3f\xff"), PROTOCOL),
     ("§6.5.2 MAX_FRAME_SIZE 2^24", raw(4, 0, 0, b"\0\5\1\0\0\0"), PROTOCOL),
+    ("RFC 9218 §2.1 NO_RFC7540_PRIORITIES 2", raw(4, 0, 0, b"\0\x09\0\0\0\2"), PROTOCOL),
     ("RFC 8441 §3 ENABLE_CONNECT_PROTOCOL 2", raw(4, 0, 0, b"\0\x08\0\0\0\2"), PROTOCOL),
     ("§6.6 PUSH_PROMISE of a client", raw(5, H, 1, b"\0\0\0\2" + B), PROTOCOL),
     ("§6.7 PING on a stream", raw(6, 0, 1, b"12345678"), PROTOCOL),
