@@ -387,6 +387,8 @@ class H2Link(Link):
             if self.ended:
                 self.ended_at = time.monotonic()
             self._news.set()
+            if self.violation:
+                self.abort()
 
     def _take(self) -> None:
         unread = self.unread
