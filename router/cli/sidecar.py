@@ -35,7 +35,8 @@ _GRACE = click.FloatRange(0.0, 7 * 86_400.0)
 
 
 @click.command(context_settings={"ignore_unknown_options": False})
-@click.option("--upstream", required=True, metavar="URL", help="The engine, as http://127.0.0.1:30000.")
+@click.option("--upstream", required=True, metavar="URL",
+              help="The engine, as http://127.0.0.1:30000; h2c:// if it speaks gRPC.")
 @click.option("--endpoint", required=True, help="Endpoint whose replica this is.")
 @click.option("--replica", "replica_id", help="Its name. [default: HOST:PORT of --advertise]")
 @click.option("--listen", default="127.0.0.1:0", show_default=True, help="HOST:PORT that routers connect to.")
@@ -84,8 +85,8 @@ def sidecar(**values: Any) -> None:
 def _settings(values: dict[str, Any]) -> Settings:
     """Return the relay's settings; ConfigError names the flag."""
     parts = urlsplit(values["upstream"])
-    if parts.scheme != "http" or parts.port is None:
-        raise ConfigError(f"--upstream: {values['upstream']!r} is not http://HOST:PORT")
+    if parts.scheme not in ("http", "h2c") or parts.port is None:
+        raise ConfigError(f"--upstream: {values['upstream']!r} is neither http://HOST:PORT nor h2c://HOST:PORT")
     for flag, check in (("endpoint", check_name), ("replica_id", check_replica_id)):
         try:
             check(values[flag] or "unnamed")
@@ -122,6 +123,7 @@ async def _run(values: dict[str, Any], target: Target, settings: Settings) -> in
     from router.sidecar.ports import StoreUnavailable  # noqa: PLC0415
     from router.sidecar.readiness import ReadinessWatch  # noqa: PLC0415
     from router.sidecar.registry import Place, StoreRegistry  # noqa: PLC0415
+    from router.transport.upstream.question import ask_grpc_status, ask_http  # noqa: PLC0415
 
     relay = EngineRelay(settings)
     try:
@@ -137,8 +139,9 @@ async def _run(values: dict[str, Any], target: Target, settings: Settings) -> in
     replica_id = values["replica_id"] or f"{host}:{port}"
     node = values["node"] or f"{socket.gethostname()}/{replica_id}"
     place = Place(
-        values["endpoint"], replica_id, node, values["region"], values["zone"], host, port, values["weight"]
-    )
+        values["endpoint"], replica_id, node, values["region"], values["zone"], host, port, values["weight"],
+        urlsplit(values["upstream"]).scheme,
+    )  # fmt: skip
     registry = StoreRegistry(target, place)
     try:
         last = await registry.last_generation()
@@ -156,9 +159,11 @@ async def _run(values: dict[str, Any], target: Target, settings: Settings) -> in
         settle_s=values["settle_s"], exit_s=values["exit_grace_s"], engine_s=values["engine_grace_s"]
     )
     paths = {"path": values["ready_path"], "fallback_path": values["fallback_path"]}
+    ask = ask_http if place.scheme == "http" else ask_grpc_status
     life = SidecarLife(
-        registry, relay, engine, lambda heard: ReadinessWatch(values["upstream"], heard, **paths), graces=graces
-    )
+        registry, relay, engine, lambda heard: ReadinessWatch(values["upstream"], heard, ask=ask, **paths),
+        graces=graces,
+    )  # fmt: skip
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, life.stop)

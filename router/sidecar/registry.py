@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -35,6 +36,7 @@ class Place:
     address: str
     port: int
     weight: float
+    scheme: str = "http"
 
 
 class StoreRegistry:
@@ -77,6 +79,7 @@ class StoreRegistry:
                 place.endpoint, place.replica, generation,
                 node=place.node, region=place.region, zone=place.zone,
                 address=place.address, port=place.port, weight=place.weight,
+                capabilities=json.dumps({"scheme": place.scheme}),
             )  # fmt: skip
 
     async def set_state(self, state: str) -> None:

@@ -14,6 +14,8 @@ import tempfile
 from pathlib import Path
 from time import monotonic
 
+import grpc
+import grpc.aio
 import httpx
 import psutil
 import pytest
@@ -42,11 +44,13 @@ class Sidecar:
         self.process = None
         self.url = ""
 
-    async def start(self, *flags, engine=("--time-scale", "1")):
-        port = free_port()
+    async def start(self, *flags, engine=("--time-scale", "1"), grpc=False):
+        port, upstream = free_port(), free_port()
+        engine = (*engine, "--grpc-port", str(upstream)) if grpc else engine
+        upstream = f"h2c://127.0.0.1:{upstream}" if grpc else f"http://127.0.0.1:{port}"
         with self._stderr.open("wb") as stderr:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "router", "sidecar", "--upstream", f"http://127.0.0.1:{port}",
+                [sys.executable, "-m", "router", "sidecar", "--upstream", upstream,
                  "--endpoint", "e", "--replica", self.replica, "--store", self._store.setting, "--json",
                  "--settle-s", "0.3", *map(str, flags),
                  "--", sys.executable, "-m", "inference_backend", "simulate", "--port", str(port), *engine],
@@ -123,10 +127,10 @@ async def beside(store, folder):
     """`await beside(replica, *flags, engine=(…))`: a sidecar that registers as `replica`."""
     sidecars = []
 
-    async def start(replica, *flags, engine=("--time-scale", "1"), on=None):
+    async def start(replica, *flags, engine=("--time-scale", "1"), on=None, grpc=False):
         sidecar = Sidecar(on or store, folder, replica)
         sidecars.append(sidecar)
-        return await sidecar.start(*flags, engine=engine)
+        return await sidecar.start(*flags, engine=engine, grpc=grpc)
 
     yield start
     failures = []
@@ -411,3 +415,19 @@ async def test_arguments_that_cannot_be_used_are_named(run_router, flags, says):
     assert done.returncode == 2, done.stdout + done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
+
+
+async def test_an_engine_that_speaks_grpc(store, router, beside, until):
+    """Ready by gRPC's health service, registered as h2c, called through router and sidecar, drained."""
+    sidecar = await beside("g", grpc=True)
+    await row_is(store, until, "g", "READY")
+    await in_table(router, until, "g")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{router.port}", options=(("grpc.enable_http_proxy", 0),)) as channel:
+        check = channel.unary_unary("/grpc.health.v1.Health/Check")
+        assert await check(b"", timeout=10) == b"\x08\x01"
+        sidecar.signal(signal.SIGTERM)
+        await in_table(router, until)
+        assert await sidecar.wait() == 0
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await check(b"", timeout=10)
+        assert refused.value.code() is grpc.StatusCode.UNAVAILABLE

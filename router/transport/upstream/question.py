@@ -67,6 +67,11 @@ async def ask_grpc_health(address: str, tls: TlsSpec) -> str:
     return "" if answer.body == _SERVING else "it is not serving"
 
 
+async def ask_grpc_status(address: str, path: str) -> int:  # noqa: ARG001 - asked as `ask_http` is
+    """Return what a status would say of the same: 200 if gRPC's health service says that it serves, else 503."""
+    return 503 if await ask_grpc_health(address, NO_TLS) else 200
+
+
 async def _connect(
     address: str, tls: TlsSpec, protocols: tuple[str, ...]
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes, bool]:
