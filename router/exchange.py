@@ -356,7 +356,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
             return False
         if upstream is not None and self._replay is None:
             return False  # more of the body went out than is kept
-        if error.retry is Retry.SAFE:
+        if error.retry is Retry.SAFE and error.kind is not Kind.UPSTREAM_CLOSED:  # a GOAWAY is of one connection
             self.tried += (lease.replica,)
             if all(replica in self.tried for replica in endpoint.picker.eligible):
                 return False

@@ -69,6 +69,7 @@ class ClientStream(H2Stream, UpstreamStream):
         self._deferred: RequestHead | None = None
         self._written_before = 0
         self.may_be_untouched = True
+        self.takes_data = False
 
     # -- the stream -----------------------------------------------------------------------------------
 
@@ -120,7 +121,7 @@ class ClientStream(H2Stream, UpstreamStream):
 
     def after_end(self) -> None:
         """Forget a tunnel that ended both ways; any other stream its response ends."""
-        if self.is_tunnel and self.received_end and not self.is_over:
+        if self.is_tunnel and self.received_end and not self.has_held() and not self.is_over:
             self._receiver = None
             self._client.forget(self)
             self._client.on_stream_gone()
@@ -142,7 +143,7 @@ class ClientStream(H2Stream, UpstreamStream):
             if end and fields.length:
                 return False
             self.expected_bytes = fields.length
-        self._got_head = True
+        self._got_head = self.takes_data = True
         if self._wants_tunnel and 200 <= status < 300:
             if end:
                 return False
@@ -233,7 +234,7 @@ class H2Client(H2Connection):
         shell: Shell,
         now: float,
     ) -> None:
-        super().__init__(shell, _ignore, now)
+        super().__init__(shell, _ignore, now, is_server=False)
         self.authority = authority
         self.scheme = scheme
         self.written_bytes = written_bytes
@@ -321,8 +322,6 @@ class H2Client(H2Connection):
         if not isinstance(stream, ClientStream):
             if self.is_idle_id(stream_id):
                 self.fail(frames.PROTOCOL_ERROR, b"HEADERS on an idle stream")
-            elif stream_id not in self._reset_ids:
-                self.fail(frames.STREAM_CLOSED, b"HEADERS on a closed stream")
             return
         stream.moved_s = self.now
         if self.decoder.is_too_large or stream.received_end:
@@ -355,6 +354,11 @@ class H2Client(H2Connection):
         self.reset_stream(stream, frames.PROTOCOL_ERROR)
         stream.lose(bad_response(detail))
         self.on_stream_gone()
+
+    def on_early_data(self, stream: H2Stream) -> None:
+        """Fail the response: its bytes would be taken for a head of the replica's making."""
+        assert isinstance(stream, ClientStream)
+        self._fail_response(stream, "DATA comes before its head")
 
     def on_reset(self, stream: H2Stream, code: int) -> None:
         """Tell the exchange; a refused stream reached nobody (RFC 9113 §8.7)."""

@@ -51,6 +51,7 @@ class H2Connection(Codec):
     """Common state of `H2Server` and `H2Client`."""
 
     __slots__ = (
+        "_answers",
         "_backlog",
         "_block",
         "_block_flags",
@@ -60,7 +61,10 @@ class H2Connection(Codec):
         "_blocked",
         "_continued",
         "_credits",
+        "_earned_credits",
+        "_earned_pings",
         "_empties",
+        "_evicted_to",
         "_idles",
         "_on_flood",
         "_paused",
@@ -80,6 +84,7 @@ class H2Connection(Codec):
         "goaway_sent",
         "initial_send_window",
         "is_full",
+        "is_server",
         "last_moved_s",
         "linger_until_s",
         "moved",
@@ -94,8 +99,9 @@ class H2Connection(Codec):
         "streams",
     )
 
-    def __init__(self, shell: Shell, on_flood: Callable[[], None], now: float) -> None:
+    def __init__(self, shell: Shell, on_flood: Callable[[], None], now: float, *, is_server: bool) -> None:
         super().__init__()
+        self.is_server = is_server
         self.shell = shell
         self.now = now
         self.out: list[bytes] = []
@@ -130,8 +136,12 @@ class H2Connection(Codec):
         self._wants_pump = False
         self._table_reduced = False
         self._backlog = 0  # answers queued while the transport is full
+        self._earned_credits = 0  # frames of ours that a peer may answer with a WINDOW_UPDATE …
+        self._earned_pings = 0  # … or with a PING: grpc-go measures the path with one for each DATA it gets
+        self._answers = 0  # of what is queued, said because the peer made us
         # Streams that were reset, by us (True) or the peer: late frames of the first are nobody's fault.
         self._reset_ids: dict[int, bool] = {}
+        self._evicted_to = 0  # up to here some are not remembered any more
         self._resets = Allowance(RESET_BURST, RESETS_PER_S, now)
         self._pings = Allowance(PING_BURST, FRAMES_PER_S, now)
         self._settings_frames = Allowance(SETTINGS_BURST, FRAMES_PER_S, now)
@@ -143,6 +153,10 @@ class H2Connection(Codec):
 
     def on_block(self, stream_id: int, block: bytes, end: bool) -> None:
         """Take a whole field block."""
+        raise NotImplementedError
+
+    def on_early_data(self, stream: H2Stream) -> None:
+        """Take DATA before a head."""
         raise NotImplementedError
 
     def on_goaway(self, last_stream_id: int, code: int) -> None:
@@ -257,6 +271,10 @@ class H2Connection(Codec):
             self.credit += length
             self._on_closed(stream_id, stream)
             return
+        if not stream.takes_data:
+            self.credit += length
+            self.on_early_data(stream)
+            return
         stream.receive_window -= length
         if stream.receive_window < 0:
             self.credit += length
@@ -340,10 +358,8 @@ class H2Connection(Codec):
                 self.fail(frames.PROTOCOL_ERROR if stream_id else frames.FRAME_SIZE_ERROR, b"PING")
             elif flags & frames.ACK:
                 self.on_ping_ack(payload)
-            elif self._pings.take(self.now):
-                self.answer(frames.frame(frames.PING, frames.ACK, 0, payload))
             else:
-                self.flood(b"PING")
+                self._on_ping(payload)
         elif kind == frames.GOAWAY:
             if stream_id or size < 8:  # RFC 9113 §6.8
                 self.fail(frames.PROTOCOL_ERROR if stream_id else frames.FRAME_SIZE_ERROR, b"GOAWAY")
@@ -360,6 +376,14 @@ class H2Connection(Codec):
         elif not self._idles.take(self.now):  # of a type unknown to us: ignored (RFC 9113 §4.1)
             self.flood(b"frames without meaning")
 
+    def _on_ping(self, payload: bytes) -> None:
+        self._pings.earn(self._earned_pings)
+        self._earned_pings = 0
+        if self._may(self._pings):
+            self.answer(frames.frame(frames.PING, frames.ACK, 0, payload))
+        else:
+            self.flood(b"PING")
+
     def _on_priority(self, stream_id: int, payload: bytes) -> None:
         if not stream_id:  # RFC 9113 §6.3
             self.fail(frames.PROTOCOL_ERROR, b"PRIORITY on stream 0")
@@ -374,6 +398,8 @@ class H2Connection(Codec):
         if len(payload) != 4:  # RFC 9113 §6.9
             self.fail(frames.FRAME_SIZE_ERROR, b"WINDOW_UPDATE")
             return
+        self._credits.earn(CREDITS_PER_FRAME * self._earned_credits)
+        self._earned_credits = 0
         if not self._credits.take(self.now):
             self.flood(b"WINDOW_UPDATE")
             return
@@ -404,7 +430,7 @@ class H2Connection(Codec):
         if not stream_id or self.is_idle_id(stream_id):
             self.fail(frames.PROTOCOL_ERROR, b"RST_STREAM on an idle stream")
             return
-        if not self._resets.take(self.now):
+        if not self._may(self._resets):
             self.flood(b"streams opened and reset")
             return
         stream = self.streams.get(stream_id)
@@ -423,13 +449,19 @@ class H2Connection(Codec):
         if not self._settings_frames.take(self.now):
             self.flood(b"SETTINGS")
             return
+        window = self.initial_send_window
         for at in range(0, size, 6):
-            code = self._apply(
-                int.from_bytes(payload[at : at + 2], "big"), int.from_bytes(payload[at + 2 : at + 6], "big")
-            )
+            name = int.from_bytes(payload[at : at + 2], "big")
+            value = int.from_bytes(payload[at + 2 : at + 6], "big")
+            code = self._apply(name, value)
+            if name == frames.INITIAL_WINDOW_SIZE:
+                window = value
             if code:
                 self.fail(code, b"a setting is out of range")
                 return
+        if window != self.initial_send_window and not self._apply_window(window):
+            self.fail(frames.FLOW_CONTROL_ERROR, b"a stream's window is exceeded")
+            return
         self.answer(frames.SETTINGS_ACK)
         if self._blocked:
             self.want_pump()
@@ -439,12 +471,6 @@ class H2Connection(Codec):
         if name == frames.INITIAL_WINDOW_SIZE:
             if value > frames.MAX_WINDOW:
                 return frames.FLOW_CONTROL_ERROR
-            change = value - self.initial_send_window
-            self.initial_send_window = value
-            for stream in self.streams.values():
-                stream.send_window += change
-                if stream.send_window > frames.MAX_WINDOW:
-                    return frames.FLOW_CONTROL_ERROR
         elif name == frames.MAX_FRAME_SIZE:
             if not frames.MIN_FRAME_SIZE <= value <= frames.LARGEST_FRAME_SIZE:
                 return frames.PROTOCOL_ERROR
@@ -455,13 +481,28 @@ class H2Connection(Codec):
         elif name == frames.MAX_CONCURRENT_STREAMS:
             self.peer_max_streams = value
         elif name in (frames.ENABLE_PUSH, frames.NO_RFC7540_PRIORITIES):
-            if value > 1:  # RFC 9113 §6.5.2, RFC 9218 §2.1
+            # RFC 9113 §6.5.2, RFC 9218 §2.1; a server never says that it may be pushed to.
+            if value > 1 or (value and name == frames.ENABLE_PUSH and not self.is_server):
                 return frames.PROTOCOL_ERROR
         elif name == frames.ENABLE_CONNECT_PROTOCOL:
             if value > 1 or (self.peer_takes_connect and not value):  # RFC 8441 §3
                 return frames.PROTOCOL_ERROR
             self.peer_takes_connect = value == 1
         return 0
+
+    def _apply_window(self, window: int) -> bool:
+        """Put INITIAL_WINDOW_SIZE in force, once a frame; False if it takes a stream's window too far (§6.9.2)."""
+        change = window - self.initial_send_window
+        self.initial_send_window = window
+        for stream in self.streams.values():
+            stream.send_window += change
+            if stream.send_window > frames.MAX_WINDOW:
+                return False
+        return True
+
+    def _may(self, allowance: Allowance) -> bool:
+        """Use one of what a client may waste; a replica's resets and PINGs are bounded by what we ask of it."""
+        return not self.is_server or allowance.take(self.now)
 
     def _on_closed(self, stream_id: int, stream: H2Stream | None) -> None:
         """Take DATA for a stream that takes none."""
@@ -475,6 +516,8 @@ class H2Connection(Codec):
     def late(self, stream_id: int) -> None:
         """Judge a frame on a closed stream (RFC 9113 §5.1, "closed")."""
         by_us = self._reset_ids.get(stream_id)
+        if not self.is_server or (by_us is None and stream_id <= self._evicted_to):
+            return  # we open the streams, so there is nothing to gain from judging; or it was reset long ago
         if by_us is None:
             self.fail(frames.STREAM_CLOSED, b"a frame on a closed stream")
         elif not by_us:
@@ -520,7 +563,7 @@ class H2Connection(Codec):
 
     def fail_stream(self, stream: H2Stream, code: int) -> None:
         """Reset a stream for its peer's fault, which counts as one of the peer's own resets."""
-        if not self._resets.take(self.now):
+        if not self._may(self._resets):
             self.flood(b"streams opened and broken")
             return
         self.reset_stream(stream, code)
@@ -531,7 +574,7 @@ class H2Connection(Codec):
         stream = self.streams.get(stream_id)
         if stream is not None:
             self.fail_stream(stream, code)
-        elif self._resets.take(self.now):
+        elif self._may(self._resets):
             self.remember_reset(stream_id, by_us=True)
             self.answer(frames.rst_stream(stream_id, code))
         else:
@@ -541,7 +584,9 @@ class H2Connection(Codec):
         """Note how a stream ended, for frames that come late."""
         reset_ids = self._reset_ids
         if len(reset_ids) >= MAX_REMEMBERED_RESETS:
-            del reset_ids[next(iter(reset_ids))]
+            oldest = next(iter(reset_ids))
+            del reset_ids[oldest]
+            self._evicted_to = max(self._evicted_to, oldest)
         reset_ids[stream_id] = by_us
 
     # -- the connection's end -------------------------------------------------------------------------
@@ -602,6 +647,7 @@ class H2Connection(Codec):
                 self._on_flood()
                 self.cut_off()
                 return
+        self._answers += 1
         self.queue(piece)
 
     def block(self, stream: H2Stream) -> None:
@@ -639,6 +685,8 @@ class H2Connection(Codec):
         if self._wants_pump:
             self._wants_pump = False
             self._pump()
+        if self.credit >= _CREDIT_AT:
+            self._return_credit()
         out = self.out
         if out:
             self.out = []
@@ -647,7 +695,10 @@ class H2Connection(Codec):
                 for stream in self.moved:
                     stream.moved_s = now
                 self.moved = []
-            self._credits.earn(CREDITS_PER_FRAME * len(out))
+            said = len(out) - self._answers
+            self._answers = 0
+            self._earned_credits += said
+            self._earned_pings += said
         return out
 
     def _pump(self) -> None:

@@ -67,6 +67,7 @@ class HpackDecoder:
         """Return the fields of a whole block; look at `error` first."""
         fields: Headers = []
         listed = 0
+        never: set[bytes] | None = None
         self.changed = self.is_too_large = False
         self.never_indexed = NO_NAMES
         pos = 0
@@ -108,13 +109,17 @@ class HpackDecoder:
                     return fields
                 pos = self._pos
                 field = (name, value)
-                if first & 0x10:
-                    self.never_indexed |= {name}
+                if first & 0x10 and not self.is_too_large:
+                    if never is None:
+                        never = set()
+                    never.add(name)
             listed += len(field[0]) + len(field[1]) + ENTRY_BYTES
             if listed > MAX_LIST_BYTES:
                 self.is_too_large = True  # read on all the same: the table must stay exact
             else:
                 fields.append(field)
+        if never is not None:
+            self.never_indexed = frozenset(never)
         return fields
 
     def _entry(self, index: int) -> Field | None:

@@ -208,7 +208,7 @@ class H2Server(H2Connection):
         shell: Shell,
         now: float,
     ) -> None:
-        super().__init__(shell, on_flood, now)
+        super().__init__(shell, on_flood, now, is_server=True)
         self._on_request = on_request
         self._on_refused = on_refused
         self._limits = limits
@@ -346,6 +346,10 @@ class H2Server(H2Connection):
     def last_peer_stream(self) -> int:
         """Return the highest stream taken up."""
         return self._taken_id
+
+    def on_early_data(self, stream: H2Stream) -> None:
+        """Cannot be: a client's stream begins with its head."""
+        raise AssertionError
 
     def on_goaway(self, last_stream_id: int, code: int) -> None:
         """Nothing to do: we open no streams, and those of the client go on."""

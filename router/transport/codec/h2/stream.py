@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from router.transport.codec.h2 import frames
 from router.transport.codec.h2.hpack import write_fields
-from router.transport.codec.h2.limits import STREAM_WINDOW
+from router.transport.codec.h2.limits import LOW_BYTES, STREAM_WINDOW
 
 if TYPE_CHECKING:
     from router.errors import ProxyError
@@ -39,7 +39,9 @@ class H2Stream:
         "_held_end",
         "_held_trailers",
         "_holds",
+        "_progress",
         "_waiting",
+        "_waiting_at",
         "_waiting_end",
         "_waiting_trailers",
         "blocked_since_s",
@@ -55,6 +57,7 @@ class H2Stream:
         "received_end",
         "send_window",
         "sent_end",
+        "takes_data",
         "waiting_bytes",
     )
 
@@ -79,7 +82,10 @@ class H2Stream:
         self._held: bytearray | None = None  # one buffer: a list of tiny frames would be forty times their size
         self._held_end = False
         self._held_trailers: Headers | None = None
+        self.takes_data = True  # False while a head has to come first
+        self._progress = 0  # bytes sent since `blocked_since_s`
         self._waiting: list[bytes] | None = None
+        self._waiting_at = 0  # how much of the first of them is sent
         self._waiting_end = False
         self._waiting_trailers: Headers | None = None
 
@@ -194,6 +200,7 @@ class H2Stream:
         if held is not None:
             self._held = self._held_trailers = None
             self._connection.credit += len(held)
+            self._connection.shell.touch()  # nothing else may be written, and the peer waits for it
 
     # -- out ------------------------------------------------------------------------------------------
 
@@ -250,7 +257,7 @@ class H2Stream:
             self._connection.block(self)
         if data:
             waiting = self._waiting
-            if waiting and len(waiting[-1]) + len(data) <= _JOIN_BYTES:
+            if len(waiting) > 1 and len(waiting[-1]) + len(data) <= _JOIN_BYTES:
                 waiting[-1] += data
             else:
                 waiting.append(data)
@@ -271,17 +278,20 @@ class H2Stream:
         parts: list[bytes] = []
         size = 0
         used = 0
+        at = self._waiting_at
         for part in waiting:
             room = limit - size
-            if len(part) > room:
-                if room:
-                    parts.append(part[:room])
-                    size += room
-                waiting[used] = part[room:]
+            left = len(part) - at
+            if left > room:
+                parts.append(part[at : at + room])  # the rest stays where it is: not copied for each frame
+                size += room
+                at += room
                 break
-            parts.append(part)
-            size += len(part)
+            parts.append(part[at:] if at else part)
+            size += left
             used += 1
+            at = 0
+        self._waiting_at = at
         del waiting[:used]
         connection = self._connection
         self.send_window -= size
@@ -294,8 +304,13 @@ class H2Stream:
             connection.queue(frames.header(size, frames.DATA, frames.END_STREAM if end else 0, self.id))
             connection.out += parts
         connection.moved.append(self)
+        self._progress += size
+        if self._progress >= LOW_BYTES:  # slow, but it reads: time begins anew at the flush
+            self._progress = 0
+            self.blocked_since_s = 0.0
         if is_last:
             self._waiting = None
+            self._progress = 0
             self.blocked_since_s = 0.0
             connection.unblock(self)
             if end:
@@ -309,6 +324,7 @@ class H2Stream:
         """Forget what a stream that is reset has not sent."""
         if self._waiting is not None:
             self._waiting = self._waiting_trailers = None
+            self._waiting_at = 0
             self.waiting_bytes = 0
             self._connection.unblock(self)
 

@@ -199,11 +199,57 @@ class TestFailures:
         assert bench.expire() == 300.0
         assert not bench.of(hf.PingFrame) and bench.goaway_code() == 0
 
+    @pytest.mark.parametrize(
+        "early", [lambda b: b.data(1, b"HTTP/1.1 200 OK\r\n\r\n"), lambda b: b.data(1, b"", True),
+                  lambda b: b.headers(1, [(":status", "103")], end=False) + b.data(1, b"x")],
+    )  # fmt: skip
+    def test_data_before_its_head(self, early):
+        bench = ClientBench()
+        receiver = bench.start()
+        bench.feed(early(bench))
+        assert receiver.error.kind is Kind.UPSTREAM_PROTOCOL and receiver.body == b""
+        assert bench.rst_code(1) == PROTOCOL and bench.is_open
+
+    def test_it_may_not_allow_pushes_to_itself(self):
+        bench = ClientBench(greet=False)
+        bench.feed(settings(ENABLE_PUSH=1))
+        assert bench.goaway_code() == PROTOCOL
+
+    def test_refusals_do_not_count_against_it(self):
+        bench = ClientBench(MAX_CONCURRENT_STREAMS=100_000)
+        lasting = bench.start()
+        for i in range(2_000):
+            bench.start()
+            bench.feed(rst(2 * i + 3, REFUSED))
+        assert bench.is_open and lasting.error is None
+
+    def test_frames_that_come_late_on_however_many_streams(self):
+        bench = ClientBench(MAX_CONCURRENT_STREAMS=100_000)
+        lasting = bench.start()
+        for _ in range(2_000):
+            bench.start().stream.reset(FAILED)
+        for i in range(2_000):
+            bench.feed(bench.headers(2 * i + 3, OK, end=False) + bench.data(2 * i + 3, b"late", True))
+        assert bench.is_open and lasting.error is None
+
+    def test_credit_of_streams_that_were_left_comes_back(self):
+        bench = ClientBench()
+        for i in range(40):
+            receiver = bench.start()
+            receiver.hold(HOLD_PEER_FULL)
+            bench.feed(bench.headers(2 * i + 1, OK, end=False))
+            for _ in range(STREAM_WINDOW // 16_384):
+                bench.feed(bench.data(2 * i + 1, b"x" * 16_384))
+            receiver.stream.reset(FAILED)
+            bench.flush()
+        told = sum(f.window_increment for f in bench.of(hf.WindowUpdateFrame, 0))
+        assert told - (8_388_608 - 65_535) >= 40 * STREAM_WINDOW - 4_194_304
+
     def test_a_replica_that_floods(self):
         bench = ClientBench()
         receiver = bench.start()
         for _ in range(1_000):
-            bench.feed(raw(6, 0, 0, b"12345678"))
+            bench.feed(settings())
         assert receiver.error.kind is Kind.UPSTREAM_PROTOCOL and not bench.is_open
 
     def test_draining(self):
@@ -219,6 +265,19 @@ class TestFailures:
 class TestTunnels:
     def websocket(self):
         return request(b"CONNECT", b"/ws", upgrade=b"websocket")
+
+    def test_the_last_bytes_wait_for_a_slow_client(self):
+        bench = ClientBench(ENABLE_CONNECT_PROTOCOL=1)
+        receiver = bench.start(self.websocket(), end=False)
+        bench.feed(bench.headers(1, OK, end=False))
+        receiver.hold(HOLD_PEER_FULL)
+        bench.feed(bench.data(1, b"last words", True))
+        receiver.stream.send_data(b"", True)
+        bench.flush()
+        assert receiver.body == b""
+        receiver.release(HOLD_PEER_FULL)
+        bench.pump()
+        assert receiver.body == b"last words" and receiver.ended and not bench.codec.streams
 
     def test_waits_for_the_settings(self):
         bench = ClientBench(greet=False)

@@ -1,5 +1,7 @@
 """HPACK against the hpack library, which nobody here wrote, and against the RFC's own examples (RFC 7541)."""
 
+import time
+
 import hpack
 import hypothesis.strategies as st
 import pytest
@@ -98,6 +100,15 @@ def test_a_bomb_is_not_expanded():
     assert not decoder.error and decoder.is_too_large
     assert sum(len(n) + len(v) for n, v in fields) <= MAX_LIST_BYTES
     assert decoder.decode(b"\xbe") == [(b"a", value)]  # the table is what it was
+
+
+def test_a_block_of_never_indexed_names_is_read_in_time():
+    block = b"".join(b"\x10\x03%03x\x00" % (i % 4096) for i in range(10_000))
+    decoder = HpackDecoder()
+    began = time.process_time()
+    decoder.decode(block)
+    assert time.process_time() - began < 0.1
+    assert decoder.is_too_large and not decoder.error
 
 
 def test_secrets_are_never_indexed():

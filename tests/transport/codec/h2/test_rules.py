@@ -197,6 +197,16 @@ def test_frames_that_come_late_on_streams_that_were_reset(cut):
     assert bench.rst_code(3) == CLOSED and bench.is_open
 
 
+def test_streams_reset_long_ago_are_not_judged():
+    bench = ServerBench()
+    for i in range(1_000):
+        bench.now += 0.1
+        bench.feed(bench.headers(2 * i + 1, POST, end=False))
+        bench.answer()  # early, so that the stream is reset
+    bench.feed(raw(0, 0, 1, b"late") + raw(0, 0, 1_999, b"late"))
+    assert bench.is_open
+
+
 def test_unknown_frames_and_priorities_are_ignored(cut):
     bench = ServerBench()
     bench.feed(

@@ -425,6 +425,31 @@ class TestEnds:
         assert bench.requests[0].error.kind is Kind.CLIENT_STALLED and bench.rst_code(1) == CANCEL
         assert bench.requests[1].error is None and bench.is_open
 
+    def test_a_client_that_reads_slowly_is_left_alone(self):
+        bench = ServerBench(stall_s=5.0)
+        bench.feed(settings(INITIAL_WINDOW_SIZE=0) + bench.headers(1, GET))
+        bench.request.stream.send_head(response(200), False)
+        bench.request.stream.send_data(b"x" * 250_000, False)
+        bench.flush()
+        for _ in range(10):
+            bench.now += 4.0
+            bench.feed(window_update(1, 20_000) + window_update(0, 20_000))
+            bench.codec.handle_deadline(bench.now)
+            bench.flush()
+        assert bench.request.error is None and len(bench.body(1)) == 200_000
+
+    def test_pings_that_measure_the_path(self):
+        """grpc-go sends one for each DATA it gets, thousands a second."""
+        bench = ServerBench()
+        bench.feed(bench.headers(1, GET))
+        stream = bench.request.stream
+        stream.send_head(response(200), False)
+        for _ in range(5_000):
+            stream.send_data(b"x", False)
+            bench.feed(raw(6, 0, 0, b"12345678") + window_update(1, 1) + window_update(0, 1))
+            bench.taken()
+        assert bench.is_open
+
     def test_a_client_that_reads_nothing(self):
         bench = ServerBench(stall_s=5.0)
         bench.feed(bench.headers(1, GET))
