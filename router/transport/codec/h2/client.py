@@ -144,6 +144,14 @@ class ClientStream(H2Stream, UpstreamStream):
                 return False
             self.expected_bytes = fields.length
         self._got_head = self.takes_data = True
+        if not end and (self._is_head_request or status in (204, 304)):
+            # No body, and many servers say so in an empty DATA of its own: the exchange need not wait for it.
+            self.expected_bytes = 0
+            self._receiver = None
+            self._client.await_end(self)
+            if receiver is not None:
+                receiver.response_head(fields, True)
+            return True
         if self._wants_tunnel and 200 <= status < 300:
             if end:
                 return False
@@ -210,6 +218,7 @@ class H2Client(H2Connection):
 
     __slots__ = (
         "_deferred",
+        "_ending",
         "_is_draining",
         "_is_untouched",
         "_max_streams",
@@ -245,6 +254,7 @@ class H2Client(H2Connection):
         self._next_id = 1
         self._is_draining = False
         self._deferred: list[ClientStream] = []
+        self._ending: list[ClientStream] = []  # answered whole, but for END_STREAM
         self._memo: dict[bytes, ResponseShape] = {}
         self._trailers: dict[bytes, Headers] = {}
         self.queue(_PRELUDE)
@@ -289,6 +299,12 @@ class H2Client(H2Connection):
             self._paused[stream_id] = stream
             stream.pause()
         return stream_id
+
+    def await_end(self, stream: ClientStream) -> None:
+        """Give a replica a moment for the END_STREAM that it owes."""
+        stream.moved_s = self.now
+        self._ending.append(stream)
+        self.shell.watch()
 
     def defer(self, stream: ClientStream) -> None:
         """Have a stream wait for the flush, and for the replica's settings."""
@@ -437,6 +453,8 @@ class H2Client(H2Connection):
         """The first of: end of lingering, a PING's answer, the next PING, an idle connection."""
         if self.close:
             return self.last_moved_s + (self.linger_until_s or CLOSE_LIMIT_S)
+        if self._ending:
+            return self._ending[0].moved_s + CLOSE_LIMIT_S
         if self.ping_sent_s:
             return self.ping_sent_s + PING_LIMIT_S
         if self.streams:
@@ -448,6 +466,8 @@ class H2Client(H2Connection):
         self.now = now
         if self.close:
             self.cut_off()
+        elif self._ending:
+            self._stop_waiting(now)
         elif self.ping_sent_s:
             self._lose_all(ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, detail="no answer to a PING"))
             self.cut_off()
@@ -457,6 +477,18 @@ class H2Client(H2Connection):
             self.shell.watch()
         else:
             self.drain()
+
+    def _stop_waiting(self, now: float) -> None:
+        ending = self._ending
+        self._ending = []
+        for stream in ending:
+            if stream.is_over:
+                continue
+            if stream.moved_s + CLOSE_LIMIT_S <= now:
+                self.reset_stream(stream, frames.CANCEL)
+            else:
+                self._ending.append(stream)
+        self.on_stream_gone()
 
     def end(self) -> None:
         """Close after the output; a replica that does not close its side is not waited for long."""

@@ -52,6 +52,23 @@ class TestRequests:
         bench.feed(bench.headers(1, [*OK, ("content-length", "99")]))
         assert receiver.ended and receiver.head.length == 99 and receiver.error is None
 
+    @pytest.mark.parametrize(("method", "status"), [(b"HEAD", "200"), (b"GET", "204"), (b"GET", "304")])
+    def test_an_end_that_comes_by_itself(self, method, status):
+        bench = ClientBench()
+        first, second = bench.start(request(method)), bench.start(request(method))
+        bench.feed(bench.headers(1, [(":status", status)], end=False) + bench.headers(3, [(":status", status)], end=False))
+        assert first.ended and second.ended
+        bench.feed(bench.data(1, b"", True))
+        assert list(bench.codec.streams) == [3] and bench.rst_code(1) is None
+        assert bench.expire() == 5.0
+        assert bench.rst_code(3) == CANCEL and not bench.codec.streams
+
+    def test_a_body_where_none_may_be(self):
+        bench = ClientBench()
+        receiver = bench.start(request(b"HEAD"))
+        bench.feed(bench.headers(1, OK, end=False) + bench.data(1, b"body", True))
+        assert receiver.ended and receiver.body == b"" and bench.rst_code(1) == PROTOCOL
+
     @pytest.mark.parametrize(
         "answer",
         [
