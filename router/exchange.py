@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from router.stream import DownstreamStream, UpstreamStream
 
 MAX_REPLAY_BYTES: Final = 65_536  # of a request's body, kept while it might have to be sent again
+REPLAY_PIECE_BYTES: Final = 4_096
 REFUSAL_WAIT_S: Final = 2.0  # for that body, before the answer is given without it
 MAX_DISCARD_BYTES: Final = 65_536  # of a refused request's body, read so that the connection can be kept
 MAX_TIMEOUT_DIGITS = 9
@@ -237,7 +238,10 @@ class Exchange(RequestReceiver, ResponseReceiver):
         replay = self._replay
         if replay is not None:
             if received <= MAX_REPLAY_BYTES:
-                replay.append(data)
+                if replay and len(replay[-1]) + len(data) <= REPLAY_PIECE_BYTES:
+                    replay[-1] += data  # tiny frames, each an object, would take twenty times their size
+                else:
+                    replay.append(data)
                 self._replay_ended = end
             else:
                 self._replay = None

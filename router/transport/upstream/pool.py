@@ -42,12 +42,13 @@ _FULL: Final = ProxyError(
 class Kept:
     """What is kept of one replica: its connections, and how long an idle one may stay."""
 
-    __slots__ = ("cut_s", "dials", "idle", "is_h2", "keep_s", "learned_s", "shared")
+    __slots__ = ("cut_s", "dials", "idle", "is_h2", "keep_s", "learned_s", "retry", "shared")
 
     def __init__(self) -> None:
         self.idle: list[UpstreamConnection] = []  # HTTP/1.1
         self.shared: list[UpstreamConnection] = []  # HTTP/2
         self.dials: list[Dial] = []  # HTTP/2, under way
+        self.retry: asyncio.TimerHandle | None = None  # of the floor: one, however often it was asked for
         self.is_h2 = False  # it chose HTTP/2 when it was last asked
         self.keep_s = DEFAULT_KEEP_S
         self.cut_s = 0.0  # after how long the last idle connection was closed by the replica
@@ -143,11 +144,18 @@ class ConnectionPool:
         kept = self._kept.get(replica) or self._keep(replica)
         if replica.scheme == "http" or (kept.idle and not kept.is_h2):
             return  # HTTP/1.1: a connection that nobody uses would be retired at once
+        if kept.retry is not None:
+            return  # it is tried again soon enough
         missing = endpoint.dial.connections.floor - len(kept.shared) - len(kept.dials)
         for _ in range(missing):
             self._dial_shared(replica, kept, endpoint.dial)
         if missing > 0:
-            asyncio.get_running_loop().call_later(FLOOR_RETRY_S, self.keep_floor, replica)
+            kept.retry = asyncio.get_running_loop().call_later(FLOOR_RETRY_S, self._retry_floor, replica, kept)
+
+    def _retry_floor(self, replica: Replica, kept: Kept) -> None:
+        kept.retry = None
+        if self._kept.get(replica) is kept:
+            self.keep_floor(replica)
 
     def put(self, connection: UpstreamConnection) -> None:
         """Take an idle connection back, unless its replica left the table."""
@@ -205,6 +213,8 @@ class ConnectionPool:
         """Retire what is kept of a replica that left the table; what is in use is retired when it comes back."""
         kept = self._kept.pop(replica, None)
         if kept is not None:
+            if kept.retry is not None:
+                kept.retry.cancel()
             for connection in kept.idle + kept.shared:
                 connection.retire()
 

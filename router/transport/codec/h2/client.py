@@ -396,7 +396,12 @@ class H2Client(H2Connection):
         self.on_stream_gone()
 
     def before_output(self, now: float) -> None:
-        """Go on with what waited for the replica's settings."""
+        """Begin lingering, or go on with what waited for the replica's settings."""
+        if self.close and not self.linger_until_s:
+            self.linger_until_s = now + GOAWAY_LINGER_S
+            self.shell.watch()
+        if not self._deferred:
+            return
         if not self._saw_settings:
             self.needs_time = True  # again at the next flush
             return
@@ -452,7 +457,7 @@ class H2Client(H2Connection):
     def next_deadline(self) -> float | None:
         """The first of: end of lingering, a PING's answer, the next PING, an idle connection."""
         if self.close:
-            return self.last_moved_s + (self.linger_until_s or CLOSE_LIMIT_S)
+            return self.linger_until_s or self.last_moved_s + CLOSE_LIMIT_S
         if self._ending:
             return self._ending[0].moved_s + CLOSE_LIMIT_S
         if self.ping_sent_s:
@@ -476,6 +481,7 @@ class H2Client(H2Connection):
             self.queue(_PING)
             self.shell.watch()
         else:
+            self._refuse_deferred(ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, detail="it says nothing"))
             self.drain()
 
     def _stop_waiting(self, now: float) -> None:
@@ -489,11 +495,6 @@ class H2Client(H2Connection):
             else:
                 self._ending.append(stream)
         self.on_stream_gone()
-
-    def end(self) -> None:
-        """Close after the output; a replica that does not close its side is not waited for long."""
-        super().end()
-        self.linger_until_s = GOAWAY_LINGER_S
 
     def drain(self) -> None:
         """Take nothing new, close after the last stream."""

@@ -69,6 +69,8 @@ class H2Connection(Codec):
         "_on_flood",
         "_paused",
         "_pings",
+        "_progress",
+        "_progressed_s",
         "_receive_window",
         "_reset_ids",
         "_resets",
@@ -133,6 +135,8 @@ class H2Connection(Codec):
         self._blocked: dict[int, H2Stream] = {}  # have something that waits for a window, in turn
         self._paused: dict[int, H2Stream] = {}  # whose other side is held meanwhile
         self._continued: list[H2Stream] = []  # released, with input that was held
+        self._progress = 0  # bytes that left after waiting, since …
+        self._progressed_s = now
         self._wants_pump = False
         self._table_reduced = False
         self._backlog = 0  # answers queued while the transport is full
@@ -711,7 +715,16 @@ class H2Connection(Codec):
                 limit = min(self.frame_limit, self.send_window)
                 if limit <= 0 and stream.waiting_bytes:
                     continue
-                moved = stream.send_waiting(limit) or moved
+                window = self.send_window
+                if stream.send_waiting(limit):
+                    moved = True
+                    self._progress += window - self.send_window
+                    if stream.id in blocked:  # behind the others: a window may be a frame's worth at a time
+                        del blocked[stream.id]
+                        blocked[stream.id] = stream
+        if self._progress >= LOW_BYTES:
+            self._progress = 0
+            self._progressed_s = self.now
         paused = self._paused
         for stream in list(blocked.values()):
             if not stream.blocked_since_s:
@@ -745,13 +758,22 @@ class H2Connection(Codec):
                 stream.pause()
         self.shell.watch()
 
+    def stalled_since(self, stream: H2Stream) -> float:
+        """Return since when a stream that waits has got nowhere.
+
+        One that waits for the connection's window alone gets on as long as the connection does.
+        """
+        if stream.send_window > 0:
+            return max(stream.blocked_since_s, self._progressed_s)
+        return stream.blocked_since_s
+
     def first_stream_deadline(self, stall_s: float) -> float:
         """Return when the first stream is idle or blocked for too long; 0 if there is none."""
         first = 0.0
         for stream in self.streams.values():
             at = stream.moved_s + stream.idle_s
-            if stream.blocked_since_s and stream.blocked_since_s + stall_s < at:
-                at = stream.blocked_since_s + stall_s
+            if stream.blocked_since_s:
+                at = min(at, self.stalled_since(stream) + stall_s)
             if not first or at < first:
                 first = at
         return first

@@ -150,6 +150,7 @@ class ServerStream(H2Stream, DownstreamStream):
         if data:
             boundary.follow(data)
         if end and boundary.may_close:
+            self._frames = None
             data += close_frame(WIRE[Kind.UPSTREAM_CLOSED].close_code, Kind.UPSTREAM_CLOSED.value)
         return data
 
@@ -397,9 +398,9 @@ class H2Server(H2Connection):
 
     def cut(self, error: ProxyError) -> None:
         """End now: every exchange is told, and answers or resets."""
-        self._drain_phase = _LAST_SAID
         for stream in list(self.streams.values()):
             stream.lose(error)
+        self._drain_phase = _LAST_SAID
         if self.close == CLOSE_NO:
             self.send_goaway(self._taken_id, frames.NO_ERROR, b"closing")
             self.end()
@@ -463,7 +464,7 @@ class H2Server(H2Connection):
     def _end_late_streams(self, now: float) -> None:
         for stream in list(self.streams.values()):
             assert isinstance(stream, ServerStream)
-            if stream.blocked_since_s and stream.blocked_since_s + self._limits.stall_s <= now:
+            if stream.blocked_since_s and self.stalled_since(stream) + self._limits.stall_s <= now:
                 self.reset_stream(stream, frames.CANCEL)  # its window stays shut
                 stream.lose(ProxyError(Kind.CLIENT_STALLED, Source.DOWNSTREAM))
             elif stream.moved_s + stream.idle_s <= now:

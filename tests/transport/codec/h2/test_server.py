@@ -183,6 +183,22 @@ class TestFlowOut:
         bench.feed(window_update(0, 1 << 20))
         assert len(bench.body(1)) == len(bench.body(3)) == 60_000
 
+    def test_a_window_of_a_frame_at_a_time_is_shared(self):
+        bench = ServerBench(stall_s=5.0)
+        bench.feed(settings(INITIAL_WINDOW_SIZE=1 << 30) + b"".join(bench.headers(i, GET) for i in (1, 3, 5)))
+        for receiver in bench.requests:
+            receiver.stream.send_head(response(200), False)
+            receiver.stream.send_data(b"x" * 300_000, True)
+        bench.flush()
+        for _ in range(30):
+            bench.now += 1.0
+            bench.feed(window_update(0, 16_384))
+            if bench.codec.next_deadline() <= bench.now:
+                bench.codec.handle_deadline(bench.now)
+        assert all(receiver.error is None for receiver in bench.requests)
+        sizes = [len(bench.body(stream)) for stream in (1, 3, 5)]
+        assert max(sizes) - min(sizes) <= 2 * 16_384
+
     def test_a_slow_stream_holds_its_replica_alone(self):
         bench = ServerBench()
         bench.feed(settings(INITIAL_WINDOW_SIZE=1) + b"".join(bench.headers(i, GET) for i in (1, 3)))
@@ -335,6 +351,15 @@ class TestTunnels:
         bench.expire()
         assert bench.rst_code(1) == CANCEL
 
+    def test_one_close_frame_however_it_ends(self):
+        bench = ServerBench()
+        bench.feed(settings(INITIAL_WINDOW_SIZE=0) + bench.headers(1, WEBSOCKET, end=False))
+        bench.request.stream.send_head(response(200, tunnel=True), False)
+        bench.request.stream.send_data(b"\x82\x01x", True)
+        bench.request.stream.reset(ProxyError(Kind.IDLE_TIMEOUT, Source.ROUTER))
+        bench.feed(window_update(1, 1_000))
+        assert bench.body(1).count(b"\x88") <= 1
+
     def test_no_close_frame_within_a_message(self):
         bench = self.open()
         bench.request.stream.send_data(b"\x82\x7fhalf", False)
@@ -373,9 +398,10 @@ class TestEnds:
     def test_a_cut(self):
         bench = ServerBench()
         bench.feed(bench.headers(1, GET))
+        bench.request.on_event = lambda receiver, what: bench.answer(receiver, 503) if what == "reset" else None
         bench.codec.cut(ProxyError(Kind.DRAINING, Source.ROUTER))
         bench.flush()
-        assert bench.request.error.kind is Kind.DRAINING
+        assert bench.request.error.kind is Kind.DRAINING and bench.body(1) == b"ok"
         assert bench.goaway_code() == 0 and bench.half_closed
 
     def test_an_idle_connection_is_told(self):
