@@ -574,6 +574,8 @@ class H2Link(Link):
                 return
             stream.fields = fields
             if self.serves:
+                if b":protocol" in dict(fields) and self.own.get(CONNECT_PROTOCOL) != 1:
+                    raise WireError("RFC 8441 §3: :protocol without SETTINGS_ENABLE_CONNECT_PROTOCOL")
                 stream.method = dict(fields)[b":method"]
                 self.begin(stream)
         if end:
