@@ -43,10 +43,11 @@ REPLAY_PIECE_BYTES: Final = 4_096
 REFUSAL_WAIT_S: Final = 2.0  # for that body, before the answer is given without it
 MAX_DISCARD_BYTES: Final = 65_536  # of a refused request's body, read so that the connection can be kept
 MAX_TIMEOUT_DIGITS = 9
-MAX_TIMEOUT_S: Final = 1e6  # eleven days: what a client may ask for at most
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
 _GRPC_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
+_GRPC_WRITTEN: Final = ((b"u", 1e-6), (b"m", 1e-3), (b"S", 1.0), (b"M", 60.0), (b"H", 3600.0))
+_NO_LIMIT_S: Final = 1e12
 _REACHED_NO: Final = b"no"
 _REACHED_MAYBE: Final = b"maybe"
 _REACHED_YES: Final = b"yes"
@@ -360,10 +361,12 @@ class Exchange(RequestReceiver, ResponseReceiver):
             return False
         if upstream is not None and self._replay is None:
             return False  # more of the body went out than is kept
-        if error.retry is Retry.SAFE and error.kind is not Kind.UPSTREAM_CLOSED:  # a GOAWAY is of one connection
+        if error.retry is Retry.SAFE:
             self.tried += (lease.replica,)
             if all(replica in self.tried for replica in endpoint.picker.eligible):
-                return False
+                if error.kind is not Kind.UPSTREAM_CLOSED:
+                    return False
+                self.tried = ()  # a GOAWAY is of one connection: the replica may take another
         safe = error.retry is Retry.SAFE
         self._release(_MOVED.get(error.kind, OUTCOME_CANCELLED) if safe else OUTCOME_CANCELLED)
         self._upstream = None
@@ -423,6 +426,11 @@ class Exchange(RequestReceiver, ResponseReceiver):
             timing = shape.known[b"server-timing"] + b", " + timing
         headers.append((b"server-timing", timing))
         if request.shape.upgrade is not None:
+            if request.shape.success_is_tunnel and 200 <= status < 300 and not shape.accepts_tunnel:
+                # A page, say, which the client would read as frames of the tunnel.
+                detail = "it answered a handshake with success and did not switch"
+                self._fail(ProxyError(Kind.UPSTREAM_PROTOCOL, Source.UPSTREAM, detail=detail))
+                return
             self._status = 101 if shape.accepts_tunnel else status
             self._deadline_s = 0.0  # of the handshake; a tunnel lives as long as something moves
             self._downstream.send_head(head, end)
@@ -668,7 +676,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         grpc_timeout, timeout = known.get(b"grpc-timeout"), known.get(b"x-request-timeout-ms")
         if grpc_timeout is None and timeout is None:
             return None
-        wanted_s = MAX_TIMEOUT_S
+        wanted_s = _NO_LIMIT_S
         if grpc_timeout is not None:
             match = _GRPC_TIMEOUT.fullmatch(grpc_timeout)
             if match is None:
@@ -692,9 +700,12 @@ class Exchange(RequestReceiver, ResponseReceiver):
 
 
 def _grpc_timeout(left_s: float) -> bytes:
-    """Return a time as gRPC writes it: at most eight digits and a unit."""
-    left_us = max(1, int(left_s * 1e6))
-    return b"%du" % left_us if left_us < 100_000_000 else b"%dm" % min(left_us // 1_000, 99_999_999)
+    """Return a time as gRPC writes it: at most eight digits, in the finest unit that has room for it."""
+    for unit, seconds in _GRPC_WRITTEN:
+        count = int(left_s / seconds)
+        if count < 100_000_000:
+            return b"%d%b" % (max(1, count), unit)
+    return b"99999999H"
 
 
 def _accepted_id(known: dict[bytes, bytes]) -> bytes:

@@ -58,7 +58,8 @@ class RequestShape:
     forwarded as they are; `known` holds by name the fields that are not; `authorization` is a forwarded
     field too, named because the gate reads it; `upgrade` the protocol of an extended CONNECT (RFC 8441:
     `websocket`) or None. `sends_te`: it said `te: trailers`, which is passed on; `takes_trailers`: the client
-    can be sent some. `never_indexed` are names that the client wants in no table (RFC 7541 §6.2.3);
+    can be sent some; `success_is_tunnel`: it takes any 2xx for a tunnel that is open. `never_indexed` are names
+    that the client wants in no table (RFC 7541 §6.2.3);
     `h1_lines` and `h2_block` are what the protocols made of all this, empty until they did.
     """
 
@@ -77,6 +78,7 @@ class RequestShape:
         "path",
         "scheme",
         "sends_te",
+        "success_is_tunnel",
         "takes_trailers",
         "upgrade",
         "version",
@@ -94,6 +96,7 @@ class RequestShape:
         self.version = b"HTTP/1.1"
         self.sends_te = False
         self.takes_trailers = False
+        self.success_is_tunnel = False
         self.is_grpc = False
         self.expects_continue = False
         self.never_indexed = NO_NAMES
@@ -113,6 +116,7 @@ class RequestShape:
         copy.version = self.version
         copy.sends_te = self.sends_te
         copy.takes_trailers = self.takes_trailers
+        copy.success_is_tunnel = self.success_is_tunnel
         copy.is_grpc = self.is_grpc
         copy.never_indexed = self.never_indexed
         copy.expects_continue = self.expects_continue

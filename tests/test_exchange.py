@@ -632,7 +632,7 @@ def test_a_grpc_call_whose_replica_dies_ends_with_a_status():
 
 @pytest.mark.parametrize(
     ("timeout", "left"),
-    [(b"5S", b"4999999u"), (b"1H", b"3599999m"), (b"250m", b"249999u"), (b"99999999H", b"99999999m"), (b"3000000n", b"2999u")],
+    [(b"5S", b"4999999u"), (b"1H", b"3599999m"), (b"250m", b"249999u"), (b"99999999H", b"99999999H"), (b"100H", b"359999S"), (b"3000000n", b"2999u")],
 )
 def test_a_grpc_timeout_is_a_deadline_and_what_remains_is_forwarded(timeout, left):
     bench = grpc_bench()

@@ -97,6 +97,8 @@ class Dial:
         else:
             pool.dialled(self, connection)
             self._hand_out(waiting)
+            if connection.h2 is not None and not pool.may_keep(self.replica):
+                connection.retire()  # after those who waited for it; HTTP/1.1 comes back to `put`, which retires it
         reactor.outbox.flush()
 
     def _hand_out(self, waiting: list[PendingConnect]) -> None:

@@ -125,16 +125,17 @@ class ConnectionPool:
         kept = self._kept.get(replica)
         if kept is not None and dial in kept.dials:
             kept.dials.remove(dial)
-        if connection is None or connection.transport is None:
-            return
-        if replica.has_left or self._is_closed:
-            connection.retire()  # after the request that asked for it
+        if connection is None or connection.transport is None or not self.may_keep(replica):
             return
         if kept is None:
             kept = self._keep(replica)
         kept.is_h2 = connection.h2 is not None
         if kept.is_h2:
             kept.shared.append(connection)
+
+    def may_keep(self, replica: Replica) -> bool:
+        """Whether a connection to a replica is of use beyond the requests that wait for it."""
+        return not replica.has_left and not self._is_closed
 
     def keep_floor(self, replica: Replica) -> None:
         """Have as many HTTP/2 connections open to a replica as its endpoint says, now and when one is lost."""

@@ -297,3 +297,17 @@ class TestConnecting:
         pending.cancel()
         pending.cancel()
         await bench.settle()
+
+
+@pytest.mark.parametrize("scheme", ["http", "h2c"])
+async def test_a_replica_that_leaves_while_it_is_dialled_still_serves_who_waited(bench, scheme):
+    replica = Replica(ReplicaSpec("r", bench.replica.address.replace("http", scheme)))
+    receiver, pending = bench.open(replica=replica)
+    assert pending is not None
+    replica.leave()
+    bench.pool.leave(replica)
+    await bench.server.accept()
+    async with asyncio.timeout(5):
+        await receiver.ready
+    assert receiver.stream is not None
+    assert bench.pool.idle_count(replica) == 0

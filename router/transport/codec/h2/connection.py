@@ -67,6 +67,7 @@ class H2Connection(Codec):
         "_evicted_to",
         "_idles",
         "_on_flood",
+        "_partial_since_s",
         "_paused",
         "_pings",
         "_progress",
@@ -130,6 +131,7 @@ class H2Connection(Codec):
         self._block_flags = 0
         self._block_frames = 0
         self._block_since_s = 0.0
+        self._partial_since_s = 0.0  # when a frame began that is not whole, and is not DATA
         self._receive_window = CONNECTION_WINDOW
         self.credit = 0  # bytes read and not yet given back to the peer's window
         self._blocked: dict[int, H2Stream] = {}  # have something that waits for a window, in turn
@@ -239,8 +241,19 @@ class H2Connection(Codec):
             pos = end
         if pos < size:
             self._stash = data[pos:]
+            self._note_partial(data, pos, size)
+        elif self._partial_since_s:
+            self._partial_since_s = 0.0
         if self.credit >= _CREDIT_AT:
             self._return_credit()
+
+    def _note_partial(self, data: bytes, pos: int, size: int) -> None:
+        """Limit the time of a frame that is not whole. DATA takes as long as its path needs."""
+        if size - pos >= 4 and data[pos + 3] == frames.DATA:
+            self._partial_since_s = 0.0
+        elif pos or not self._partial_since_s:
+            self._partial_since_s = self.now
+            self.shell.watch()
 
     def _on_expected(self, kind: int, flags: int, stream_id: int, payload: bytes) -> None:
         """Take a frame where only one kind may come: SETTINGS first, CONTINUATION within a block."""

@@ -163,6 +163,7 @@ def _apply_pseudo(
     if head.length is not None:
         return bad_request("a tunnel has no length")
     shape.upgrade = b"websocket"
+    shape.success_is_tunnel = True  # RFC 8441 §5
     return head
 
 

@@ -267,8 +267,8 @@ class H2Server(H2Connection):
         if isinstance(head, ProxyError):
             self._refuse(stream, head, end)
             return
-        if end and head.length:  # RFC 9113 §8.1.1
-            self._refuse(stream, bad_request("a length without a body"), end)
+        if end and (head.length or head.shape.upgrade is not None):  # RFC 9113 §8.1.1, RFC 8441 §5
+            self._refuse(stream, bad_request("a length without a body, or a tunnel that ends where it begins"), end)
             return
         stream.begin(self._on_request(stream), head, end)
 
@@ -430,6 +430,8 @@ class H2Server(H2Connection):
             first = self.full_since_s + limits.stall_s
         if self._block_since_s:
             first = min(first, self._block_since_s + limits.head_s)
+        if self._partial_since_s:
+            first = min(first, self._partial_since_s + limits.head_s)
         if self._drain_phase == _ANNOUNCED:
             first = min(first, self._drain_until_s)
         if self.streams:
@@ -450,9 +452,9 @@ class H2Server(H2Connection):
                 self.forget(stream)
                 stream.lose(error)
             self.cut_off()
-        elif self._block_since_s and self._block_since_s + limits.head_s <= now:
+        elif self._is_slow(self._block_since_s, now) or self._is_slow(self._partial_since_s, now):
             self._on_refused(ProxyError(Kind.REQUEST_TIMEOUT, Source.DOWNSTREAM))
-            self.fail(frames.ENHANCE_YOUR_CALM, b"a field block took too long")
+            self.fail(frames.ENHANCE_YOUR_CALM, b"a frame or a field block took too long")
         elif self._drain_phase == _ANNOUNCED and self._drain_until_s <= now:
             self._say_last()
         elif self.streams:
@@ -460,6 +462,9 @@ class H2Server(H2Connection):
         elif self.last_moved_s + (limits.keep_alive_s if self._saw_settings else limits.head_s) <= now:
             self.send_goaway(self._taken_id, frames.NO_ERROR, b"idle")
             self.end()
+
+    def _is_slow(self, since_s: float, now: float) -> bool:
+        return since_s > 0.0 and since_s + self._limits.head_s <= now
 
     def _end_late_streams(self, now: float) -> None:
         for stream in list(self.streams.values()):

@@ -3,7 +3,7 @@
 import hyperframe.frame as hf
 import pytest
 from h1kit import FAILED, request
-from h2kit import CANCEL, OK, PROTOCOL, REFUSED, ClientBench, raw, rst, settings, window_update
+from h2bench import CANCEL, OK, PROTOCOL, REFUSED, ClientBench, raw, rst, settings, window_update
 
 from router.errors import Kind, Retry
 from router.stream import HOLD_PEER_FULL

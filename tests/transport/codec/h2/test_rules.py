@@ -3,7 +3,7 @@
 import hpack
 import hyperframe.frame as hf
 import pytest
-from h2kit import (
+from h2bench import (
     CALM,
     CLOSED,
     COMPRESSION,

@@ -3,7 +3,7 @@
 import hyperframe.frame as hf
 import pytest
 from h1kit import FAILED, response
-from h2kit import CANCEL, GET, INTERNAL, POST, PREFACE, ServerBench, raw, rst, settings, window_update
+from h2bench import CANCEL, GET, INTERNAL, POST, PREFACE, ServerBench, raw, rst, settings, window_update
 
 from router.errors import Kind, ProxyError, Source
 from router.stream import CLOSE_ABORT, HOLD_PEER_FULL
@@ -351,6 +351,11 @@ class TestTunnels:
         bench.expire()
         assert bench.rst_code(1) == CANCEL
 
+    def test_a_handshake_that_ends_at_once(self):
+        bench = ServerBench()
+        bench.feed(bench.headers(1, WEBSOCKET, end=True))
+        assert bench.rst_code(1) == 1 and not bench.requests
+
     def test_one_close_frame_however_it_ends(self):
         bench = ServerBench()
         bench.feed(settings(INITIAL_WINDOW_SIZE=0) + bench.headers(1, WEBSOCKET, end=False))
@@ -416,6 +421,21 @@ class TestEnds:
         bench.feed(raw(9, 0, 1, b"\x86"))
         assert bench.expire() == 1.0
         assert not bench.is_open and bench.refused[0].kind is Kind.REQUEST_TIMEOUT
+
+    @pytest.mark.parametrize("kind", [1, 4, 0xF0])
+    def test_a_frame_that_trickles(self, kind):
+        bench = ServerBench(head_s=3.0)
+        sent = raw(kind, 5, 1, b"x" * 40)
+        bench.feed(sent[:2])
+        for byte in range(2, 7):
+            bench.now += 0.5
+            bench.feed(sent[byte : byte + 1])
+        assert bench.expire() == 0.5 and not bench.is_open
+
+    def test_a_slow_upload_is_no_trickle(self):
+        bench = ServerBench(head_s=3.0)
+        bench.feed(bench.headers(1, POST, end=False) + raw(0, 0, 1, b"x" * 40)[:20])
+        assert bench.codec.next_deadline() > bench.now + 1_000
 
     def test_a_slow_preface(self):
         bench = ServerBench(greet=False, head_s=3.0)
