@@ -82,7 +82,11 @@ def h2_pair():
 
 
 def calls(work):
-    """How many Python functions `work` calls."""
+    """How many Python functions `work` calls; the least of three, since a collection may call finalizers in between."""
+    return min(count_calls(work) for _ in range(3))
+
+
+def count_calls(work):
     count = 0
 
     def on_event(frame, event, arg):
@@ -107,8 +111,9 @@ def test_a_warm_request_stays_within_its_budget(pair):
     for _ in range(3):
         request()
     assert client.transport.last.endswith(b"\r\n\r\nok")
-    client.transport.writes = replica.transport.writes = 0
     assert calls(request) <= 72
+    client.transport.writes = replica.transport.writes = 0
+    request()
     assert (client.transport.writes, replica.transport.writes) == (1, 1), "one write per connection and tick"
 
 
@@ -116,8 +121,9 @@ def test_an_event_stays_within_its_budget(pair):
     client, replica = pair
     client.data_received(REQUEST)
     replica.data_received(STREAM + EVENT)
-    client.transport.writes = 0
     assert calls(lambda: replica.data_received(EVENT)) <= 17
+    client.transport.writes = 0
+    replica.data_received(EVENT)
     assert client.transport.last == EVENT
     assert client.transport.writes == 1
 
@@ -152,8 +158,9 @@ def test_a_grpc_call_stays_within_its_budget(h2_pair):
     for _ in range(3):
         call()
     assert client.transport.last.endswith(H2_TRAILERS)
-    client.transport.writes = replica.transport.writes = 0
     assert calls(call) <= 141
+    client.transport.writes = replica.transport.writes = 0
+    call()
     assert (client.transport.writes, replica.transport.writes) == (1, 1), "one write per connection and tick"
 
 
@@ -164,7 +171,8 @@ def test_a_streamed_message_stays_within_its_budget(h2_pair):
     replica.data_received(H2_SETTINGS + frames.frame(frames.HEADERS, 4, 1, H2_HEAD))
     message = frames.frame(frames.DATA, 0, 1, MESSAGE)
     replica.data_received(message)
-    client.transport.writes = 0
     assert calls(lambda: replica.data_received(message)) <= 14
+    client.transport.writes = 0
+    replica.data_received(message)
     assert client.transport.last == message
     assert client.transport.writes == 1

@@ -42,14 +42,14 @@ class PendingConnect(PendingStream):
 class Dial:
     """A connection being made, and who waits for it: one request, or many if it will be shared."""
 
-    __slots__ = ("_connection", "_is_shared", "_pool", "_spec", "_task", "replica", "waiting")
+    __slots__ = ("_connection", "_is_shared", "_pool", "_task", "replica", "spec", "waiting")
 
     def __init__(
         self, pool: ConnectionPool, replica: Replica, spec: DialSpec, *, is_shared: bool = False
     ) -> None:
         self._pool = pool
         self.replica = replica
-        self._spec = spec
+        self.spec = spec
         self._is_shared = is_shared
         self.waiting: list[PendingConnect] = []
         self._connection = UpstreamConnection(pool.reactor, replica, pool, spec)
@@ -95,9 +95,9 @@ class Dial:
             else:
                 connection.abort()
         else:
-            pool.dialled(self, connection)
+            is_kept = pool.dialled(self, connection)
             self._hand_out(waiting)
-            if connection.h2 is not None and not pool.may_keep(self.replica):
+            if connection.h2 is not None and not is_kept:
                 connection.retire()  # after those who waited for it; HTTP/1.1 comes back to `put`, which retires it
         reactor.outbox.flush()
 
@@ -133,7 +133,7 @@ class Dial:
 
     async def _connect(self) -> ProxyError | None:
         """Connect; return why it could not be done."""
-        replica, spec, connection = self.replica, self._spec, self._connection
+        replica, spec, connection = self.replica, self.spec, self._connection
         self._pool.reactor.counters.upstream_connects += 1
         loop = asyncio.get_running_loop()
         try:

@@ -119,23 +119,24 @@ class ConnectionPool:
         kept.dials.append(under_way)
         return under_way
 
-    def dialled(self, dial: Dial, connection: UpstreamConnection | None) -> None:
-        """Learn how a dial ended: with a connection, or without."""
+    def dialled(self, dial: Dial, connection: UpstreamConnection | None) -> bool:
+        """Learn how a dial ended; whether the connection is kept beyond the requests that wait for it.
+
+        With `https` each of the first requests dials, since nobody knows yet that one could serve them all.
+        """
         replica = dial.replica
         kept = self._kept.get(replica)
         if kept is not None and dial in kept.dials:
             kept.dials.remove(dial)
-        if connection is None or connection.transport is None or not self.may_keep(replica):
-            return
+        if connection is None or connection.transport is None or replica.has_left or self._is_closed:
+            return False
         if kept is None:
             kept = self._keep(replica)
         kept.is_h2 = connection.h2 is not None
-        if kept.is_h2:
+        if kept.is_h2 and len(kept.shared) < dial.spec.connections.ceiling:
             kept.shared.append(connection)
-
-    def may_keep(self, replica: Replica) -> bool:
-        """Whether a connection to a replica is of use beyond the requests that wait for it."""
-        return not replica.has_left and not self._is_closed
+            return True
+        return False
 
     def keep_floor(self, replica: Replica) -> None:
         """Have as many HTTP/2 connections open to a replica as its endpoint says, now and when one is lost."""

@@ -17,6 +17,7 @@ from router.http import ResponseHead
 from router.stream import CLOSE_NO, UpstreamStream
 from router.transport.codec.h2 import frames
 from router.transport.codec.h2.connection import INITIAL_SETTINGS, OPEN_WINDOW, H2Connection
+from router.transport.codec.h2.fields import RESPONSE_TRAILERS
 from router.transport.codec.h2.head import bad_response, read_response, read_trailers, write_request
 from router.transport.codec.h2.limits import (
     ASSUMED_STREAMS,
@@ -344,7 +345,7 @@ class H2Client(H2Connection):
             self._fail_response(stream, "its fields are too large, or come behind its end")
             return
         if stream.got_head:
-            trailers = read_trailers(fields)
+            trailers = read_trailers(fields, RESPONSE_TRAILERS)
             if trailers is not None and self.may_remember(block, len(self._trailers)):
                 self._trailers[block] = trailers
             self._on_trailers(stream, trailers, end)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from router.http import KNOWN_REQUEST, KNOWN_RESPONSE, Field
+from router.http import FORBIDDEN_TRAILERS, KNOWN_REQUEST, KNOWN_RESPONSE, Field
 from router.transport.codec.grammar import LOWER_NAME, NOT_REMEMBERED, VALUE
 
 MEMO_FIELDS: Final = 4_096
@@ -73,10 +73,11 @@ RESPONSE_MARKS: dict[bytes, int] = (
         b"sec-websocket-accept": DROP,
     }
 )
-# What ends up in a head elsewhere, or says how a message is framed, has no place behind a body; and a trailer
-# must not speak for the router. Anything else is the application's: gRPC's status and metadata.
-TRAILER_MARKS: dict[bytes, int] = (
-    dict.fromkeys(KNOWN_RESPONSE, DROP)
+# A client's trailers must not say what belongs into a head: credentials, who forwarded it, its framing. A replica's
+# must not frame, nor speak for the router; anything else is the application's: gRPC's status and metadata.
+REQUEST_TRAILER_MARKS: dict[bytes, int] = dict.fromkeys(FORBIDDEN_TRAILERS, DROP) | _CONNECTION
+RESPONSE_TRAILER_MARKS: dict[bytes, int] = (
+    dict.fromkeys((name for name in KNOWN_RESPONSE if name.startswith(b"x-router-")), DROP)
     | dict.fromkeys((b"host", b"content-length", b"te", b"trailer"), DROP)
     | _CONNECTION
 )
@@ -111,4 +112,5 @@ class FieldJudge:
 
 REQUEST_FIELDS: Final = FieldJudge(REQUEST_MARKS)
 RESPONSE_FIELDS: Final = FieldJudge(RESPONSE_MARKS)
-TRAILER_FIELDS: Final = FieldJudge(TRAILER_MARKS)
+REQUEST_TRAILERS: Final = FieldJudge(REQUEST_TRAILER_MARKS)
+RESPONSE_TRAILERS: Final = FieldJudge(RESPONSE_TRAILER_MARKS)

@@ -32,13 +32,13 @@ from router.transport.codec.h2.fields import (
     SCHEME,
     STATUS,
     TE,
-    TRAILER_FIELDS,
     WEBSOCKET_VERSION,
 )
 from router.transport.codec.h2.hpack import write_field, write_fields
 
 if TYPE_CHECKING:
     from router.http import Field, Headers
+    from router.transport.codec.h2.fields import FieldJudge
 
 VERSION: Final = b"HTTP/2"
 _SCHEME_BLOCKS: Final = {b"http": write_field((b":scheme", b"http")), b"https": write_field((b":scheme", b"https"))}
@@ -210,16 +210,16 @@ def read_response(fields: Headers, never: frozenset[bytes] = NO_NAMES) -> Respon
     return head
 
 
-def read_trailers(fields: Headers) -> Headers | None:
-    """Return the fields that may stand behind a body; None if one is malformed (RFC 9113 §8.1)."""
+def read_trailers(fields: Headers, judge: FieldJudge) -> Headers | None:
+    """Return the fields that may stand behind a body, by its role; None if one is malformed (RFC 9113 §8.1)."""
     if len(fields) > grammar.MAX_FIELDS:
         return None
     trailers: Headers = []
-    memo, judge = TRAILER_FIELDS.memo, TRAILER_FIELDS.judge
+    memo = judge.memo
     for field in fields:
         mark = memo.get(field, -1)
         if mark < 0:
-            mark = judge(field)
+            mark = judge.judge(field)
         if mark == PLAIN:
             trailers.append(field)
         elif mark == FAULT:

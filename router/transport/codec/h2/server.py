@@ -17,6 +17,7 @@ from router.local_reply import local_reply
 from router.stream import CLOSE_FLUSH, CLOSE_LINGER, CLOSE_NO, DownstreamStream
 from router.transport.codec.h2 import frames
 from router.transport.codec.h2.connection import INITIAL_SETTINGS, OPEN_WINDOW, H2Connection
+from router.transport.codec.h2.fields import REQUEST_TRAILERS
 from router.transport.codec.h2.head import bad_request, read_request, read_trailers, write_response
 from router.transport.codec.h2.limits import (
     DRAIN_ROUND_TRIP_S,
@@ -57,20 +58,20 @@ _LAST_SAID: Final = 2
 class ServerStream(H2Stream, DownstreamStream):
     """One request of a client and its response."""
 
-    __slots__ = ("_frames", "_is_head_request", "_websocket_key", "receiver")
+    __slots__ = ("_frames", "_websocket_key", "is_head_request", "receiver")
 
     def __init__(self, connection: H2Server, stream_id: int, idle_s: float, now: float) -> None:
         super().__init__(connection, stream_id, idle_s, now)
         self.receiver: RequestReceiver | None = None
         self._frames: FrameBoundary | None = None
-        self._is_head_request = False
+        self.is_head_request = False
         self._websocket_key = b""
 
     def begin(self, receiver: RequestReceiver, head: RequestHead, end: bool) -> None:
         """Bind the stream to its exchange and hand over the head."""
         self.receiver = receiver
         self.received_end = end
-        self._is_head_request = head.shape.method == b"HEAD"
+        self.is_head_request = head.shape.method == b"HEAD"
         if head.length is not None:
             self.expected_bytes = head.length
         if head.shape.upgrade is not None:
@@ -134,7 +135,7 @@ class ServerStream(H2Stream, DownstreamStream):
             self._frames = FrameBoundary()
             if self._websocket_key:  # of a client that carries an HTTP/1.1 handshake through HTTP/2, as Envoy does
                 head.added.append((b"sec-websocket-accept", accept_value(self._websocket_key)))
-        elif self._is_head_request or shape.status in (204, 304):
+        elif self.is_head_request or shape.status in (204, 304):
             end = True  # whatever its length says, no body follows (RFC 9110 §6.4.1); one of our own is dropped
         connection = self._connection
         connection.queue_block(self.id, write_response(head), frames.END_STREAM if end else 0)
@@ -197,8 +198,19 @@ class ServerStream(H2Stream, DownstreamStream):
 class H2Server(H2Connection):
     """One client's connection."""
 
-    __slots__ = ("_drain_phase", "_drain_until_s", "_last_id", "_limits", "_memo", "_on_refused", "_on_request",
-                 "_preface", "_skipped", "_taken_id")  # fmt: skip
+    __slots__ = (
+        "_drain_phase",
+        "_drain_until_s",
+        "_is_head_request",
+        "_last_id",
+        "_limits",
+        "_memo",
+        "_on_refused",
+        "_on_request",
+        "_preface",
+        "_skipped",
+        "_taken_id",
+    )
 
     def __init__(
         self,
@@ -218,6 +230,7 @@ class H2Server(H2Connection):
         self._skipped: list[tuple[int, int]] = []
         self._memo: dict[bytes, tuple[RequestShape, int | None]] = {}
         self._preface = b""
+        self._is_head_request = False  # what was decoded last, in case it is refused
         self._drain_phase = _SERVING
         self._drain_until_s = 0.0
         self.queue(_SETTINGS)
@@ -280,6 +293,7 @@ class H2Server(H2Connection):
             return bad_request(decoder.error)
         if decoder.changed:
             self._memo.clear()
+        self._is_head_request = (b":method", b"HEAD") in fields
         if decoder.is_too_large:
             return bad_request("its fields are too large", Kind.HEAD_TOO_LARGE)
         head = read_request(fields, decoder.never_indexed)
@@ -309,7 +323,7 @@ class H2Server(H2Connection):
         if stream.received_end:  # RFC 9113 §5.1, "half-closed (remote)"
             self.fail_stream(stream, frames.STREAM_CLOSED)
             return
-        trailers = None if self.decoder.is_too_large else read_trailers(fields)
+        trailers = None if self.decoder.is_too_large else read_trailers(fields, REQUEST_TRAILERS)
         if not end or trailers is None or stream.expected_bytes > 0:  # RFC 9113 §8.1
             self.fail_stream(stream, frames.PROTOCOL_ERROR)
             return
@@ -321,6 +335,7 @@ class H2Server(H2Connection):
         """Answer or reset a request that led to no exchange."""
         self._on_refused(error)
         stream.received_end = end
+        stream.is_head_request = self._is_head_request
         if error.kind is Kind.BAD_REQUEST:  # malformed: RFC 9113 §8.1.1
             self.fail_stream(stream, frames.PROTOCOL_ERROR)
             return

@@ -283,9 +283,10 @@ class H2Stream:
             room = limit - size
             left = len(part) - at
             if left > room:
-                parts.append(part[at : at + room])  # the rest stays where it is: not copied for each frame
-                size += room
-                at += room
+                if room:  # an empty piece would mean the end of the connection to the shell
+                    parts.append(part[at : at + room])  # the rest stays where it is: not copied for each frame
+                    size += room
+                    at += room
                 break
             parts.append(part[at:] if at else part)
             size += left

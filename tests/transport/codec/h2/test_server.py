@@ -47,7 +47,9 @@ class TestRequests:
     def test_trailers(self, cut):
         bench = ServerBench()
         bench.feed(bench.headers(1, POST, end=False) + bench.data(1, b"x"), cut)
-        bench.feed(bench.headers(1, [("x-sum", "7"), ("host", "evil"), ("x-router-error", "no")]), cut)
+        forbidden = [("host", "evil"), ("x-router-error", "no"), ("authorization", "x"), ("x-router-key", "k"),
+                     ("x-forwarded-for", "1.2.3.4"), ("content-length", "3")]  # fmt: skip
+        bench.feed(bench.headers(1, [("x-sum", "7"), *forbidden]), cut)
         assert bench.request.trailers == [(b"x-sum", b"7")] and bench.request.body == b"x"
 
     def test_padding_counts_and_is_dropped(self, cut):
@@ -94,6 +96,12 @@ class TestResponses:
         assert bench.writes == writes + 1
         heads = bench.of(hf.HeadersFrame)
         assert heads[1].fields == [("grpc-status", "0")] and "END_STREAM" in heads[1].flags
+
+    def test_no_body_for_a_head_that_is_refused(self):
+        bench = ServerBench()
+        head = [(":method", "HEAD"), *GET[1:], *((f"x-{i}", "y") for i in range(200))]
+        bench.feed(bench.headers(1, head))
+        assert dict(bench.of(hf.HeadersFrame)[0].fields)[":status"] == "431" and not bench.of(hf.DataFrame)
 
     def test_no_body_for_head_and_304(self):
         bench = ServerBench()
@@ -146,6 +154,20 @@ class TestResponses:
 
 
 class TestFlowOut:
+    @pytest.mark.parametrize("window", [1, 16_383, 16_384, 16_385, 65_535, 65_536])
+    def test_no_empty_piece_is_written(self, window):
+        """To the shell it is the end of the connection."""
+        bench = ServerBench()
+        bench.feed(settings(INITIAL_WINDOW_SIZE=window) + window_update(0, 1 << 20) + bench.headers(1, GET))
+        bench.request.stream.send_head(response(200), False)
+        bench.request.stream.send_data(b"x" * 70_000, False)
+        bench.request.stream.send_data(b"y" * 70_000, True)
+        for _ in range(200):
+            bench.feed(window_update(1, 1))
+            assert not bench.half_closed
+        bench.feed(window_update(1, 1 << 20))
+        assert len(bench.body(1)) == 140_000 and not bench.half_closed
+
     def test_a_stream_waits_for_its_window(self):
         bench = ServerBench(greet=False)
         bench.feed(PREFACE + settings(INITIAL_WINDOW_SIZE=10) + bench.headers(1, GET))
