@@ -388,3 +388,34 @@ async def test_the_largest_windows(behind):
     for stream in streams:
         await stream.done()
         assert len(stream.body) == 3 * MIB
+
+
+async def test_an_answer_in_small_pieces_each_given_back(h2_connect, replica):
+    # §6.9: a receiver may give back each frame at once, two WINDOW_UPDATE for a DATA of one byte; that is no flood.
+    pieces = 5_000
+
+    async def script(connection, request):
+        await connection.send(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        for _ in range(pieces):
+            await connection.send(b"1\r\nx\r\n")
+            await asyncio.sleep(0)
+        await connection.send(b"0\r\n\r\n")
+
+    replica.script = script
+    client = await h2_connect()
+    stream = await (await client.open(head())).done()
+    assert stream.ended and len(stream.body) == pieces, client.describe()
+
+
+async def test_an_upload_in_small_pieces_each_given_back(h2_h2_connect, h2_replica):
+    client = await h2_h2_connect()
+    stream = await client.open(head(b"POST"), end=False)
+    for i in range(60_000):
+        client.send_window -= 1
+        stream.send_window -= 1
+        client.post(data(stream.id, b"x"))
+        if i % 64 == 0:
+            await asyncio.sleep(0)
+    await stream.send(b"", end=True)
+    await stream.done()
+    assert (stream.status, len(h2_replica.seen[0].body)) == (200, 60_000), [link.goaways for link in h2_replica.connections]
