@@ -57,13 +57,22 @@ class ServerConnection(TcpShell):
         self.codec = Preface(self._choose, owner.limits, self, owner.reactor.clock.read())
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Note the client's address, unless it is known already; refuse beyond the owner's limit."""
+        """Note the client's address, unless it is known already; refuse beyond the owner's limit.
+
+        What the TLS handshake chose is final (RFC 7301 §3.2); otherwise the client's first bytes decide.
+        """
+        tls = transport.get_extra_info("ssl_object")
+        protocol = tls.selected_alpn_protocol() if tls is not None else None
+        if protocol is not None:
+            self._choose(protocol == "h2")
         super().connection_made(transport)
         if self.peer is _UNKNOWN:
             name = transport.get_extra_info("peername")
             self.peer = Peer(name[0].encode() if isinstance(name, tuple) and name else b"unix")
         if not self._owner.admit(self):
             self.abort()
+        elif protocol is not None:
+            self._outbox.flush()  # SETTINGS, without waiting for the client's
 
     def on_lost(self) -> None:
         """Leave the owner."""
