@@ -188,6 +188,16 @@ async def test_a_slow_stream_does_not_stall_others(behind):
 async def test_padding_counts(behind):
     # §6.9.1: the whole payload, padding and its length; both windows come back.
     connect, _, replica = behind
+    if not isinstance(replica, wirekit.Replica):  # one grant for all, so that only the client's windows are at stake
+        replica.settings = {INITIAL_WINDOW: MIB}
+
+        async def script(stream):
+            stream.link.refills = False
+            stream.link.recv_window += MIB
+            await stream.link.send(window(0, MIB))
+            await echo(stream)
+
+        replica.script = script
     client = await connect()
     stream = await client.open(head(b"POST", b"/pad"), end=False)
     rounds = 3 * max(client.send_window, stream.send_window) // 257
@@ -407,6 +417,7 @@ async def test_an_answer_in_small_pieces_each_given_back(h2_connect, replica):
     assert stream.ended and len(stream.body) == pieces, client.describe()
 
 
+@pytest.mark.xfail(strict=True, reason="fault 11: WINDOW_UPDATE of a replica counts as a flood whatever DATA it gives back")
 async def test_an_upload_in_small_pieces_each_given_back(h2_h2_connect, h2_replica):
     client = await h2_h2_connect()
     stream = await client.open(head(b"POST"), end=False)
