@@ -137,7 +137,7 @@ async def _serve(envoy: Envoy, *, as_json: bool) -> int:
     if not told.done():
         click.echo(f"Error: envoy ended by itself with {ended.result()}", err=True)
         return exit_code(ended.result()) or 1
-    loop.add_signal_handler(signal.SIGINT, ended.cancel)
+    loop.add_signal_handler(signal.SIGINT, envoy.hurry)
     if told.result() == signal.SIGTERM:
         await envoy.drain()
         return 0

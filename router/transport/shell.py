@@ -182,7 +182,11 @@ class TcpShell(Shell):
                 self._deliver_rest(now)
             return
         codec = self.codec
-        out = codec.take_output(now)
+        try:
+            out = codec.take_output(now)
+        except Exception:  # what waited may run an exchange: its fault costs this connection, not the flushing one
+            self._crash()
+            return
         if out and not self._closing:
             if len(out) == 1 and out[0]:
                 self.written_bytes += len(out[0])
@@ -280,12 +284,12 @@ class TcpShell(Shell):
     def _deliver_rest(self, now: float) -> None:
         """Go on with what the codec held when the transport ended."""
         codec = self.codec
-        codec.take_output(now)
-        if codec.has_held_input:
-            try:
+        try:
+            codec.take_output(now)
+            if codec.has_held_input:
                 codec.receive(b"", now)
-            except Exception:
-                self._crash()
+        except Exception:
+            self._crash()
 
     def _is_all_sent(self) -> bool:
         """Whether the peer's kernel has everything: none of it waits in the transport or in this one's."""

@@ -69,7 +69,7 @@ async def serve(reader, writer, found):
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/html\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
 
 
-async def test_a_page(start_server, start_router, tmp_path):
+async def test_a_page(start_server, start_router, tmp_path, until):
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("chromium is not installed")
@@ -95,6 +95,7 @@ async def test_a_page(start_server, start_router, tmp_path):
         browser.terminate()
         await asyncio.to_thread(browser.wait, 15)
     assert said == '{"page":"h2","answers":"1:50000","upload":"300000","socket":"over-h1"}'
+    await until(lambda: any(record["path"] == "/found" for record in router.records()))
     protocols = {record["path"].partition("?")[0]: record["protocol"] for record in router.records()}
     assert protocols["/"] == protocols["/data"] == protocols["/upload"] == "HTTP/2"
     assert {record["protocol"] for record in router.records() if record["path"] == "/echo"} <= {"HTTP/2"}

@@ -194,7 +194,7 @@ class TestClosing:
 class TestFaultsOfOurs:
     """An exception is our bug: it is logged and costs this one connection."""
 
-    @pytest.mark.parametrize("callback", ["receive", "receive_eof", "full", "not_full", "handle_deadline", "held"])
+    @pytest.mark.parametrize("callback", ["receive", "receive_eof", "full", "not_full", "handle_deadline", "held", "out"])
     def test_drops_the_connection(self, shell, callback, caplog):
         def bug(*args):
             raise RuntimeError("a bug")
@@ -204,6 +204,10 @@ class TestFaultsOfOurs:
         elif callback == "held":
             shell.codec.receive = bug
             shell.codec.has_held_input = True
+            shell.touch()
+            shell.reactor.outbox.flush()
+        elif callback == "out":
+            shell.codec.take_output = bug
             shell.touch()
             shell.reactor.outbox.flush()
         else:

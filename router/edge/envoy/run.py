@@ -115,6 +115,11 @@ class Envoy:
             await asyncio.sleep(POLL_S)
         await self.stop()
 
+    def hurry(self) -> None:
+        """End a drain."""
+        if self._process is not None and self._process.returncode is None:
+            self._process.terminate()
+
     async def stop(self) -> None:
         """End it at once."""
         if self._watch is not None:

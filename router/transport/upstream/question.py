@@ -102,7 +102,8 @@ async def _ask_h1(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, au
 async def _ask_h2(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, shape: RequestShape, body: bytes
 ) -> Answer:
-    codec = H2Client(shape.authority, b"http", 0.0, _nothing, _zero, _unproven, _NoShell(), monotonic())
+    scheme = b"http" if writer.get_extra_info("ssl_object") is None else b"https"
+    codec = H2Client(shape.authority, scheme, 0.0, _nothing, _zero, _unproven, _NoShell(), monotonic())
     answer = Answer()
     stream = codec.open(answer)
     stream.send_head(RequestHead(shape), not body)

@@ -304,6 +304,7 @@ class H2Client(H2Connection):
     def await_end(self, stream: ClientStream) -> None:
         """Give a replica a moment for the END_STREAM that it owes."""
         stream.moved_s = self.now
+        stream.let_go()
         self._ending.append(stream)
         self.shell.watch()
 

@@ -33,6 +33,7 @@ from router.transport.codec.h2.limits import (
     MEMO_BLOCKS,
     PING_BURST,
     RESET_BURST,
+    RESETS_PER_ANSWER,
     RESETS_PER_S,
     SETTINGS_BURST,
     STREAM_WINDOW,
@@ -80,6 +81,7 @@ class H2Connection(Codec):
         "_stash",
         "_table_reduced",
         "_wants_pump",
+        "answered",
         "credit",
         "decoder",
         "frame_limit",
@@ -133,6 +135,7 @@ class H2Connection(Codec):
         self._block_since_s = 0.0
         self._partial_since_s = 0.0  # when a frame began that is not whole, and is not DATA
         self._receive_window = CONNECTION_WINDOW
+        self.answered = 0  # streams that ended whole, each of which pardons half a reset
         self.credit = 0  # bytes read and not yet given back to the peer's window
         self._blocked: dict[int, H2Stream] = {}  # have something that waits for a window, in turn
         self._paused: dict[int, H2Stream] = {}  # whose other side is held meanwhile
@@ -447,10 +450,12 @@ class H2Connection(Codec):
         if not stream_id or self.is_idle_id(stream_id):
             self.fail(frames.PROTOCOL_ERROR, b"RST_STREAM on an idle stream")
             return
-        if not self._may(self._resets):
+        stream = self.streams.get(stream_id)
+        self._resets.earn(RESETS_PER_ANSWER * self.answered)
+        self.answered = 0
+        if not self._may(self._resets if stream is not None else self._idles):
             self.flood(b"streams opened and reset")
             return
-        stream = self.streams.get(stream_id)
         if stream is not None:
             self.forget(stream)
             self.remember_reset(stream_id, by_us=False)

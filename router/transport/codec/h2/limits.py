@@ -32,6 +32,7 @@ MEMO_BLOCK_BYTES: Final = 1_024  # … of so many bytes at most
 # Frames that cost us something and carry nothing: so many at once, and so many a second for ever.
 RESET_BURST: Final = 512.0  # streams reset, by whomever: each was a request
 RESETS_PER_S: Final = 100.0
+RESETS_PER_ANSWER: Final = 0.5  # earned by a stream that ended whole: a proxy in front carries many clients
 PING_BURST: Final = 512.0
 SETTINGS_BURST: Final = 64.0
 EMPTY_BURST: Final = 128.0  # DATA without a byte that ends nothing

@@ -191,6 +191,7 @@ class ServerStream(H2Stream, DownstreamStream):
     def _forget_if_over(self) -> None:
         if self.sent_end and not self.is_over:
             self.receiver = None
+            self._connection.answered += 1
             self._connection.forget(self)
             self._connection.on_stream_gone()
 

@@ -190,6 +190,10 @@ class H2Stream:
         if trailers is not None and not self.is_over:
             self.deliver_trailers(trailers)
 
+    def let_go(self) -> None:
+        """Hold nothing more: the receiver is through with it."""
+        self._holds = 0
+
     def has_held(self) -> bool:
         """Whether something received was not delivered yet."""
         return self._held is not None

@@ -63,6 +63,13 @@ class TestRequests:
         assert bench.expire() == 5.0
         assert bench.rst_code(3) == CANCEL and not bench.codec.streams
 
+    def test_an_end_that_comes_to_a_held_stream(self):
+        bench = ClientBench()
+        receiver = bench.start(request(b"HEAD"))
+        receiver.hold(HOLD_PEER_FULL)
+        bench.feed(bench.headers(1, OK, end=False) + bench.data(1, b"", True))
+        assert receiver.ended and not bench.codec.streams and bench.rst_code(1) is None
+
     def test_a_body_where_none_may_be(self):
         bench = ClientBench()
         receiver = bench.start(request(b"HEAD"))

@@ -506,6 +506,18 @@ class TestEnds:
             bench.flush()
         assert bench.request.error is None and len(bench.body(1)) == 200_000
 
+    def test_many_clients_behind_one_connection_may_cancel(self):
+        bench = ServerBench()
+        for i in range(4_000):
+            stream = 2 * i + 1
+            if i % 4:
+                bench.feed(bench.headers(stream, GET))
+                bench.answer()
+            else:
+                bench.feed(bench.headers(stream, GET, end=False) + rst(stream))
+            bench.taken()
+        assert bench.is_open
+
     def test_pings_that_measure_the_path(self):
         """grpc-go sends one for each DATA it gets, thousands a second."""
         bench = ServerBench()
