@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Allowance:
-    """So many at once, and so many a second for ever; work that is worth something may earn more."""
+    """So many at once, and so many a second for ever."""
 
     __slots__ = ("_burst", "_left", "_per_s", "_since_s")
 
@@ -19,7 +19,3 @@ class Allowance:
         self._left = left = min(self._burst, self._left + (now - self._since_s) * self._per_s) - 1.0
         self._since_s = now
         return left >= 0.0
-
-    def earn(self, count: float) -> None:
-        """Add some, up to the burst."""
-        self._left = min(self._burst, self._left + count)

@@ -16,6 +16,7 @@ from router.transport.codec.h2 import frames
 from router.transport.codec.h2.calm import Allowance
 from router.transport.codec.h2.hpack import HpackDecoder
 from router.transport.codec.h2.limits import (
+    ANSWERS_PER_RESET,
     CONNECTION_WINDOW,
     CREDIT_BURST,
     CREDITS_PER_FRAME,
@@ -33,7 +34,6 @@ from router.transport.codec.h2.limits import (
     MEMO_BLOCKS,
     PING_BURST,
     RESET_BURST,
-    RESETS_PER_ANSWER,
     RESETS_PER_S,
     SETTINGS_BURST,
     STREAM_WINDOW,
@@ -135,7 +135,7 @@ class H2Connection(Codec):
         self._block_since_s = 0.0
         self._partial_since_s = 0.0  # when a frame began that is not whole, and is not DATA
         self._receive_window = CONNECTION_WINDOW
-        self.answered = 0  # streams that ended whole, each of which pardons half a reset
+        self.answered = 0  # streams that ended whole, two of which pardon a reset
         self.credit = 0  # bytes read and not yet given back to the peer's window
         self._blocked: dict[int, H2Stream] = {}  # have something that waits for a window, in turn
         self._paused: dict[int, H2Stream] = {}  # whose other side is held meanwhile
@@ -145,8 +145,10 @@ class H2Connection(Codec):
         self._wants_pump = False
         self._table_reduced = False
         self._backlog = 0  # answers queued while the transport is full
-        self._earned_credits = 0  # frames of ours that a peer may answer with a WINDOW_UPDATE …
-        self._earned_pings = 0  # … or with a PING: grpc-go measures the path with one for each DATA it gets
+        # Of what our frames entitle a peer to, without bound: what it may answer them with by WINDOW_UPDATE, and
+        # by PING: grpc-go measures the path with one for each DATA it gets.
+        self._earned_credits = 0
+        self._earned_pings = 0
         self._answers = 0  # of what is queued, said because the peer made us
         # Streams that were reset, by us (True) or the peer: late frames of the first are nobody's fault.
         self._reset_ids: dict[int, bool] = {}
@@ -397,9 +399,10 @@ class H2Connection(Codec):
             self.flood(b"frames without meaning")
 
     def _on_ping(self, payload: bytes) -> None:
-        self._pings.earn(self._earned_pings)
-        self._earned_pings = 0
-        if self._may(self._pings):
+        if self._earned_pings:
+            self._earned_pings -= 1
+            self.answer(frames.frame(frames.PING, frames.ACK, 0, payload))
+        elif self._may(self._pings):
             self.answer(frames.frame(frames.PING, frames.ACK, 0, payload))
         else:
             self.flood(b"PING")
@@ -418,9 +421,9 @@ class H2Connection(Codec):
         if len(payload) != 4:  # RFC 9113 §6.9
             self.fail(frames.FRAME_SIZE_ERROR, b"WINDOW_UPDATE")
             return
-        self._credits.earn(CREDITS_PER_FRAME * self._earned_credits)
-        self._earned_credits = 0
-        if not self._credits.take(self.now):
+        if self._earned_credits:
+            self._earned_credits -= 1
+        elif not self._credits.take(self.now):
             self.flood(b"WINDOW_UPDATE")
             return
         increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
@@ -451,9 +454,9 @@ class H2Connection(Codec):
             self.fail(frames.PROTOCOL_ERROR, b"RST_STREAM on an idle stream")
             return
         stream = self.streams.get(stream_id)
-        self._resets.earn(RESETS_PER_ANSWER * self.answered)
-        self.answered = 0
-        if not self._may(self._resets if stream is not None else self._idles):
+        if stream is not None and self.answered >= ANSWERS_PER_RESET:
+            self.answered -= ANSWERS_PER_RESET
+        elif not self._may(self._resets if stream is not None else self._idles):
             self.flood(b"streams opened and reset")
             return
         if stream is not None:
@@ -719,7 +722,7 @@ class H2Connection(Codec):
                 self.moved = []
             said = len(out) - self._answers
             self._answers = 0
-            self._earned_credits += said
+            self._earned_credits += CREDITS_PER_FRAME * said
             self._earned_pings += said
         return out
 

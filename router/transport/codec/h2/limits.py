@@ -32,14 +32,14 @@ MEMO_BLOCK_BYTES: Final = 1_024  # … of so many bytes at most
 # Frames that cost us something and carry nothing: so many at once, and so many a second for ever.
 RESET_BURST: Final = 512.0  # streams reset, by whomever: each was a request
 RESETS_PER_S: Final = 100.0
-RESETS_PER_ANSWER: Final = 0.5  # earned by a stream that ended whole: a proxy in front carries many clients
+ANSWERS_PER_RESET: Final = 2  # streams that ended whole pardon one: a proxy in front carries many clients
 PING_BURST: Final = 512.0
 SETTINGS_BURST: Final = 64.0
 EMPTY_BURST: Final = 128.0  # DATA without a byte that ends nothing
 CREDIT_BURST: Final = 2_048.0  # WINDOW_UPDATE; each frame of ours earns some
 IDLE_BURST: Final = 1_024.0  # PRIORITY, PRIORITY_UPDATE, unknown types
 FRAMES_PER_S: Final = 20.0
-CREDITS_PER_FRAME: Final = 4.0
+CREDITS_PER_FRAME: Final = 4
 
 DRAIN_ROUND_TRIP_S: Final = 1.0  # for the answer that shows that a client read the first GOAWAY
 GOAWAY_LINGER_S: Final = 1.0  # for a peer to read why its connection ends

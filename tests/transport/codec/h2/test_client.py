@@ -146,6 +146,18 @@ class TestCounts:
         bench.feed(window_update(1, 100))
         assert bench.body(1) == b"0123456789"
 
+    def test_credit_for_each_small_frame(self):
+        """A replica gives each byte back at once, for the stream and the connection; and all of it comes late."""
+        bench = ClientBench()
+        receiver = bench.start(request(b"POST"), end=False)
+        for _ in range(10_000):
+            receiver.stream.send_data(b"x", False)
+            bench.flush()
+            bench.taken()
+        for _ in range(10_000):
+            bench.feed(window_update(1, 1) + window_update(0, 1))
+        assert bench.is_open and receiver.error is None
+
     def test_windows_in(self):
         bench = ClientBench()
         receiver = bench.start()
