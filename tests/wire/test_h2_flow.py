@@ -417,7 +417,6 @@ async def test_an_answer_in_small_pieces_each_given_back(h2_connect, replica):
     assert stream.ended and len(stream.body) == pieces, client.describe()
 
 
-@pytest.mark.xfail(strict=False, reason="fault 11: WINDOW_UPDATE of a replica counts as a flood whatever DATA it gives back; a matter of pace")
 async def test_an_upload_in_small_pieces_each_given_back(h2_h2_connect, h2_replica):
     client = await h2_h2_connect()
     stream = await client.open(head(b"POST"), end=False)
