@@ -18,9 +18,11 @@ from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
 from router.counters import BOUNDS_S
+from router.deadlines import NEVER
 from router.engine_manners import FirstEventGuard, abort
 from router.errors import WIRE, Kind, ProxyError, Retry, Source
-from router.http import NO_FIELDS, NO_GRPC_STATUS, ResponseHead, read_grpc_status
+from router.grpc_fields import grpc_timeout_s, read_grpc_status, write_grpc_timeout
+from router.http import NO_FIELDS, NO_GRPC_STATUS, ResponseHead
 from router.local_reply import error_event, grpc_reply, grpc_trailers, local_reply
 from router.routing.load import (
     OUTCOME_BACKPRESSURE,
@@ -45,9 +47,6 @@ MAX_DISCARD_BYTES: Final = 65_536  # of a refused request's body, read so that t
 MAX_TIMEOUT_DIGITS = 9
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
-_GRPC_TIMEOUT = re.compile(rb"([0-9]{1,8})([HMSmun])")
-_GRPC_WRITTEN: Final = ((b"u", 1e-6), (b"m", 1e-3), (b"S", 1.0), (b"M", 60.0), (b"H", 3600.0))
-_NO_LIMIT_S: Final = 1e12
 _REACHED_NO: Final = b"no"
 _REACHED_MAYBE: Final = b"maybe"
 _REACHED_YES: Final = b"yes"
@@ -77,7 +76,6 @@ _MOVED: Final = {
 }
 # What a replica's gRPC status says of its standing; the others are the application's.
 _GRPC_OUTCOMES: Final = {8: OUTCOME_BACKPRESSURE, 14: OUTCOME_BACKPRESSURE}
-_GRPC_UNITS: Final = {b"H": 3600.0, b"M": 60.0, b"S": 1.0, b"m": 1e-3, b"u": 1e-6, b"n": 1e-9}
 _SILENT: Final = (Kind.CLIENT_GONE, Kind.CLIENT_STALLED)  # nobody is there to be answered
 
 class Exchange(RequestReceiver, ResponseReceiver):
@@ -676,12 +674,11 @@ class Exchange(RequestReceiver, ResponseReceiver):
         grpc_timeout, timeout = known.get(b"grpc-timeout"), known.get(b"x-request-timeout-ms")
         if grpc_timeout is None and timeout is None:
             return None
-        wanted_s = _NO_LIMIT_S
+        wanted_s = NEVER
         if grpc_timeout is not None:
-            match = _GRPC_TIMEOUT.fullmatch(grpc_timeout)
-            if match is None:
+            wanted_s = grpc_timeout_s(grpc_timeout)
+            if wanted_s < 0.0:
                 return ProxyError(Kind.BAD_REQUEST, Source.DOWNSTREAM, detail="grpc-timeout is not a time")
-            wanted_s = int(match[1]) * _GRPC_UNITS[match[2]]
         if timeout is not None:
             if not timeout.isdigit() or len(timeout) > MAX_TIMEOUT_DIGITS:
                 detail = "x-request-timeout-ms is not a number"
@@ -693,19 +690,10 @@ class Exchange(RequestReceiver, ResponseReceiver):
         if left_s <= 0.0:
             return ProxyError(Kind.DEADLINE, Source.DOWNSTREAM)
         if grpc_timeout is not None:
-            head.added.append((b"grpc-timeout", _grpc_timeout(left_s)))
+            head.added.append((b"grpc-timeout", write_grpc_timeout(left_s)))
         if timeout is not None:
             head.added.append((b"x-request-timeout-ms", b"%d" % max(1, int(left_s * 1e3))))
         return None
-
-
-def _grpc_timeout(left_s: float) -> bytes:
-    """Return a time as gRPC writes it: at most eight digits, in the finest unit that has room for it."""
-    for unit, seconds in _GRPC_WRITTEN:
-        count = int(left_s / seconds)
-        if count < 100_000_000:
-            return b"%d%b" % (max(1, count), unit)
-    return b"99999999H"
 
 
 def _accepted_id(known: dict[bytes, bytes]) -> bytes:

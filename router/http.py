@@ -45,7 +45,6 @@ NO_FIELDS: Final[dict[bytes, bytes]] = {}
 
 NO_NAMES: Final[frozenset[bytes]] = frozenset()
 NO_GRPC_STATUS: Final = -1
-GRPC_UNKNOWN: Final = 2
 
 # Methods for which a body has no meaning, so that a missing one needs no `content-length: 0`.
 BODILESS_METHODS: Final = frozenset((b"GET", b"HEAD", b"DELETE", b"OPTIONS", b"TRACE", b"CONNECT"))
@@ -176,8 +175,3 @@ class ResponseHead:
         self.shape = shape
         self.length = length
         self.added: Headers = []
-
-
-def read_grpc_status(value: bytes) -> int:
-    """Return the number in a `grpc-status`; UNKNOWN for what is none."""
-    return int(value) if value.isdigit() and len(value) <= 2 else GRPC_UNKNOWN

@@ -34,6 +34,7 @@ LAYERS = [
     ("router.counters", 0, "base"),
     ("router.compiled", 0, "base"),
     ("router.local_reply", 0, "base"),
+    ("router.grpc_fields", 0, "base"),
     ("router.deadlines", 0, "base"),
     ("router.telemetry", 0, "base"),
     ("router", 0, "base"),

@@ -11,7 +11,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from router.errors import ProxyError
-from router.http import NO_GRPC_STATUS, RequestHead, RequestShape, read_grpc_status
+from router.grpc_fields import read_grpc_status
+from router.http import NO_GRPC_STATUS, RequestHead, RequestShape
 from router.routing.load import split_address
 from router.routing.spec import TlsSpec
 from router.stream import ResponseReceiver, Shell

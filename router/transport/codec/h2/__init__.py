@@ -1,6 +1,9 @@
 """HTTP/2 (RFC 9113), both roles, on framing and header compression of our own.
 
-`frames` what the wire consists of · `huffman`, `hpack` compressed fields (RFC 7541) · `fields`, `head` what
-they mean · `calm` what a peer may waste · `stream` one request's flow control · `connection` what both roles
-share · `server`, `client` the roles · `limits` every bound by name.
+    sender  what is queued and what waits for a window        reader  frames in, and what each does
+    connection  streams come and go, faults, the end          server, client  the two roles
+    stream  one request's share of all that
+
+`frames` the wire · `huffman`, `hpack` compressed fields (RFC 7541) · `fields`, `head` what they mean · `calm`
+what a peer may waste · `limits` every bound by name. server, client < reader < connection < sender.
 """

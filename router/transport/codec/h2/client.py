@@ -16,7 +16,7 @@ from router.errors import Kind, ProxyError, Retry, Source
 from router.http import ResponseHead
 from router.stream import CLOSE_NO, UpstreamStream
 from router.transport.codec.h2 import frames
-from router.transport.codec.h2.connection import INITIAL_SETTINGS, OPEN_WINDOW, H2Connection
+from router.transport.codec.h2.connection import INITIAL_SETTINGS, OPEN_WINDOW
 from router.transport.codec.h2.fields import RESPONSE_TRAILERS
 from router.transport.codec.h2.head import bad_response, read_response, read_trailers, write_request
 from router.transport.codec.h2.limits import (
@@ -25,6 +25,7 @@ from router.transport.codec.h2.limits import (
     IDLE_CONNECTION_S,
     PING_LIMIT_S,
 )
+from router.transport.codec.h2.reader import H2Reader
 from router.transport.codec.h2.stream import H2Stream
 
 if TYPE_CHECKING:
@@ -214,7 +215,7 @@ class ClientStream(H2Stream, UpstreamStream):
             self._receiver.resume_request()
 
 
-class H2Client(H2Connection):
+class H2Client(H2Reader):
     """One connection to a replica."""
 
     __slots__ = (

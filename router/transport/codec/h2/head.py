@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from router.errors import Kind, ProxyError, Source
-from router.http import NO_NAMES, RequestHead, RequestShape, ResponseHead, ResponseShape, read_grpc_status
+from router.grpc_fields import read_grpc_status
+from router.http import NO_NAMES, RequestHead, RequestShape, ResponseHead, ResponseShape
 from router.transport.codec import grammar
 from router.transport.codec.h2.fields import (
     AUTHORITY,

@@ -16,7 +16,7 @@ from router.http import RequestHead
 from router.local_reply import local_reply
 from router.stream import CLOSE_FLUSH, CLOSE_LINGER, CLOSE_NO, DownstreamStream
 from router.transport.codec.h2 import frames
-from router.transport.codec.h2.connection import INITIAL_SETTINGS, OPEN_WINDOW, H2Connection
+from router.transport.codec.h2.connection import INITIAL_SETTINGS, OPEN_WINDOW
 from router.transport.codec.h2.fields import REQUEST_TRAILERS
 from router.transport.codec.h2.head import bad_request, read_request, read_trailers, write_response
 from router.transport.codec.h2.limits import (
@@ -25,6 +25,7 @@ from router.transport.codec.h2.limits import (
     MAX_SKIPPED,
     MAX_STREAMS,
 )
+from router.transport.codec.h2.reader import H2Reader
 from router.transport.codec.h2.stream import H2Stream
 from router.transport.codec.websocket import FrameBoundary, accept_value, close_frame
 
@@ -196,7 +197,7 @@ class ServerStream(H2Stream, DownstreamStream):
             self._connection.on_stream_gone()
 
 
-class H2Server(H2Connection):
+class H2Server(H2Reader):
     """One client's connection."""
 
     __slots__ = (
