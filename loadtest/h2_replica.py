@@ -9,14 +9,19 @@ credit allows. The head leaves before the first message, as gRPC's libraries sen
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import signal
+from typing import TYPE_CHECKING
 
 import click
 import uvloop
 
 from loadtest import h2
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
 
 _SHORT_BYTES = 65_536  # up to here the answer is a stream of messages
 
@@ -24,15 +29,24 @@ _SHORT_BYTES = 65_536  # up to here the answer is a stream of messages
 class Replica(h2.Side):
     """One connection."""
 
-    __slots__ = ("interval_s", "loop", "messages", "received", "timers")
+    __slots__ = ("connections", "interval_s", "loop", "lost", "messages", "received", "timers")
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, messages: int, interval_s: float) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, connections: set[Replica], messages: int, interval_s: float
+    ) -> None:
         super().__init__()
         self.loop = loop
+        self.connections = connections
+        self.lost = loop.create_future()
         self.messages = messages
         self.interval_s = interval_s
         self.received: dict[int, int] = {}
         self.timers: dict[int, asyncio.TimerHandle] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Join the open connections."""
+        super().connection_made(transport)
+        self.connections.add(self)
 
     def stream_data(self, stream: int, data: bytes, start: int, end: int) -> None:
         """Count what arrives."""
@@ -67,6 +81,8 @@ class Replica(h2.Side):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop every stream."""
+        self.connections.discard(self)
+        self.lost.set_result(None)
         for timer in self.timers.values():
             timer.cancel()
         self.timers.clear()
@@ -88,23 +104,32 @@ class Replica(h2.Side):
         self.send_headers(stream, h2.TRAILERS, h2.END_STREAM)
 
 
-async def serve(messages: int, interval_s: float) -> asyncio.Server:
-    """Listen on a free loopback port with streams of `messages` messages, `interval_s` seconds apart."""
+@contextlib.asynccontextmanager
+async def serving(messages: int, interval_s: float) -> AsyncIterator[int]:
+    """Serve streams of `messages` messages, `interval_s` seconds apart, on a loopback port, which is yielded."""
     loop = asyncio.get_running_loop()
-    return await loop.create_server(lambda: Replica(loop, messages, interval_s), "127.0.0.1", 0, backlog=1024)
+    connections: set[Replica] = set()
+    server = await loop.create_server(
+        lambda: Replica(loop, connections, messages, interval_s), "127.0.0.1", 0, backlog=1024
+    )
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+        for connection in connections:
+            connection.transport.abort()
+        await asyncio.gather(*[connection.lost for connection in connections])
 
 
 async def _main(messages: int, interval_s: float) -> None:
-    server = await serve(messages, interval_s)
-    port = server.sockets[0].getsockname()[1]
-    click.echo(json.dumps({"event": "ready", "port": port}))
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for sign in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(sign, stopped.set)
-    gc.freeze()
-    await stopped.wait()
-    server.close()
+    async with serving(messages, interval_s) as port:
+        click.echo(json.dumps({"event": "ready", "port": port}))
+        gc.freeze()
+        await stopped.wait()
 
 
 @click.command(help=__doc__)

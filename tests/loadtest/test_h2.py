@@ -15,16 +15,15 @@ from loadtest.certificate import make_certificate, openssl
 from loadtest.clients import h2load
 from loadtest.clients.window import Command
 from loadtest.generator import measure
-from loadtest.h2_replica import serve
+from loadtest.h2_replica import serving
 from loadtest.memory import forget_peaks, peaks_bytes
 
 
 @pytest_asyncio.fixture
 async def replica_port():
     """A replica in this loop with streams of 5 messages, 2 ms apart."""
-    server = await serve(5, 0.002)
-    yield server.sockets[0].getsockname()[1]
-    server.close()
+    async with serving(5, 0.002) as port:
+        yield port
 
 
 def command(mode, port, **changes):
@@ -77,18 +76,15 @@ async def test_a_body_goes_up_and_down(replica_port):
 
 @pytest.mark.skipif(h2load.binary() is None, reason="h2load is not installed")
 async def test_h2load_counts_calls():
-    server = await serve(1, 0)
-    port = server.sockets[0].getsockname()[1]
-    result = await measure(command("h2load", port))
+    async with serving(1, 0) as port:
+        result = await measure(command("h2load", port))
     assert result.errors == 0, result.detail
     assert result.units > 100
     assert result.latency.count == pytest.approx(result.units, abs=10)
     assert result.elapsed_s == pytest.approx(0.2, rel=0.2)
-    server.close()
-    empty = await serve(0, 0)  # trailers and no message: what a refusal looks like
-    result = await measure(command("h2load", empty.sockets[0].getsockname()[1]))
+    async with serving(0, 0) as port:  # trailers and no message: what a refusal looks like
+        result = await measure(command("h2load", port))
     assert "refused by gRPC status" in result.detail
-    empty.close()
 
 
 async def test_nothing_there_is_an_error(unused_tcp_port):
