@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 ALPN: Final = ("h2", "http/1.1")
-ALPN_HTTP1: Final = ("http/1.1",)
 ALPN_HTTP2: Final = ("h2",)
 MAX_CONTEXTS = 256  # an endpoint rarely has a way of its own; a context with the system's authorities is 1 MB
 

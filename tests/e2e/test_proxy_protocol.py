@@ -3,7 +3,11 @@
 import asyncio
 import ssl
 import struct
+from contextlib import asynccontextmanager
 
+import h2.config
+import h2.connection
+import h2.events
 import httpx
 import pytest
 import pytest_asyncio
@@ -55,6 +59,34 @@ async def whole(reader, writer):
     return data
 
 
+@asynccontextmanager
+async def h2_connection(streams, before=b""):
+    """`await ask(request_id)` sends a chat on a connection of HTTP/2 that begins with `before`; the status."""
+    reader, writer = streams
+    connection = h2.connection.H2Connection(h2.config.H2Configuration(header_encoding="utf-8"))
+    connection.initiate_connection()
+    writer.write(before)
+
+    async def ask(request_id):
+        stream = connection.get_next_available_stream_id()
+        head = {":method": "POST", ":scheme": "https", ":authority": "a", ":path": "/v1/chat/completions"}
+        fields = {"content-type": "application/json", "x-request-id": request_id}
+        connection.send_headers(stream, [*head.items(), *fields.items()])
+        connection.send_data(stream, BODY, end_stream=True)
+        status = ""
+        async with asyncio.timeout(10):
+            while True:
+                writer.write(connection.data_to_send())
+                for event in connection.receive_data(await reader.read(65_536)):
+                    if isinstance(event, h2.events.ResponseReceived):
+                        status = dict(event.headers)[":status"]
+                    elif isinstance(event, h2.events.StreamEnded):
+                        return status
+
+    yield ask
+    writer.close()
+
+
 async def metric(router, name):
     text = (await router.ask("/metrics")).text
     return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
@@ -87,6 +119,25 @@ async def test_it_stands_before_tls(router):
     writer.write(chat("proxy-tls"))
     assert (await whole(reader, writer)).startswith(b"HTTP/1.1 200 ")
     assert (await router.record("proxy-tls"))["client"] == "198.51.100.8"
+
+
+async def test_it_stands_before_http2(router):
+    async with h2_connection(await open_plain(router), V1) as ask:
+        assert await ask("proxy-h2-1") == await ask("proxy-h2-2") == "200"
+    for number in (1, 2):
+        assert (await router.record(f"proxy-h2-{number}"))["client"] == "198.51.100.7"
+
+
+async def test_it_stands_before_http2_over_tls(router):
+    context = ssl.create_default_context(cafile=router.files / "ca.pem")
+    context.set_alpn_protocols(["h2"])
+    port = httpx.URL(next(url for url in router.listen if url.startswith("https"))).port
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(V2)
+    await writer.start_tls(context, server_hostname="localhost")
+    async with h2_connection((reader, writer)) as ask:
+        assert await ask("proxy-h2-tls") == "200"
+    assert (await router.record("proxy-h2-tls"))["client"] == "198.51.100.8"
 
 
 async def test_a_unix_sockets_peer_may_send_one(router):

@@ -7,13 +7,20 @@ import signal
 import socket
 import ssl
 import subprocess
+import sys
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import grpc
 import httpx
 import pytest
 import pytest_asyncio
 import websockets
 from certkit import Authority
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from grpckit import Stubs  # noqa: E402
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -363,6 +370,38 @@ async def test_a_client_without_a_certificate_of_the_authority_is_not_served(sta
         with pytest.raises(httpx.TransportError):
             await ask(context)
     assert await metric(other, "router_tls_handshake_failures_total") == 3
+
+
+@pytest.mark.parametrize("shown", ["client", "stranger", ""])
+async def test_grpcio_with_certificates_and_two_workers(start_router, start_grpc, files, shown):
+    """All four kinds on connections of HTTP/2 over TLS to each worker; without a certificate of the authority, no call."""
+    kit = await start_grpc()
+    router = await start_router(
+        *tls_flags(files), "--tls-client-ca", files / "ca.pem", "--health", "grpc", replicas=[kit.url], workers=2
+    )
+    pair = [(files / f"{shown}.{kind}").read_bytes() if shown else None for kind in ("key", "pem")]
+    trusted = grpc.ssl_channel_credentials((files / "ca.pem").read_bytes(), *pair)
+    target = f"localhost:{httpx.URL(https_of(router)).port}"
+    served_by = set()
+    options = (("grpc.enable_http_proxy", 0), ("grpc.use_local_subchannel_pool", 1))
+    for _ in range(40):
+        async with grpc.aio.secure_channel(target, trusted, options=options) as channel:
+            stubs = Stubs(channel)
+            if shown != "client":
+                with pytest.raises(grpc.aio.AioRpcError) as failed:
+                    await stubs.unary(b"hello", timeout=10)
+                assert failed.value.code() is grpc.StatusCode.UNAVAILABLE
+                return
+            call = stubs.unary(b"hello", timeout=10)
+            assert await call == b"hello"
+            served_by.add(dict(await call.initial_metadata())["x-request-id"].partition("-")[0])
+            parts = [b"x" * 100_000, b"y"]
+            assert [m async for m in stubs.bidi(iter(parts), timeout=10)] == parts
+            assert json.loads(await stubs.client_stream(iter(parts), timeout=10))["bytes"] == 100_001
+            assert len([m async for m in stubs.server_stream(b"n", timeout=10)]) == 3
+        if len(served_by) == 2:
+            return
+    pytest.fail("one worker took every connection")
 
 
 # -- rotation -------------------------------------------------------------------------------------------

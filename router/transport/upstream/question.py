@@ -18,7 +18,7 @@ from router.routing.spec import TlsSpec
 from router.stream import ResponseReceiver, Shell
 from router.transport.codec.h1.head import MAX_HEAD_BYTES, parse_response
 from router.transport.codec.h2.client import H2Client
-from router.transport.tls import ALPN_HTTP1, ALPN_HTTP2, client_context, server_name
+from router.transport.tls import ALPN, ALPN_HTTP2, client_context, server_name
 
 if TYPE_CHECKING:
     from router.http import Headers, ResponseHead
@@ -40,7 +40,7 @@ async def check_port(address: str) -> None:
 
 async def ask_http(address: str, path: str, tls: TlsSpec = NO_TLS) -> int:
     """Return the status of GET `path`."""
-    reader, writer, authority, is_h2 = await _connect(address, tls, ALPN_HTTP1)
+    reader, writer, authority, is_h2 = await _connect(address, tls, ALPN)
     try:
         if not is_h2:
             return await _ask_h1(reader, writer, authority, path)

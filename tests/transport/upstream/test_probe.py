@@ -3,6 +3,9 @@
 import asyncio
 import socket
 
+import h2.config
+import h2.connection
+import h2.events
 import pytest
 
 from router.routing.image import TableImage
@@ -239,8 +242,20 @@ class TestMonitor:
             assert len(web.asked) <= count + 1
 
 
-async def test_over_tls(tmp_path):
-    """`http` checks of https replicas speak TLS as their endpoint says, and offer HTTP/1.1 alone."""
+async def answer_h2(reader, writer):
+    """Answer the first request with 200 and read until the client hangs up."""
+    connection = h2.connection.H2Connection(h2.config.H2Configuration(client_side=False))
+    connection.initiate_connection()
+    while data := await reader.read(65_536):
+        for event in connection.receive_data(data):
+            if isinstance(event, h2.events.RequestReceived):
+                connection.send_headers(event.stream_id, [(":status", "200")], end_stream=True)
+        writer.write(connection.data_to_send())
+
+
+@pytest.mark.parametrize("protocol", ["http/1.1", "h2", None])
+async def test_over_tls(tmp_path, protocol):
+    """`http` checks of https replicas speak TLS as their endpoint says, and what the replica chooses of both versions."""
     import ssl
 
     from certkit import Authority
@@ -250,14 +265,18 @@ async def test_over_tls(tmp_path):
     authority.sign("replica.test").write(tmp_path, "replica")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(tmp_path / "replica.pem", tmp_path / "replica.key")
-    context.set_alpn_protocols(["h2", "http/1.1"])
-    offered = []
+    if protocol:
+        context.set_alpn_protocols([protocol])
+    chosen = []
 
     async def serve(reader, writer):
-        offered.append(writer.get_extra_info("ssl_object").selected_alpn_protocol())
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
-        await writer.drain()
+        chosen.append(writer.get_extra_info("ssl_object").selected_alpn_protocol())
+        if protocol == "h2":
+            await answer_h2(reader, writer)
+        else:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n")
+            await writer.drain()
         writer.close()
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
@@ -272,4 +291,4 @@ async def test_over_tls(tmp_path):
         assert await check(address, TCP) == ""
     finally:
         server.close()
-    assert offered == ["http/1.1", "http/1.1"]
+    assert chosen == [protocol, protocol]
