@@ -33,6 +33,8 @@ HOT = (
     "exchange",
     "grpc_fields",
     "http",
+    "outcomes",
+    "request_fields",
     "routing/balancer",
     "routing/load",
     "routing/outlier",

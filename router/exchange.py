@@ -13,7 +13,6 @@ it nothing is sent and nothing heard. Imports no asyncio and no protocol.
 
 from __future__ import annotations
 
-import re
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
@@ -21,16 +20,12 @@ from router.counters import BOUNDS_S
 from router.deadlines import NEVER
 from router.engine_manners import FirstEventGuard, abort
 from router.errors import WIRE, Kind, ProxyError, Retry, Source
-from router.grpc_fields import grpc_timeout_s, read_grpc_status, write_grpc_timeout
+from router.grpc_fields import read_grpc_status
 from router.http import NO_FIELDS, NO_GRPC_STATUS, ResponseHead
 from router.local_reply import error_event, grpc_reply, grpc_trailers, local_reply
-from router.routing.load import (
-    OUTCOME_BACKPRESSURE,
-    OUTCOME_CANCELLED,
-    OUTCOME_FAILED,
-    OUTCOME_OK,
-    Lease,
-)
+from router.outcomes import answer_outcome, failure_outcome, move_outcome
+from router.request_fields import accepted_id, asked_timeout_s, forward_timeouts
+from router.routing.load import OUTCOME_CANCELLED, Lease
 from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream, RequestReceiver, ResponseReceiver
 
 if TYPE_CHECKING:
@@ -44,38 +39,11 @@ MAX_REPLAY_BYTES: Final = 65_536  # of a request's body, kept while it might hav
 REPLAY_PIECE_BYTES: Final = 4_096
 REFUSAL_WAIT_S: Final = 2.0  # for that body, before the answer is given without it
 MAX_DISCARD_BYTES: Final = 65_536  # of a refused request's body, read so that the connection can be kept
-MAX_TIMEOUT_DIGITS = 9
 
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
 _REACHED_NO: Final = b"no"
 _REACHED_MAYBE: Final = b"maybe"
 _REACHED_YES: Final = b"yes"
 _UNBUFFERED: Final[Field] = (b"x-accel-buffering", b"no")
-# Outcome for the replica's standing, by the status it answered with.
-_OUTCOMES: Final = {
-    429: OUTCOME_BACKPRESSURE,
-    502: OUTCOME_FAILED,
-    503: OUTCOME_BACKPRESSURE,
-    504: OUTCOME_FAILED,
-}
-_BLAME: Final = {
-    Kind.CONNECT_FAILED: OUTCOME_FAILED,
-    Kind.CONNECT_TIMEOUT: OUTCOME_FAILED,
-    Kind.UPSTREAM_CLOSED: OUTCOME_FAILED,
-    Kind.UPSTREAM_RESET: OUTCOME_FAILED,
-    Kind.UPSTREAM_PROTOCOL: OUTCOME_FAILED,
-    Kind.FIRST_BYTE_TIMEOUT: OUTCOME_FAILED,
-    Kind.AT_CAPACITY: OUTCOME_BACKPRESSURE,  # said in a stream's first event
-}
-# For a request that moves on: a replica that refuses a stream is full, one that says goodbye did nothing wrong.
-_MOVED: Final = {
-    Kind.CONNECT_FAILED: OUTCOME_FAILED,
-    Kind.CONNECT_TIMEOUT: OUTCOME_FAILED,
-    Kind.UPSTREAM_RESET: OUTCOME_BACKPRESSURE,
-    Kind.AT_CAPACITY: OUTCOME_BACKPRESSURE,
-}
-# What a replica's gRPC status says of its standing; the others are the application's.
-_GRPC_OUTCOMES: Final = {8: OUTCOME_BACKPRESSURE, 14: OUTCOME_BACKPRESSURE}
 _SILENT: Final = (Kind.CLIENT_GONE, Kind.CLIENT_STALLED)  # nobody is there to be answered
 
 class Exchange(RequestReceiver, ResponseReceiver):
@@ -173,7 +141,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         shape = head.shape
         known = shape.known
         self._request_id = request_id = (
-            core.make_id() if known is NO_FIELDS else _accepted_id(known) or core.make_id()
+            core.make_id() if known is NO_FIELDS else accepted_id(known) or core.make_id()
         )
         host = shape.authority
         if core.trusted_hops and known is not NO_FIELDS:
@@ -202,9 +170,9 @@ class Exchange(RequestReceiver, ResponseReceiver):
             self._deadline_s = self._started_s + timeouts.total_s
         forwarded_for = self._peer.forwarded_for
         if known is not NO_FIELDS:
-            error = self._take_timeout(head, known)
-            if error is not None:
-                self._refuse(error)
+            refusal = self._take_timeouts(head, known)
+            if refusal is not None:
+                self._refuse(refusal)
                 return
             before = known.get(b"x-forwarded-for")
             if before:
@@ -365,8 +333,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
                 if error.kind is not Kind.UPSTREAM_CLOSED:
                     return False
                 self.tried = ()  # a GOAWAY is of one connection: the replica may take another
-        safe = error.retry is Retry.SAFE
-        self._release(_MOVED.get(error.kind, OUTCOME_CANCELLED) if safe else OUTCOME_CANCELLED)
+        self._release(move_outcome(error.kind) if error.retry is Retry.SAFE else OUTCOME_CANCELLED)
         self._upstream = None
         if not self._retries:
             core.retrying += 1
@@ -498,6 +465,21 @@ class Exchange(RequestReceiver, ResponseReceiver):
         total, first = self._deadline_s, self._first_byte_deadline_s
         return (min(total, first) if total and first else total or first) or None
 
+    def _take_timeouts(self, head: RequestHead, known: dict[bytes, bytes]) -> ProxyError | None:
+        """Apply what the client asks for: the smallest limit wins, and its remainder is forwarded."""
+        asked_s = asked_timeout_s(known)
+        if isinstance(asked_s, ProxyError):
+            return asked_s
+        if asked_s == NEVER:
+            return None
+        if not self._deadline_s or self._started_s + asked_s < self._deadline_s:
+            self._deadline_s = self._started_s + asked_s
+        left_s = self._deadline_s - self._core.clock.now
+        if left_s <= 0.0:
+            return ProxyError(Kind.DEADLINE, Source.DOWNSTREAM)
+        forward_timeouts(head, known, left_s)
+        return None
+
     def handle_deadline(self, now: float) -> None:
         """End the request whose time is up."""
         first = self._first_byte_deadline_s
@@ -599,10 +581,9 @@ class Exchange(RequestReceiver, ResponseReceiver):
         replica_key = lease.replica.key if lease is not None else b""
         flag = code = b""
         if error is None:
-            outcomes = _OUTCOMES if self._grpc_status < 0 else _GRPC_OUTCOMES
-            self._release(outcomes.get(status if self._grpc_status < 0 else self._grpc_status, OUTCOME_OK))
+            self._release(answer_outcome(status, self._grpc_status))
         else:
-            self._release(_BLAME.get(error.kind, OUTCOME_CANCELLED))
+            self._release(failure_outcome(error.kind))
             if error.kind in _SILENT:
                 status = WIRE[error.kind].status
             flag, code = WIRE[error.kind].flag.encode(), error.kind.value.encode()
@@ -665,38 +646,3 @@ class Exchange(RequestReceiver, ResponseReceiver):
         self._replay = None
         self._head = None
         self._last_event = b""
-
-    # -- rarely needed --------------------------------------------------------------------------------
-
-    def _take_timeout(self, head: RequestHead, known: dict[bytes, bytes]) -> ProxyError | None:
-        """Apply `grpc-timeout` and `x-request-timeout-ms`: the smallest limit wins, its remainder is forwarded."""
-        now = self._core.clock.now
-        grpc_timeout, timeout = known.get(b"grpc-timeout"), known.get(b"x-request-timeout-ms")
-        if grpc_timeout is None and timeout is None:
-            return None
-        wanted_s = NEVER
-        if grpc_timeout is not None:
-            wanted_s = grpc_timeout_s(grpc_timeout)
-            if wanted_s < 0.0:
-                return ProxyError(Kind.BAD_REQUEST, Source.DOWNSTREAM, detail="grpc-timeout is not a time")
-        if timeout is not None:
-            if not timeout.isdigit() or len(timeout) > MAX_TIMEOUT_DIGITS:
-                detail = "x-request-timeout-ms is not a number"
-                return ProxyError(Kind.BAD_REQUEST, Source.DOWNSTREAM, detail=detail)
-            wanted_s = min(wanted_s, int(timeout) / 1e3)
-        if not self._deadline_s or self._started_s + wanted_s < self._deadline_s:
-            self._deadline_s = self._started_s + wanted_s
-        left_s = self._deadline_s - now
-        if left_s <= 0.0:
-            return ProxyError(Kind.DEADLINE, Source.DOWNSTREAM)
-        if grpc_timeout is not None:
-            head.added.append((b"grpc-timeout", write_grpc_timeout(left_s)))
-        if timeout is not None:
-            head.added.append((b"x-request-timeout-ms", b"%d" % max(1, int(left_s * 1e3))))
-        return None
-
-
-def _accepted_id(known: dict[bytes, bytes]) -> bytes:
-    """Return the client's request id if it is short and plain, else nothing: it goes into logs as it is."""
-    request_id = known.get(b"x-request-id", b"")
-    return request_id if _REQUEST_ID.fullmatch(request_id) else b""

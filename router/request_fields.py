@@ -1,0 +1,47 @@
+"""What a client asks of the router itself in fields of its request: its id, its time."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from router.deadlines import NEVER
+from router.errors import Kind, ProxyError, Source
+from router.grpc_fields import grpc_timeout_s, write_grpc_timeout
+
+if TYPE_CHECKING:
+    from router.http import RequestHead
+
+MAX_TIMEOUT_DIGITS = 9
+
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
+
+
+def accepted_id(known: dict[bytes, bytes]) -> bytes:
+    """Return the client's request id if it is short and plain, else nothing: it goes into logs as it is."""
+    request_id = known.get(b"x-request-id", b"")
+    return request_id if _REQUEST_ID.fullmatch(request_id) else b""
+
+
+def asked_timeout_s(known: dict[bytes, bytes]) -> float | ProxyError:
+    """Return the smaller of `grpc-timeout` and `x-request-timeout-ms` in seconds, NEVER without either."""
+    asked_s = NEVER
+    grpc_timeout = known.get(b"grpc-timeout")
+    if grpc_timeout is not None:
+        asked_s = grpc_timeout_s(grpc_timeout)
+        if asked_s < 0.0:
+            return ProxyError(Kind.BAD_REQUEST, Source.DOWNSTREAM, detail="grpc-timeout is not a time")
+    timeout = known.get(b"x-request-timeout-ms")
+    if timeout is not None:
+        if not timeout.isdigit() or len(timeout) > MAX_TIMEOUT_DIGITS:
+            return ProxyError(Kind.BAD_REQUEST, Source.DOWNSTREAM, detail="x-request-timeout-ms is not a number")
+        asked_s = min(asked_s, int(timeout) / 1e3)
+    return asked_s
+
+
+def forward_timeouts(head: RequestHead, known: dict[bytes, bytes], left_s: float) -> None:
+    """Tell the replica what is left, in the fields that the client used."""
+    if b"grpc-timeout" in known:
+        head.added.append((b"grpc-timeout", write_grpc_timeout(left_s)))
+    if b"x-request-timeout-ms" in known:
+        head.added.append((b"x-request-timeout-ms", b"%d" % max(1, int(left_s * 1e3))))
