@@ -216,6 +216,11 @@ class Stream:
         await self.link.wait(lambda: self.ended or self.reset is not None, timeout_s)
         return self
 
+    async def was_reset(self, timeout_s: float = PATIENCE_S) -> int | None:
+        """Until the router has reset it, also after it ended its half; None if the connection went first."""
+        await self.link.wait(lambda: self.reset is not None, timeout_s)
+        return self.reset
+
     async def has(self, size: int, timeout_s: float = PATIENCE_S) -> None:
         await self.link.wait(lambda: len(self.body) >= size or self.reset is not None, timeout_s)
         assert len(self.body) >= size, (bytes(self.body), self.reset, self.link.ended)

@@ -136,8 +136,7 @@ async def test_a_deadline_is_kept(timeout, h2_h2_connect, h2_replica):
     assert time.monotonic() - began >= seconds(timeout) - 0.005
     assert time.monotonic() - began < seconds(timeout) + 1.5
     for behind in h2_replica.seen:
-        await behind.done()
-        assert behind.reset in {CANCEL, NO_ERROR} or behind.link.ended
+        assert await behind.was_reset() in {CANCEL, NO_ERROR} or behind.link.ended
 
 
 @pytest.mark.parametrize("timeout", [b"", b"1", b"S", b"1s", b"1h", b"-1S", b"+1S", b" 1S", b"1 S", b"1.5S", b"123456789S", b"1SS", b"0x1S", b"1S,2S", b"\xd9\xa1S"])
@@ -229,8 +228,7 @@ async def test_a_deadline_behind_the_head(h2_h2_connect, h2_replica):
     stream = await (await ask(h2_h2_connect, (b"grpc-timeout", b"200m"))).done()
     assert bytes(stream.body) == MESSAGE
     assert stream.reset is not None or int(dict(stream.trailers)[b"grpc-status"]) == 4
-    await h2_replica.seen[0].done()
-    assert h2_replica.seen[0].reset is not None
+    assert await h2_replica.seen[0].was_reset() is not None
 
 
 async def test_cancellation_is_passed_on(h2_h2_connect, h2_replica):

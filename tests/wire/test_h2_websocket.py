@@ -264,8 +264,7 @@ async def test_resets_are_passed_on(code, h2_h2_connect, h2_replica):
     assert (await client.get(b"/barrier")).status == 200
     client, stream = await opened_h2(h2_h2_connect, h2_replica)
     await stream.cancel(code)
-    await h2_replica.seen[1].done()
-    assert h2_replica.seen[1].reset is not None
+    assert await h2_replica.seen[1].was_reset() is not None
     assert (await client.get(b"/barrier")).status == 200
 
 
