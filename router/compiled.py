@@ -46,6 +46,8 @@ HOT = (
     "routing/stage",
     "routing/table",
     "stream",
+    "transport/codec/ending",
+    "transport/codec/gone",
     "transport/codec/grammar",
     "transport/codec/h1/body",
     "transport/codec/h1/client",

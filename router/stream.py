@@ -199,6 +199,14 @@ class Shell:
         """Ask for a flush at the end of this tick: output, reading or closing has changed."""
         raise NotImplementedError
 
+    def unsent_bytes(self) -> int:
+        """Return how much of what was written the peer's kernel does not have yet."""
+        raise NotImplementedError
+
+    def has_input(self) -> bool:
+        """Whether the peer sent something that was not read yet and will be; False where it cannot be told."""
+        raise NotImplementedError
+
     def watch(self) -> None:
         """Say that `next_deadline` moved to an earlier time."""
         raise NotImplementedError

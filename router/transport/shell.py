@@ -16,10 +16,12 @@ import fcntl
 import logging
 import socket
 import struct
+import sys
 import termios
 from typing import TYPE_CHECKING, Any, Final
 
 from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_NO, Shell
+from router.transport.codec.gone import GONE
 
 if TYPE_CHECKING:
     import asyncio
@@ -143,6 +145,8 @@ class TcpShell(Shell):
         self.transport = None
         self.on_lost()
         self._outbox.flush()
+        if not self._has_rest:
+            self.let_go()
 
     def pause_writing(self) -> None:
         """Pass the high mark on. uvloop calls this from within a write, so from within a flush."""
@@ -170,6 +174,20 @@ class TcpShell(Shell):
     def watch(self) -> None:
         """Have the wheel look again: the deadline moved to an earlier time."""
         self.reactor.wheel.watch(self)
+
+    def unsent_bytes(self) -> int:
+        """Return what waits in the transport and in the kernel, for a peer that has not taken it."""
+        transport = self.transport
+        if transport is None:
+            return 0
+        return int(transport.get_write_buffer_size()) + self._queued_bytes(termios.TIOCOUTQ)
+
+    def has_input(self) -> bool:
+        """Whether the kernel has input that the loop is about to read; over TLS it need not lead to any for us."""
+        transport = self.transport
+        if transport is None or self._is_tls or not self._is_reading:
+            return False
+        return self._queued_bytes(termios.FIONREAD) > 0
 
     # -- for the outbox and the wheel -----------------------------------------------------------------
 
@@ -223,7 +241,7 @@ class TcpShell(Shell):
         """Tell the codec; the wheel's owner flushes."""
         if self._look_s and now >= self._look_s:
             self._look_s = now + CLOSE_NOTIFY_S
-            if self._is_all_sent():
+            if not self.unsent_bytes():
                 self.transport.abort()  # without RST: the kernel sends FIN behind our close_notify
                 return
             deadline = self.codec.next_deadline()
@@ -233,6 +251,10 @@ class TcpShell(Shell):
             self.codec.handle_deadline(now)
         except Exception:
             self._crash()
+
+    def let_go(self) -> None:
+        """Forget the codec, which knows its shell."""
+        self.codec = GONE
 
     def on_lost(self) -> None:
         """Let go of whatever was kept for this connection; for the subclass."""
@@ -291,17 +313,13 @@ class TcpShell(Shell):
         except Exception:
             self._crash()
 
-    def _is_all_sent(self) -> bool:
-        """Whether the peer's kernel has everything: none of it waits in the transport or in this one's."""
-        transport = self.transport
-        sock = transport.get_extra_info("socket")
-        if transport.get_write_buffer_size() or sock is None:
-            return False
+    def _queued_bytes(self, what: int) -> int:
+        """Ask the kernel how much is queued in one direction; 0 of a socket that is closed already."""
+        sock = self.transport.get_extra_info("socket")
         try:
-            unsent = fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, b"\0\0\0\0")
+            return int.from_bytes(fcntl.ioctl(sock.fileno(), what, b"\0\0\0\0"), sys.byteorder)
         except (OSError, ValueError):
-            return True  # closed already
-        return unsent == b"\0\0\0\0"
+            return 0
 
     def _end(self, transport: Any, how: int) -> None:
         self._closing = how

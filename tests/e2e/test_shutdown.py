@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
+import socket
+import subprocess
 import time
 
 import httpx
@@ -246,3 +249,58 @@ async def test_drain_by_the_admin_listener(start_router, engine):
     await stream.task
     assert stream.text.endswith(b"data: [DONE]\n\n")
     assert await router.wait() == 0
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
+@pytest.mark.parametrize("version", ["--http1.1", "--http2-prior-knowledge"])
+async def test_a_drain_lets_slow_readers_have_what_was_sent(start_router, start_server, version):
+    """The end of an answer is in the kernel's buffer long before its client has read it."""
+    size = 3_000_000
+
+    async def serve(reader, writer):
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % size + bytes(size))
+        await writer.drain()
+
+    router = await start_router(
+        "--health", "none", "--drain-settle-s", 0, "--drain-deadline-s", 30, replicas=[await start_server(serve)]
+    )
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        relay = await start_slow_relay(listening, router.port, 700_000)
+        curl = await asyncio.create_subprocess_exec(
+            "curl", "-s", version, "-o", "/dev/null", "-w", "%{size_download} %{http_code}", "--max-time", "30",
+            f"http://127.0.0.1:{listening.getsockname()[1]}/", stdout=subprocess.PIPE,
+        )  # fmt: skip
+        await asyncio.sleep(0.5)
+        router.send_signal(signal.SIGTERM)
+        out, _ = await curl.communicate()
+        relay.cancel()
+    assert (out.decode(), curl.returncode) == (f"{size} 200", 0)
+    assert await router.wait() == 0
+
+
+async def start_slow_relay(listening, port, bytes_per_s):
+    """Hand one connection on to `port`; what comes back is read at so many bytes a second."""
+    loop = asyncio.get_running_loop()
+    listening.setblocking(False)
+
+    async def relay():
+        near, _ = await loop.sock_accept(listening)
+        with near, socket.socket() as far:
+            near.setblocking(False)
+            far.setblocking(False)
+            await loop.sock_connect(far, ("127.0.0.1", port))
+
+            async def up():
+                while data := await loop.sock_recv(near, 65_536):
+                    await loop.sock_sendall(far, data)
+
+            async with asyncio.TaskGroup() as group:
+                uploading = group.create_task(up())
+                while data := await loop.sock_recv(far, bytes_per_s // 20):
+                    await loop.sock_sendall(near, data)
+                    await asyncio.sleep(len(data) / bytes_per_s)
+                near.shutdown(socket.SHUT_WR)
+                uploading.cancel()
+
+    return asyncio.create_task(relay())

@@ -49,12 +49,20 @@ class FakeShell:
     def __init__(self):
         self.is_touched = False
         self.watches = 0
+        self.unsent = 0
+        self.input_waits = False
 
     def touch(self):
         self.is_touched = True
 
     def watch(self):
         self.watches += 1
+
+    def unsent_bytes(self):
+        return self.unsent
+
+    def has_input(self):
+        return self.input_waits
 
 
 class Receiver:

@@ -104,9 +104,9 @@ async def _ask_h2(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, shape: RequestShape, body: bytes
 ) -> Answer:
     scheme = b"http" if writer.get_extra_info("ssl_object") is None else b"https"
-    codec = H2Client(shape.authority, scheme, 0.0, _nothing, _zero, _unproven, _NoShell(), monotonic())
+    codec = H2Client(shape.authority, scheme, 0.0, _nothing, _nothing, _zero, _unproven, _NoShell(), monotonic())
     answer = Answer()
-    stream = codec.open(answer)
+    stream = codec.open(answer, monotonic())
     stream.send_head(RequestHead(shape), not body)
     if body:
         stream.send_data(body, True)
@@ -171,6 +171,14 @@ class _NoShell(Shell):
 
     def watch(self) -> None:
         """The caller limits the time."""
+
+    def unsent_bytes(self) -> int:
+        """The caller closes."""
+        return 0
+
+    def has_input(self) -> bool:
+        """The caller reads."""
+        return False
 
 
 def _nothing() -> None:

@@ -27,6 +27,7 @@ from router.stream import (
     HOLD_PEER_FULL,
     DownstreamStream,
 )
+from router.transport.codec.ending import Ending
 from router.transport.codec.h1.body import LAST_CHUNK, ChunkedReader, write_trailers
 from router.transport.codec.h1.connection import (
     BODILESS,
@@ -77,6 +78,7 @@ class H1Server(H1Connection, DownstreamStream):
         "_blank_lines",
         "_chunks",
         "_draining",
+        "_ending",
         "_eof",
         "_frames",
         "_full_since_s",
@@ -84,7 +86,6 @@ class H1Server(H1Connection, DownstreamStream):
         "_idle_s",
         "_is_head_request",
         "_limits",
-        "_linger_until_s",
         "_on_refused",
         "_on_request",
         "_reading",
@@ -124,7 +125,7 @@ class H1Server(H1Connection, DownstreamStream):
         self._eof = False
         self._head_since_s = 0.0
         self._full_since_s = 0.0
-        self._linger_until_s = 0.0
+        self._ending: Ending | None = None
 
     # -- bytes in -------------------------------------------------------------------------------------
 
@@ -465,16 +466,15 @@ class H1Server(H1Connection, DownstreamStream):
             self._reading = _DISCARD
             self._stash = b""
             self._out.append(b"")
-            self._linger_until_s = NEVER  # counted from when the answer is written
             self.wants_read = True
             self._end_with(CLOSE_LINGER)
 
     # -- flow and time --------------------------------------------------------------------------------
 
     def take_output(self, now: float) -> list[bytes]:
-        """Hand over the queued output; lingering begins with the last of it."""
-        if self.close == CLOSE_LINGER and self._linger_until_s == NEVER:
-            self._linger_until_s = now + self._limits.linger_s
+        """Hand over the queued output; the end begins with the last of it."""
+        if self.close and self._ending is None:
+            self._ending = Ending(now, self._limits.linger_s)
             self._shell.watch()
         return super().take_output(now)
 
@@ -496,10 +496,8 @@ class H1Server(H1Connection, DownstreamStream):
 
     def next_deadline(self) -> float | None:
         """The first of: end of lingering, stalled reader, slow head, idle connection, idle exchange."""
-        if self.close == CLOSE_LINGER:
-            return self._linger_until_s
         if self.close:
-            return self.last_moved_s + self._limits.stall_s  # the last bytes are not taken
+            return self._ending.until_s if self._ending is not None else NEVER
         if self._full_since_s:
             return self._full_since_s + self._limits.stall_s
         if self._head_since_s:
@@ -511,7 +509,10 @@ class H1Server(H1Connection, DownstreamStream):
     def handle_deadline(self, now: float) -> None:
         """Act on whichever deadline passed."""
         if self.close:
-            self._end_with(CLOSE_ABORT)
+            limits, ending = self._limits, self._ending
+            unsent = self._shell.unsent_bytes()
+            if ending is None or not ending.goes_on(unsent, now, limits.linger_s, limits.stall_s):
+                self._end_with(CLOSE_ABORT)
         elif self._full_since_s:
             # Nothing can be said to a client that does not read.
             receiver = self._receiver

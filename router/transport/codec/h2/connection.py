@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from router.stream import CLOSE_ABORT, CLOSE_LINGER, CLOSE_NO
+from router.transport.codec.ending import Ending
 from router.transport.codec.h2 import frames
 from router.transport.codec.h2.calm import Allowance
 from router.transport.codec.h2.limits import (
@@ -37,15 +38,15 @@ class H2Connection(H2Sender):
         "_reset_ids",
         "_resets",
         "answered",
+        "ending",
         "goaway_sent",
         "is_server",
-        "linger_until_s",
     )
 
     def __init__(self, shell: Shell, on_flood: Callable[[], None], now: float, *, is_server: bool) -> None:
         super().__init__(shell, now)
         self.is_server = is_server
-        self.linger_until_s = 0.0
+        self.ending: Ending | None = None
         self.goaway_sent = False
         self.answered = 0  # streams that ended whole, two of which pardon a reset
         self._on_flood = on_flood
@@ -163,6 +164,18 @@ class H2Connection(H2Sender):
             self.on_broken()
             self.queue(b"")
             self.shell.watch()
+
+    def begin_ending(self, now: float, grace_s: float) -> None:
+        """Count from now on, when the last word is being written."""
+        if self.close == CLOSE_LINGER and self.ending is None:
+            self.ending = Ending(now, grace_s)
+            self.shell.watch()
+
+    def go_on_ending(self, grace_s: float, stall_s: float) -> None:
+        """Give a peer that is still reading more time, or cut it off."""
+        ending = self.ending
+        if ending is None or not ending.goes_on(self.shell.unsent_bytes(), self.now, grace_s, stall_s):
+            self.cut_off()
 
     def cut_off(self) -> None:
         """End at once, without a word."""

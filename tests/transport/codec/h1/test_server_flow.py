@@ -167,8 +167,23 @@ class TestFull:
         bench.feed(b"GET / HTTP/1.0\r\n\r\n")
         bench.answer()
         assert bench.codec.close == CLOSE_FLUSH
-        assert bench.expire() == pytest.approx(60.0)
+        bench.shell.unsent = 1_000
+        began = bench.now
+        while bench.codec.close == CLOSE_FLUSH:
+            bench.expire()
+        assert 60.0 <= bench.now - began <= 64.0
         assert bench.codec.close == CLOSE_ABORT
+
+    @pytest.mark.parametrize("early", [True, False], ids=["early answer", "close"])
+    def test_not_while_some_of_it_is_taken(self, early):
+        bench = ServerBench(stall_s=60.0)
+        bench.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\n" if early else b"GET / HTTP/1.0\r\n\r\n")
+        bench.answer()
+        close = bench.codec.close
+        for left in range(3_000_000, 0, -40_000):
+            bench.shell.unsent = left
+            bench.expire()
+            assert bench.codec.close == close != CLOSE_ABORT
 
 
 class TestDeadlines:
