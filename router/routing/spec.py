@@ -95,6 +95,11 @@ class ConnectionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ceiling: Annotated[int, msgspec.Meta(ge=1, le=1_024)] = 8
     ping_s: Seconds = 300.0
 
+    def __post_init__(self) -> None:
+        """Refuse a floor that there is no room for."""
+        if self.floor > self.ceiling:
+            raise ValueError("floor is above ceiling")
+
 
 class ReplicaSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One inference server. `slot` is its cell in the load board that the workers share."""

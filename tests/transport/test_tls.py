@@ -10,7 +10,7 @@ from certkit import Authority
 from router.routing.spec import TlsSpec
 from router.transport import tls
 from router.transport.certificates import MAX_PEM_BYTES, TlsFileError, file_stamp
-from router.transport.tls import ALPN_HTTP1, client_context, make_client_context, server_name
+from router.transport.tls import client_context, make_client_context, server_name
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def test_certificate_and_key_may_stand_in_one_file(files):
 
 
 def test_a_health_check_offers_http1_alone(files):
-    context = client_context(TlsSpec(ca=str(files / "ca.pem")), ALPN_HTTP1)
+    context = client_context(TlsSpec(ca=str(files / "ca.pem")), ("http/1.1",))
     ours, _ = shake(context, serving(files), "replica.test")
     assert ours.selected_alpn_protocol() == "http/1.1"
 
@@ -113,7 +113,7 @@ def test_a_context_is_made_once_for_specs_that_differ_in_the_name_only(files):
     ca = str(files / "ca.pem")
     assert client_context(TlsSpec(ca=ca)) is client_context(TlsSpec(ca=ca, server_name="x"))
     assert client_context(TlsSpec(ca=ca)) is not client_context(TlsSpec(ca=ca, verify=False))
-    assert client_context(TlsSpec(ca=ca)) is not client_context(TlsSpec(ca=ca), ALPN_HTTP1)
+    assert client_context(TlsSpec(ca=ca)) is not client_context(TlsSpec(ca=ca), ("http/1.1",))
 
 
 def test_the_number_of_contexts_is_bounded(files, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import struct
@@ -13,8 +14,6 @@ from router.transport.shell import TcpShell
 from router.transport.sockets import keep_alive
 
 if TYPE_CHECKING:
-    import asyncio
-
     from router.routing.load import Replica
     from router.routing.spec import DialSpec
     from router.stream import ResponseReceiver
@@ -26,6 +25,8 @@ _BYTES_ACKED_AT: Final = 120
 _BYTES_SENT_AT: Final = 200
 _TCP_INFO_BYTES: Final = 208
 
+GREETING_LIMIT_S: Final = 0.5  # for a replica's SETTINGS; then it is given what RFC 9113 assumes
+
 
 class UpstreamConnection(TcpShell):
     """Belongs to a pool. With HTTP/1.1 it serves one exchange after another, with HTTP/2 many at a time.
@@ -33,7 +34,7 @@ class UpstreamConnection(TcpShell):
     `h1` or `h2` is its codec; with `https` neither is there before the handshake has chosen.
     """
 
-    __slots__ = ("_dial", "_pool", "_read_bytes", "_written_before", "h1", "h2", "replica")
+    __slots__ = ("_dial", "_greeted", "_pool", "_read_bytes", "_written_before", "h1", "h2", "replica")
 
     def __init__(self, reactor: Reactor, replica: Replica, pool: ConnectionPool, dial: DialSpec) -> None:
         super().__init__(reactor)
@@ -42,6 +43,7 @@ class UpstreamConnection(TcpShell):
         self._dial = dial
         self._written_before = 0
         self._read_bytes = 0
+        self._greeted: asyncio.Future[None] | None = None
         self.h1: H1Client | None = None
         self.h2: H2Client | None = None
 
@@ -71,6 +73,16 @@ class UpstreamConnection(TcpShell):
         h1.start(receiver)
         return h1
 
+    async def greeting(self) -> None:
+        """Wait for the replica's SETTINGS, which say how many streams it takes, or the end of the connection."""
+        h2 = self.h2
+        if h2 is None or h2.saw_settings or self.transport is None:
+            return
+        self._greeted = asyncio.get_running_loop().create_future()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(GREETING_LIMIT_S):
+                await self._greeted
+
     @property
     def is_usable(self) -> bool:
         """Whether a request may be sent on it."""
@@ -86,7 +98,13 @@ class UpstreamConnection(TcpShell):
     def on_lost(self) -> None:
         """Leave the pool."""
         self.reactor.counters.upstream_open -= 1
+        self._end_greeting()
         self._pool.forget(self)
+
+    def let_go(self) -> None:
+        """Forget the codec under each of its names."""
+        super().let_go()
+        self.h1 = self.h2 = None
 
     def eof_received(self) -> bool:
         """Learn the replica's idle cut from an end of input that no request asked for."""
@@ -112,6 +130,7 @@ class UpstreamConnection(TcpShell):
             scheme,
             self._dial.connections.ping_s,
             self._on_gone,
+            self._on_settings,
             self._count_written,
             self._is_untouched,
             self,
@@ -128,6 +147,16 @@ class UpstreamConnection(TcpShell):
 
     def _on_gone(self) -> None:
         self._pool.forget(self)
+
+    def _on_settings(self) -> None:
+        assert self.h2 is not None
+        self._pool.learn_streams(self.replica, self.h2.peer_max_streams)
+        self._end_greeting()
+
+    def _end_greeting(self) -> None:
+        greeted = self._greeted
+        if greeted is not None and not greeted.done():
+            greeted.set_result(None)
 
     def _keep_s(self) -> float:
         return self._pool.keep_s(self.replica)

@@ -27,16 +27,17 @@ _log = logging.getLogger(__name__)
 class PendingConnect(PendingStream):
     """A request that waits for a connection. Cancelling it is safe at any moment."""
 
-    __slots__ = ("_dial", "receiver")
+    __slots__ = ("dial", "has_moved", "receiver")
 
     def __init__(self, dial: Dial, receiver: ResponseReceiver) -> None:
-        self._dial = dial
+        self.dial = dial
+        self.has_moved = False
         self.receiver: ResponseReceiver | None = receiver
 
     def cancel(self) -> None:
         """Wait no longer."""
         self.receiver = None
-        self._dial.leave(self)
+        self.dial.leave(self)
 
 
 class Dial:
@@ -61,6 +62,11 @@ class Dial:
         self.waiting.append(pending)
         return pending
 
+    def adopt(self, pending: PendingConnect, instead: PendingConnect) -> None:
+        """Have `pending`, which waited elsewhere in vain, wait here in the place of `instead`."""
+        pending.dial = self
+        self.waiting[self.waiting.index(instead)] = pending
+
     def leave(self, pending: PendingConnect) -> None:
         """Wait no longer. A connection that nobody waits for is given up, one to be shared is kept.
 
@@ -77,6 +83,8 @@ class Dial:
         reactor = pool.reactor
         connection = self._connection
         error = await self._connect()
+        if error is None:
+            await connection.greeting()
         reactor.clock.read()
         waiting = self.waiting
         self.waiting = []
@@ -96,13 +104,13 @@ class Dial:
                 connection.abort()
         else:
             is_kept = pool.dialled(self, connection)
-            self._hand_out(waiting)
+            self._hand_out(waiting, is_kept or connection.h1 is not None)
             if connection.h2 is not None and not is_kept:
                 connection.retire()  # after those who waited for it; HTTP/1.1 comes back to `put`, which retires it
         reactor.outbox.flush()
 
-    def _hand_out(self, waiting: list[PendingConnect]) -> None:
-        """Give each that waits a stream, as far as there are any."""
+    def _hand_out(self, waiting: list[PendingConnect], may_move: bool) -> None:
+        """Give each that waits a stream, as far as there are any; the others look for one elsewhere, once."""
         connection = self._connection
         full = ProxyError(Kind.AT_CAPACITY, Source.UPSTREAM, Retry.SAFE, "the replica takes no more streams")
         for pending in waiting:
@@ -112,9 +120,11 @@ class Dial:
                 if receiver is None:
                     continue  # cancelled by what became of one before it
                 if h2 is not None and h2.room > 0:
-                    receiver.upstream_ready(h2.open(receiver))
+                    receiver.upstream_ready(h2.open(receiver, self._pool.reactor.clock.now))
                 elif connection.h1 is not None and connection.h1.is_idle:
                     receiver.upstream_ready(connection.start(receiver, reused=False))
+                elif may_move and not pending.has_moved:
+                    self._pool.place(pending, self)
                 else:
                     receiver.upstream_failed(full)
             except Exception:

@@ -15,13 +15,14 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from router.errors import Kind, ProxyError, Retry, Source
+from router.stream import PendingStream
 from router.transport.codec.h2.limits import ASSUMED_STREAMS
 from router.transport.upstream.dial import Dial, PendingConnect
 
 if TYPE_CHECKING:
     from router.routing.load import Replica
     from router.routing.spec import DialSpec
-    from router.stream import PendingStream, ResponseReceiver, UpstreamStream
+    from router.stream import ResponseReceiver, UpstreamStream
     from router.transport.shell import Reactor
     from router.transport.upstream.connection import UpstreamConnection
 
@@ -42,13 +43,14 @@ _FULL: Final = ProxyError(
 class Kept:
     """What is kept of one replica: its connections, and how long an idle one may stay."""
 
-    __slots__ = ("cut_s", "dials", "idle", "is_h2", "keep_s", "learned_s", "retry", "shared")
+    __slots__ = ("cut_s", "dials", "idle", "is_h2", "keep_s", "learned_s", "max_streams", "retry", "shared")
 
     def __init__(self) -> None:
         self.idle: list[UpstreamConnection] = []  # HTTP/1.1
         self.shared: list[UpstreamConnection] = []  # HTTP/2
         self.dials: list[Dial] = []  # HTTP/2, under way
         self.retry: asyncio.TimerHandle | None = None  # of the floor: one, however often it was asked for
+        self.max_streams = ASSUMED_STREAMS  # that it takes on a connection, as far as is known
         self.is_h2 = False  # it chose HTTP/2 when it was last asked
         self.keep_s = DEFAULT_KEEP_S
         self.cut_s = 0.0  # after how long the last idle connection was closed by the replica
@@ -78,7 +80,7 @@ class ConnectionPool:
             h2 = connection.h2
             if h2 is not None and h2.room > 0:
                 self.reactor.counters.upstream_reused += 1
-                return h2.open(receiver)
+                return h2.open(receiver, self.reactor.clock.now)
         if kept.shared or kept.is_h2 or replica.scheme == "h2c":
             return self._connect_shared(replica, kept, receiver, dial)
         if not fresh:
@@ -108,11 +110,25 @@ class ConnectionPool:
     ) -> PendingConnect | ProxyError:
         """Join a connection being made, or make one more."""
         for under_way in kept.dials:
-            if len(under_way.waiting) < ASSUMED_STREAMS:
+            if len(under_way.waiting) < max(1, kept.max_streams):
                 return under_way.wait(receiver)
         if len(kept.shared) + len(kept.dials) >= dial.connections.ceiling:
             return _FULL
         return self._dial_shared(replica, kept, dial).wait(receiver)
+
+    def place(self, pending: PendingConnect, dial: Dial) -> None:
+        """Find another stream for a request that waited in vain: the replica takes fewer than was thought."""
+        receiver = pending.receiver
+        assert receiver is not None
+        pending.has_moved = True
+        opened = self.open(dial.replica, receiver, dial.spec, fresh=True)
+        if isinstance(opened, ProxyError):
+            receiver.upstream_failed(opened)
+        elif isinstance(opened, PendingConnect):
+            opened.dial.adopt(pending, opened)
+        else:
+            assert not isinstance(opened, PendingStream)
+            receiver.upstream_ready(opened)
 
     def _dial_shared(self, replica: Replica, kept: Kept, dial: DialSpec) -> Dial:
         under_way = Dial(self, replica, dial, is_shared=True)
@@ -132,7 +148,10 @@ class ConnectionPool:
             return False
         if kept is None:
             kept = self._keep(replica)
-        kept.is_h2 = connection.h2 is not None
+        h2 = connection.h2
+        kept.is_h2 = h2 is not None
+        if h2 is not None:
+            kept.max_streams = h2.peer_max_streams
         if kept.is_h2 and len(kept.shared) < dial.spec.connections.ceiling:
             kept.shared.append(connection)
             return True
@@ -199,6 +218,12 @@ class ConnectionPool:
         """Return how long a connection to `replica` may stay idle."""
         kept = self._kept.get(replica)
         return DEFAULT_KEEP_S if kept is None else kept.keep_s
+
+    def learn_streams(self, replica: Replica, count: int) -> None:
+        """Note how many streams the replica takes on a connection."""
+        kept = self._kept.get(replica)
+        if kept is not None:
+            kept.max_streams = count
 
     def learn_idle_cut(self, replica: Replica, after_s: float) -> None:
         """Note that the replica closed a connection that was idle for `after_s`."""
