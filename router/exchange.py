@@ -58,7 +58,9 @@ class Exchange(RequestReceiver, ResponseReceiver):
         "_endpoint",
         "_finished",
         "_first_byte_deadline_s",
+        "_first_byte_s",
         "_grpc_status",
+        "_has_length",
         "_head",
         "_head_ends",
         "_is_event_stream",
@@ -83,6 +85,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         "_sent_s",
         "_started_s",
         "_status",
+        "_timeouts_at",
         "_ttfb_s",
         "_tunnel_ends",
         "_upstream",
@@ -109,6 +112,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         self._ttfb_s = 0.0
         self._deadline_s = 0.0
         self._first_byte_deadline_s = 0.0
+        self._first_byte_s = 0.0
         self._status = 0
         self._grpc_status = NO_GRPC_STATUS
         self._received_bytes = 0
@@ -127,6 +131,8 @@ class Exchange(RequestReceiver, ResponseReceiver):
         self._finished = False
         self._rid = b""  # by which an engine that is told of it can be told to stop
         self._tunnel_ends = 0
+        self._timeouts_at = 0  # where in the head's added fields what is left of the time is told
+        self._has_length = False  # the answer declared one
         self.tried: tuple[Replica, ...] = ()
         self.watch_tick = -1
 
@@ -170,7 +176,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
             self._deadline_s = self._started_s + timeouts.total_s
         forwarded_for = self._peer.forwarded_for
         if known is not NO_FIELDS:
-            refusal = self._take_timeouts(head, known)
+            refusal = self._take_timeouts(known)
             if refusal is not None:
                 self._refuse(refusal)
                 return
@@ -189,6 +195,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
             self._rid = core.make_id()
             head.added.append((b"x-override-rid", self._rid))
         if self._deadline_s:
+            self._timeouts_at = len(head.added)
             core.wheel.watch(self)
         self._open(fresh=False)
 
@@ -213,14 +220,19 @@ class Exchange(RequestReceiver, ResponseReceiver):
             else:
                 self._replay = None
         upstream.send_data(data, end)
-        if end and self._status == 101:
-            self._end_tunnel()
+        if end:
+            if self._status == 101:
+                self._end_tunnel()
+            elif self._first_byte_s and not self._status:
+                self._await_first_byte(self._core.clock.now)
 
     def request_trailers(self, trailers: Headers) -> None:
         """Relay the trailers; a request that has them is not repeated."""
         self._replay = None
         if self._upstream is not None:
             self._upstream.send_trailers(trailers)
+            if self._first_byte_s and not self._status:
+                self._await_first_byte(self._core.clock.now)
         else:
             self._discard(0, True)
 
@@ -286,12 +298,15 @@ class Exchange(RequestReceiver, ResponseReceiver):
         if self._response_paused:
             stream.hold(HOLD_PEER_FULL)
         self._reached = _REACHED_MAYBE
+        if self._timeouts_at:  # what is left now, behind a connect or another replica's try
+            del head.added[self._timeouts_at :]
+            forward_timeouts(head, head.shape.known, self._deadline_s - self._core.clock.now)
         stream.send_head(head, self._head_ends)
         replay = self._replay
         if replay:
             for i, data in enumerate(replay, 1):
                 stream.send_data(data, self._replay_ended and i == len(replay))
-        if not stream.may_be_untouched or head.shape.upgrade is not None:
+        if not stream.may_be_untouched:
             self._replay = None
         elif replay is None:
             self._replay = []
@@ -299,9 +314,9 @@ class Exchange(RequestReceiver, ResponseReceiver):
         assert endpoint is not None
         self._sent_s = now = self._core.clock.read()
         self._overhead_s = now - self._started_s - self._connected_s
-        if endpoint.timeouts.first_byte_s:
-            self._first_byte_deadline_s = now + endpoint.timeouts.first_byte_s
-            self._core.wheel.watch(self)
+        self._first_byte_s = endpoint.timeouts.first_byte_s
+        if self._first_byte_s and (self._head_ends or self._replay_ended or head.shape.upgrade is not None):
+            self._await_first_byte(now)
         if not self._head_ends:
             if head.shape.upgrade is not None:
                 # RFC 6455 §4.1: nothing of the tunnel may pass before the replica answered 101.
@@ -330,11 +345,12 @@ class Exchange(RequestReceiver, ResponseReceiver):
         if error.retry is Retry.SAFE:
             self.tried += (lease.replica,)
             if all(replica in self.tried for replica in endpoint.picker.eligible):
-                if error.kind is not Kind.UPSTREAM_CLOSED:
+                if error.kind is not Kind.UPSTREAM_CLOSED and upstream is None:
                     return False
-                self.tried = ()  # a GOAWAY is of one connection: the replica may take another
+                self.tried = ()  # a GOAWAY or a refused stream is of one connection: the replica may take another
         self._release(move_outcome(error.kind) if error.retry is Retry.SAFE else OUTCOME_CANCELLED)
         self._upstream = None
+        self._first_byte_deadline_s = 0.0
         if not self._retries:
             core.retrying += 1
         self._retries += 1
@@ -399,9 +415,11 @@ class Exchange(RequestReceiver, ResponseReceiver):
             self._status = 101 if shape.accepts_tunnel else status
             self._deadline_s = 0.0  # of the handshake; a tunnel lives as long as something moves
             self._downstream.send_head(head, end)
-            self._downstream.release(HOLD_NO_UPSTREAM)
+            if shape.accepts_tunnel:  # refused, what the client sends is held until it is dropped: it is no body
+                self._downstream.release(HOLD_NO_UPSTREAM)
         else:
             self._status = status
+            self._has_length = head.length is not None
             self._grpc_status = shape.grpc_status
             self._downstream.send_head(head, end)
         if end:
@@ -465,8 +483,13 @@ class Exchange(RequestReceiver, ResponseReceiver):
         total, first = self._deadline_s, self._first_byte_deadline_s
         return (min(total, first) if total and first else total or first) or None
 
-    def _take_timeouts(self, head: RequestHead, known: dict[bytes, bytes]) -> ProxyError | None:
-        """Apply what the client asks for: the smallest limit wins, and its remainder is forwarded."""
+    def _await_first_byte(self, now: float) -> None:
+        """Give the replica its time, now that it has the whole request: an upload takes what its client takes."""
+        self._first_byte_deadline_s = now + self._first_byte_s
+        self._core.wheel.watch(self)
+
+    def _take_timeouts(self, known: dict[bytes, bytes]) -> ProxyError | None:
+        """Apply what the client asks for: the smallest limit wins."""
         asked_s = asked_timeout_s(known)
         if isinstance(asked_s, ProxyError):
             return asked_s
@@ -474,10 +497,8 @@ class Exchange(RequestReceiver, ResponseReceiver):
             return None
         if not self._deadline_s or self._started_s + asked_s < self._deadline_s:
             self._deadline_s = self._started_s + asked_s
-        left_s = self._deadline_s - self._core.clock.now
-        if left_s <= 0.0:
+        if self._deadline_s <= self._core.clock.now:
             return ProxyError(Kind.DEADLINE, Source.DOWNSTREAM)
-        forward_timeouts(head, known, left_s)
         return None
 
     def handle_deadline(self, now: float) -> None:
@@ -555,6 +576,9 @@ class Exchange(RequestReceiver, ResponseReceiver):
     def _answer_grpc(self, error: ProxyError) -> None:
         """Say it as a status: in trailers alone, or behind what the replica sent so far."""
         self._grpc_status = WIRE[error.kind].grpc
+        if self._status and self._has_length:
+            self._downstream.reset(error)  # not gRPC's framing: an end would be taken for the whole
+            return
         if self._status:
             self._downstream.send_trailers(grpc_trailers(error, self._reached))
             return
@@ -583,7 +607,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         if error is None:
             self._release(answer_outcome(status, self._grpc_status))
         else:
-            self._release(failure_outcome(error.kind))
+            self._release(move_outcome(error.kind) if error.retry is Retry.SAFE else failure_outcome(error.kind))
             if error.kind in _SILENT:
                 status = WIRE[error.kind].status
             flag, code = WIRE[error.kind].flag.encode(), error.kind.value.encode()

@@ -45,5 +45,5 @@ def failure_outcome(kind: Kind) -> int:
 
 
 def move_outcome(kind: Kind) -> int:
-    """Return the outcome for the replica that a request moves on from, which provably did nothing with it."""
+    """Return the outcome for a replica that provably did nothing with a request, which may move on."""
     return _OF_MOVE.get(kind, OUTCOME_CANCELLED)

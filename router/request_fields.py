@@ -40,7 +40,7 @@ def asked_timeout_s(known: dict[bytes, bytes]) -> float | ProxyError:
 
 
 def forward_timeouts(head: RequestHead, known: dict[bytes, bytes], left_s: float) -> None:
-    """Tell the replica what is left, in the fields that the client used."""
+    """Tell the replica what is left, in the fields that the client used. Seconds; no less than the unit."""
     if b"grpc-timeout" in known:
         head.added.append((b"grpc-timeout", write_grpc_timeout(left_s)))
     if b"x-request-timeout-ms" in known:

@@ -18,6 +18,8 @@ from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream
 GONE = ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM)
 REFUSED = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE)
 CLOSED = ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM)
+STREAM_REFUSED = ProxyError(Kind.UPSTREAM_RESET, Source.UPSTREAM, Retry.SAFE)
+GOES_AWAY = ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, Retry.SAFE)
 STALE = ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, Retry.IF_REUSED)
 
 
@@ -206,6 +208,49 @@ def test_a_tunnel_is_held_until_the_replica_switched():
     assert (up.data, bench.down.data) == (b"a", b"b")
     assert bench.finished()
     assert bench.records[0][6] == 101
+
+
+def test_a_refused_tunnel_stays_shut():
+    """What the client sends behind its handshake would be a request of its making to the replica."""
+    bench = Bench()
+    up = bench.warm()
+    bench.head(b"CONNECT", upgrade=b"websocket")
+    bench.exchange.response_head(response(403, 4), False)
+    assert bench.down.holds & HOLD_NO_UPSTREAM
+    bench.exchange.response_data(b"nope", True)
+    assert bench.finished() and not up.data and bench.down.ended
+
+
+@pytest.mark.parametrize("error", [STALE, STREAM_REFUSED, GOES_AWAY])
+def test_a_tunnel_that_reached_nobody_is_tried_again(error):
+    bench = Bench()
+    bench.warm()
+    bench.head(b"CONNECT", upgrade=b"websocket")
+    bench.exchange.response_reset(error)
+    up = bench.connected()
+    assert up.head is not None and bench.down.holds == HOLD_NO_UPSTREAM
+    bench.exchange.response_head(response(200, tunnel=True), False)
+    assert bench.down.holds == 0
+
+
+@pytest.mark.parametrize("error", [STREAM_REFUSED, GOES_AWAY])
+def test_what_one_connection_refused_another_to_the_same_replica_may_take(error):
+    bench = Bench(replicas=1)
+    bench.warm()
+    bench.head(end=True)
+    bench.exchange.response_reset(error)
+    assert bench.connected().head is not None
+    bench.exchange.response_head(response(204), True)
+    assert bench.finished() and bench.records[0][17] == 1
+
+
+def test_a_replica_that_refuses_streams_is_full_and_not_broken():
+    bench = Bench(replicas=1, retries=0)
+    bench.warm()
+    bench.head(end=True)
+    bench.exchange.response_reset(STREAM_REFUSED)
+    assert bench.flags == ("UR", "upstream_reset", b"no")
+    assert bench.endpoint.replicas[0].failures == 0
 
 
 def test_a_refused_connection_moves_to_another_replica():
@@ -405,6 +450,50 @@ def test_deadlines():
     assert bench.flags[0] == "DT"
     assert up.error is not None
     assert bench.exchange.next_deadline() is None
+
+
+@pytest.mark.parametrize("end", ["data", "trailers"])
+def test_the_first_byte_is_awaited_once_the_replica_has_the_request(end):
+    """A slow upload is the client's doing, and no failure of the replica."""
+    bench = Bench(timeouts=TimeoutSpec(first_byte_s=2.0))
+    bench.warm()
+    bench.head(length=None if end == "trailers" else 5)
+    assert bench.exchange.next_deadline() is None
+    bench.now = bench.clock.now = 110.0
+    if end == "data":
+        bench.exchange.request_data(b"hello", True)
+    else:
+        bench.exchange.request_trailers([(b"a", b"b")])
+    assert bench.exchange.next_deadline() == 112.0
+    bench.exchange.handle_deadline(112.0)
+    assert bench.flags[:2] == ("UT", "first_byte_timeout")
+
+
+def test_the_next_replica_has_its_own_time_for_the_first_byte():
+    bench = Bench(timeouts=TimeoutSpec(first_byte_s=2.0))
+    bench.warm()
+    bench.head(length=5)
+    bench.exchange.request_data(b"hello", True)
+    bench.now = bench.clock.now = 101.5
+    bench.exchange.response_reset(GOES_AWAY)
+    assert bench.exchange.next_deadline() is None, "while it connects"
+    bench.now = bench.clock.now = 103.0
+    bench.connected()
+    assert bench.exchange.next_deadline() == 105.0
+
+
+def test_a_retried_request_tells_what_is_left_by_then():
+    bench = Bench()
+    first = bench.warm()
+    known = {b"x-request-timeout-ms": b"2000", b"grpc-timeout": b"2S"}
+    bench.head(end=True, known=known)
+    assert dict(first.head.added)[b"x-request-timeout-ms"] == b"2000"
+    bench.now = bench.clock.now = 101.5
+    bench.exchange.response_reset(GOES_AWAY)
+    added = bench.connected().head.added
+    assert [value for name, value in added if name == b"x-request-timeout-ms"] == [b"500"]
+    assert [value for name, value in added if name == b"grpc-timeout"] == [b"500000u"]
+    assert len(added) == len({name for name, _ in added})
 
 
 def test_a_request_timeout_of_the_client_is_a_deadline_and_what_remains_is_forwarded():
@@ -628,6 +717,16 @@ def test_a_grpc_call_whose_replica_dies_ends_with_a_status():
     assert dict(bench.down.trailers)[b"grpc-status"] == b"14" and bench.down.error is None
     assert bench.records[0][19] == 14 and bench.flags[1] == "upstream_closed"
     assert bench.endpoint.counters.grpc_statuses == {14: 1}
+
+
+def test_a_grpc_call_whose_answer_has_a_length_is_not_ended_short_of_it():
+    bench = grpc_bench()
+    bench.warm()
+    bench.head(end=True)
+    bench.exchange.response_head(response(200, 100), False)
+    bench.exchange.response_data(b"half of a page", False)
+    bench.exchange.response_reset(CLOSED)
+    assert bench.down.trailers is None and bench.down.error is CLOSED
 
 
 @pytest.mark.parametrize(
