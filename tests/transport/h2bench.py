@@ -152,18 +152,23 @@ class ClientBench(H2Bench):
         super().__init__()
         self.gone = 0
         self.untouched = True
+        self.greeted = 0
         self.codec = H2Client(
-            b"replica:80", b"http", ping_s, self._on_gone, lambda: 0, lambda before: self.untouched, self.shell, self.now
-        )
+            b"replica:80", b"http", ping_s, self._on_gone, self._on_settings, lambda: 0,
+            lambda before: self.untouched, self.shell, self.now,
+        )  # fmt: skip
         if greet:
             self.feed(settings(**values))
 
     def _on_gone(self):
         self.gone += 1
 
+    def _on_settings(self):
+        self.greeted += 1
+
     def start(self, head=None, end=True):
         receiver = StreamReceiver(self)
-        receiver.stream = self.codec.open(receiver)
+        receiver.stream = self.codec.open(receiver, self.now)
         receiver.stream.send_head(head if head is not None else request(), end)
         self.flush()
         return receiver

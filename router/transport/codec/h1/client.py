@@ -71,6 +71,7 @@ class H1Client(H1Connection, UpstreamStream):
         "_is_full",
         "_is_head_request",
         "_is_untouched",
+        "_is_uploading",
         "_keep_s",
         "_on_idle",
         "_reading",
@@ -108,6 +109,7 @@ class H1Client(H1Connection, UpstreamStream):
         self._draining = False
         self._eof = False
         self._is_full = False
+        self._is_uploading = False  # a request's head left, and its end did not
         self._websocket_key = b""
         self.may_be_untouched = False
 
@@ -142,7 +144,7 @@ class H1Client(H1Connection, UpstreamStream):
         self._queue(write_request(head, end, self._authority, key))
 
     def send_data(self, data: bytes, end: bool) -> None:
-        """Queue body bytes, or tunnel bytes once the replica switched."""
+        """Queue body bytes, or tunnel bytes once the replica switched; before, it would read them as requests."""
         out = self._out
         if not out:
             self._shell.touch()
@@ -151,7 +153,7 @@ class H1Client(H1Connection, UpstreamStream):
                 self._add_chunk(data)
             if end:
                 out.append(LAST_CHUNK)
-        elif data:
+        elif data and self._writing != _UPGRADE:
             out.append(data)
         if end:
             self._end_request()
@@ -180,14 +182,30 @@ class H1Client(H1Connection, UpstreamStream):
             if self._reading == _DISCARD:
                 self._receiver = None  # both halves ended: the exchange is over
                 self._end_with(CLOSE_FLUSH)
-            return
-        self._writing = BODILESS
+        elif self._writing != _UPGRADE:  # a handshake that ends is not whole: its connection is not kept
+            self._writing = BODILESS
 
-    # -- bytes in -------------------------------------------------------------------------------------
+    # -- bytes in and out -----------------------------------------------------------------------------
+
+    def take_output(self, now: float) -> list[bytes]:
+        """Hand over the queued output.
+
+        An answer that came before the upload's end is read first: if the replica has closed behind it, one more
+        write would fail, and the transport would end without reading it (RFC 9112 §9.5).
+        """
+        out = self._out
+        if not out or (self._is_uploading and self._shell.has_input()):
+            return []
+        self._is_uploading = self._writing in (LENGTH, CHUNKS)
+        self._out = []
+        self.last_moved_s = now
+        return out
 
     def receive(self, data: bytes, now: float) -> None:
         """Take input, or continue with what was held when `data` is empty."""
         self.last_moved_s = now
+        if self._out:
+            self._shell.touch()  # what waited for this input
         self.has_held_input = False
         if self._stash:
             data = self._stash + data

@@ -55,7 +55,6 @@ class ClientStream(H2Stream, UpstreamStream):
         "_informational",
         "_is_head_request",
         "_receiver",
-        "_wants_tunnel",
         "_written_before",
         "may_be_untouched",
     )
@@ -65,7 +64,6 @@ class ClientStream(H2Stream, UpstreamStream):
         self._client = client
         self._receiver: ResponseReceiver | None = receiver
         self._is_head_request = False
-        self._wants_tunnel = False
         self._got_head = False
         self._informational = 0
         self._deferred: RequestHead | None = None
@@ -80,7 +78,7 @@ class ClientStream(H2Stream, UpstreamStream):
         client = self._client
         self._is_head_request = head.shape.method == b"HEAD"
         if head.shape.upgrade is not None:
-            self._wants_tunnel = True
+            self.wants_tunnel = True
             self._deferred = head
             client.defer(self)
             return
@@ -102,16 +100,19 @@ class ClientStream(H2Stream, UpstreamStream):
         head = self._deferred
         self._deferred = None
         if head is None:
-            return
+            return  # cancelled by what became of one before it
         if self._client.peer_takes_connect:
             self._send_now(head, False)
         else:
             self.lose(_NO_TUNNELS)
+            self._client.on_stream_gone()
 
     def reset(self, error: ProxyError) -> None:
         """Cancel this request alone."""
         self._receiver = None
-        self._deferred = None
+        if self._deferred is not None:
+            self._deferred = None
+            self._client.undefer(self)
         if not self.is_over and self.id:
             self._client.reset_stream(self, frames.CANCEL)
             self._client.on_stream_gone()
@@ -120,6 +121,12 @@ class ClientStream(H2Stream, UpstreamStream):
     def is_untouched(self) -> bool:
         """Whether the replica's kernel took no byte of this request."""
         return not self._got_head and self._client.is_untouched(self._written_before)
+
+    def all_said(self) -> None:
+        """Limit the time of a tunnel that is over for both sides, and only waits for a window."""
+        if self.is_tunnel and self.received_end and not self.has_held():
+            self._receiver = None
+            self._client.await_end(self)
 
     def after_end(self) -> None:
         """Forget a tunnel that ended both ways; any other stream its response ends."""
@@ -141,11 +148,18 @@ class ClientStream(H2Stream, UpstreamStream):
             if receiver is not None:
                 receiver.response_informational(fields)
             return True
+        self._got_head = self.takes_data = True
+        if self.wants_tunnel and status < 300:
+            if end:
+                return False
+            self.is_tunnel = True
+            if receiver is not None:
+                receiver.response_head(_accepted(fields), False)
+            return True
         if fields.length is not None and not self._is_head_request and status not in (204, 304):
             if end and fields.length:
                 return False
             self.expected_bytes = fields.length
-        self._got_head = self.takes_data = True
         if not end and (self._is_head_request or status in (204, 304)):
             # No body, and many servers say so in an empty DATA of its own: the exchange need not wait for it.
             self.expected_bytes = 0
@@ -154,11 +168,6 @@ class ClientStream(H2Stream, UpstreamStream):
             if receiver is not None:
                 receiver.response_head(fields, True)
             return True
-        if self._wants_tunnel and 200 <= status < 300:
-            if end:
-                return False
-            self.is_tunnel = True
-            fields = _accepted(fields)
         if end:
             self._finish()
         if receiver is not None:
@@ -188,6 +197,9 @@ class ClientStream(H2Stream, UpstreamStream):
     def _finish(self) -> None:
         """End the stream before its last event is handed on: there may be room for another one."""
         if self.is_tunnel and not self.sent_end:
+            if self.has_said_all():
+                self._receiver = None
+                self._client.await_end(self)
             return  # the client's half goes on
         self._receiver = None
         client = self._client
@@ -227,6 +239,7 @@ class H2Client(H2Reader):
         "_memo",
         "_next_id",
         "_on_gone",
+        "_on_settings",
         "_ping_s",
         "_trailers",
         "authority",
@@ -240,6 +253,7 @@ class H2Client(H2Reader):
         scheme: bytes,
         ping_s: float,
         on_gone: Callable[[], None],
+        on_settings: Callable[[], None],
         written_bytes: Callable[[], int],
         is_untouched: Callable[[int], bool],
         shell: Shell,
@@ -251,12 +265,13 @@ class H2Client(H2Reader):
         self.written_bytes = written_bytes
         self.peer_max_streams = ASSUMED_STREAMS
         self._on_gone = on_gone
+        self._on_settings = on_settings
         self._is_untouched = is_untouched
         self._ping_s = ping_s
         self._next_id = 1
         self._is_draining = False
         self._deferred: list[ClientStream] = []
-        self._ending: list[ClientStream] = []  # answered whole, but for END_STREAM
+        self._ending: list[ClientStream] = []  # over, but for END_STREAM of theirs or a window for ours
         self._memo: dict[bytes, ResponseShape] = {}
         self._trailers: dict[bytes, Headers] = {}
         self.queue(_PRELUDE)
@@ -269,14 +284,21 @@ class H2Client(H2Reader):
         return not self._is_draining and self.close == CLOSE_NO
 
     @property
+    def saw_settings(self) -> bool:
+        """Whether it is known what the replica allows."""
+        return self._saw_settings
+
+    @property
     def room(self) -> int:
         """How many more requests it takes now."""
         if not self.is_open:
             return 0
         return self.peer_max_streams - len(self.streams) - len(self._deferred)
 
-    def open(self, receiver: ResponseReceiver) -> ClientStream:
+    def open(self, receiver: ResponseReceiver, now: float) -> ClientStream:
         """Return a stream for a request; the caller has looked at `room`."""
+        if not self.streams:
+            self.heard_s = now  # an answer is due from now on
         return ClientStream(self, receiver)
 
     def is_untouched(self, written_before: int) -> bool:
@@ -303,7 +325,7 @@ class H2Client(H2Reader):
         return stream_id
 
     def await_end(self, stream: ClientStream) -> None:
-        """Give a replica a moment for the END_STREAM that it owes."""
+        """Give a replica a moment for the END_STREAM, or the window, that it owes."""
         stream.moved_s = self.now
         stream.let_go()
         self._ending.append(stream)
@@ -314,6 +336,12 @@ class H2Client(H2Reader):
         self._deferred.append(stream)
         self.needs_time = True
         self.shell.touch()
+
+    def undefer(self, stream: ClientStream) -> None:
+        """Give the place back of a stream that is cancelled before it was sent."""
+        if stream in self._deferred:
+            self._deferred.remove(stream)
+            self.on_stream_gone()
 
     # -- from the replica -----------------------------------------------------------------------------
 
@@ -363,7 +391,7 @@ class H2Client(H2Reader):
             self._fail_response(stream, "a head is out of place")
 
     def _on_trailers(self, stream: ClientStream, trailers: Headers | None, end: bool) -> None:
-        if not end or trailers is None or stream.expected_bytes > 0:
+        if not end or trailers is None or stream.expected_bytes > 0 or stream.is_tunnel:  # RFC 9113 §8.1, §8.5
             self._fail_response(stream, "its trailers are malformed, or come before the body's end")
             return
         stream.received_end = True
@@ -387,7 +415,7 @@ class H2Client(H2Reader):
 
     def on_goaway(self, last_stream_id: int, code: int) -> None:
         """Move what the replica has not taken up; finish the rest; take nothing new."""
-        self._is_draining = True
+        self._leave_pool()
         refused = ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, Retry.SAFE, "the replica goes away")
         for stream in list(self.streams.values()):
             if stream.id > last_stream_id:
@@ -395,14 +423,15 @@ class H2Client(H2Reader):
                 self.remember_reset(stream.id, by_us=True)
                 stream.lose(refused)
         self._refuse_deferred(refused)
-        self._on_gone()
         self.on_stream_gone()
+
+    def on_settings(self) -> None:
+        """Tell the pool how many streams the replica takes."""
+        self._on_settings()
 
     def before_output(self, now: float) -> None:
         """Begin lingering, or go on with what waited for the replica's settings."""
-        if self.close and not self.linger_until_s:
-            self.linger_until_s = now + GOAWAY_LINGER_S
-            self.shell.watch()
+        self.begin_ending(now, GOAWAY_LINGER_S)
         if not self._deferred:
             return
         if not self._saw_settings:
@@ -433,13 +462,18 @@ class H2Client(H2Reader):
         self._lose_all(ProxyError(Kind.UPSTREAM_RESET, Source.UPSTREAM, Retry.IF_REUSED))
 
     def _lose_all(self, error: ProxyError, *, keep_whole: bool = False) -> None:
-        self._is_draining = True
+        self._leave_pool()
         for stream in list(self.streams.values()):
             if keep_whole and stream.received_end and stream.has_held():
+                stream.stop_sending()
                 continue
             self.forget(stream)
             stream.lose(error)
         self._refuse_deferred(error)
+
+    def _leave_pool(self) -> None:
+        """Take nothing new; said first, so that what moves on finds the place free."""
+        self._is_draining = True
         self._on_gone()
 
     def _refuse_deferred(self, error: ProxyError) -> None:
@@ -460,20 +494,20 @@ class H2Client(H2Reader):
     def next_deadline(self) -> float | None:
         """The first of: end of lingering, a PING's answer, the next PING, an idle connection."""
         if self.close:
-            return self.linger_until_s or self.last_moved_s + CLOSE_LIMIT_S
+            return self.ending.until_s if self.ending is not None else self.last_moved_s + CLOSE_LIMIT_S
         if self._ending:
             return self._ending[0].moved_s + CLOSE_LIMIT_S
         if self.ping_sent_s:
             return self.ping_sent_s + PING_LIMIT_S
         if self.streams:
-            return self.last_moved_s + self._ping_s if self._ping_s else NEVER
+            return self.heard_s + self._ping_s if self._ping_s else NEVER
         return self.last_moved_s + IDLE_CONNECTION_S
 
     def handle_deadline(self, now: float) -> None:
         """Act on whichever deadline passed."""
         self.now = now
         if self.close:
-            self.cut_off()
+            self.go_on_ending(GOAWAY_LINGER_S, CLOSE_LIMIT_S)
         elif self._ending:
             self._stop_waiting(now)
         elif self.ping_sent_s:
@@ -501,8 +535,7 @@ class H2Client(H2Reader):
 
     def drain(self) -> None:
         """Take nothing new, close after the last stream."""
-        self._is_draining = True
-        self._on_gone()
+        self._leave_pool()
         self.on_stream_gone()
 
 

@@ -139,8 +139,9 @@ def _apply_pseudo(
         if not authority or (host is not None and host != authority):
             return bad_request("the authority is empty, or host names another one")
         host = authority
-    if host is not None and (host.startswith(b":") or grammar.AUTHORITY.fullmatch(host) is None):
-        return bad_request("the authority is malformed")
+    # RFC 9113 §8.3.1: one of the two must be there.
+    if not host or host.startswith(b":") or grammar.AUTHORITY.fullmatch(host) is None:
+        return bad_request("the authority is missing or malformed")
     protocol = pseudo.get(PROTOCOL)
     if method == b"CONNECT" and protocol is None:
         # RFC 9113 §8.5: a tunnel to anywhere, which a router of replicas is not.
@@ -152,7 +153,7 @@ def _apply_pseudo(
         return bad_request("the path is malformed")
     shape.method = method
     shape.path = path
-    shape.authority = host or b""
+    shape.authority = host
     if protocol is None:
         return head
     if method != b"CONNECT" or authority is None:
@@ -260,7 +261,8 @@ def write_response(head: ResponseHead) -> bytes:
     """Return the head's block."""
     shape = head.shape
     parts = [shape.h2_block or _write_response_shape(shape)]
-    if head.length is not None and not shape.accepts_tunnel:
+    # RFC 9110 §8.6: 1xx and 204 have none; nghttp2 resets a stream for it.
+    if head.length is not None and shape.status >= 200 and shape.status != 204 and not shape.accepts_tunnel:
         parts.append(write_field((b"content-length", b"%d" % head.length)))
     parts += [write_field(field) for field in head.added]
     return b"".join(parts)

@@ -7,7 +7,7 @@ The section of RFC 9113 stands at each branch that it causes.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from router.stream import CLOSE_NO
 from router.transport.codec.h2 import frames
@@ -16,7 +16,6 @@ from router.transport.codec.h2.connection import H2Connection
 from router.transport.codec.h2.hpack import HpackDecoder
 from router.transport.codec.h2.limits import (
     ANSWERS_PER_RESET,
-    CONNECTION_WINDOW,
     CREDIT_BURST,
     EMPTY_BURST,
     FRAMES_PER_S,
@@ -35,8 +34,6 @@ if TYPE_CHECKING:
 
     from router.stream import Shell
     from router.transport.codec.h2.stream import H2Stream
-
-_CREDIT_AT: Final = CONNECTION_WINDOW // 2
 
 
 class H2Reader(H2Connection):
@@ -57,6 +54,7 @@ class H2Reader(H2Connection):
         "_settings_frames",
         "_stash",
         "decoder",
+        "heard_s",
         "peer_max_streams",
         "peer_takes_connect",
         "ping_sent_s",
@@ -66,6 +64,7 @@ class H2Reader(H2Connection):
         super().__init__(shell, on_flood, now, is_server=is_server)
         self.peer_max_streams = frames.MAX_WINDOW
         self.peer_takes_connect = False
+        self.heard_s = now  # when input came last
         self.ping_sent_s = 0.0  # when a PING of ours left that nothing has answered
         self.decoder = HpackDecoder()
         self._stash = b""
@@ -96,6 +95,9 @@ class H2Reader(H2Connection):
         """Learn that the peer takes no further streams."""
         raise NotImplementedError
 
+    def on_settings(self) -> None:
+        """Learn that the peer's settings are in force."""
+
     def on_ping_ack(self, payload: bytes) -> None:
         """Learn that a PING of ours came back."""
 
@@ -111,10 +113,10 @@ class H2Reader(H2Connection):
             for stream in continued:
                 stream.deliver_held()
         if not data:
-            if self.credit >= _CREDIT_AT:
+            if self.credit >= self._receive_window:
                 self._return_credit()
             return
-        self.last_moved_s = now
+        self.last_moved_s = self.heard_s = now
         self.ping_sent_s = 0.0  # any input shows that the peer lives
         if self.close != CLOSE_NO:
             return  # nothing more is understood on it
@@ -151,7 +153,7 @@ class H2Reader(H2Connection):
             self._note_partial(data, pos, size)
         elif self._partial_since_s:
             self._partial_since_s = 0.0
-        if self.credit >= _CREDIT_AT:
+        if self.credit >= self._receive_window:
             self._return_credit()
 
     def _note_partial(self, data: bytes, pos: int, size: int) -> None:
@@ -205,8 +207,11 @@ class H2Reader(H2Connection):
             self.fail_stream(stream, frames.FLOW_CONTROL_ERROR)
             return
         if flags & frames.PADDED:
-            pad = data[start] if length else 0
-            if pad >= length:  # RFC 9113 §6.1: also where there is no pad length at all
+            if not length:  # RFC 9113 §4.2: no room for the pad's own length
+                self.fail(frames.FRAME_SIZE_ERROR, b"no pad length")
+                return
+            pad = data[start]
+            if pad >= length:  # RFC 9113 §6.1
                 self.fail(frames.PROTOCOL_ERROR, b"padding is longer than its frame")
                 return
             start += 1
@@ -236,18 +241,16 @@ class H2Reader(H2Connection):
             self.fail(frames.PROTOCOL_ERROR, b"HEADERS on stream 0")
             return
         if flags & (frames.PADDED | frames.HAS_PRIORITY):
-            start = 0
-            pad = 0
-            if flags & frames.PADDED:
-                pad = payload[0] if payload else 0
-                start = 1
+            start = (1 if flags & frames.PADDED else 0) + (5 if flags & frames.HAS_PRIORITY else 0)
+            if len(payload) < start:  # RFC 9113 §4.2
+                self.fail(frames.FRAME_SIZE_ERROR, b"HEADERS without its mandatory fields")
+                return
+            pad = payload[0] if flags & frames.PADDED else 0
             if flags & frames.HAS_PRIORITY:
-                if len(payload) >= start + 4 and (
-                    int.from_bytes(payload[start : start + 4], "big") & 0x7FFFFFFF
-                ) == stream_id:  # RFC 7540 §5.3.1: a stream cannot depend on itself
+                depends_on = int.from_bytes(payload[start - 5 : start - 1], "big") & 0x7FFFFFFF
+                if depends_on == stream_id:  # RFC 7540 §5.3.1: a stream cannot depend on itself
                     self.fail(frames.PROTOCOL_ERROR, b"a stream depends on itself")
                     return
-                start += 5
             if start + pad > len(payload):
                 self.fail(frames.PROTOCOL_ERROR, b"padding is longer than its frame")
                 return
@@ -313,19 +316,26 @@ class H2Reader(H2Connection):
         if not stream_id:  # RFC 9113 §6.3
             self.fail(frames.PROTOCOL_ERROR, b"PRIORITY on stream 0")
         elif len(payload) != 5:
-            self.reset_id(stream_id, frames.FRAME_SIZE_ERROR)
+            self._on_bad_priority(stream_id, frames.FRAME_SIZE_ERROR)
         elif int.from_bytes(payload[:4], "big") & 0x7FFFFFFF == stream_id:
-            self.reset_id(stream_id, frames.PROTOCOL_ERROR)
+            self._on_bad_priority(stream_id, frames.PROTOCOL_ERROR)
         elif not self._idles.take(self.now):
             self.flood(b"PRIORITY")
+
+    def _on_bad_priority(self, stream_id: int, code: int) -> None:
+        """Reset the stream; one that is idle cannot be (RFC 9113 §6.4)."""
+        if self.is_idle_id(stream_id):
+            self.fail(code, b"PRIORITY")
+        else:
+            self.reset_id(stream_id, code)
 
     def _on_window_update(self, stream_id: int, payload: bytes) -> None:
         if len(payload) != 4:  # RFC 9113 §6.9
             self.fail(frames.FRAME_SIZE_ERROR, b"WINDOW_UPDATE")
             return
-        if self._earned_credits:
-            self._earned_credits -= 1
-        elif not self._credits.take(self.now):
+        if self.earned_credits:
+            self.earned_credits -= 1
+        elif not self._may(self._credits):
             self.flood(b"WINDOW_UPDATE")
             return
         increment = int.from_bytes(payload, "big") & 0x7FFFFFFF
@@ -358,13 +368,20 @@ class H2Reader(H2Connection):
         stream = self.streams.get(stream_id)
         if stream is not None and self.answered >= ANSWERS_PER_RESET:
             self.answered -= ANSWERS_PER_RESET
+        elif stream is None and self._reset_ids.get(stream_id):
+            self._reset_ids[stream_id] = False  # crosses ours, or answers it, as grpc-go does: once
+            return
         elif not self._may(self._resets if stream is not None else self._idles):
             self.flood(b"streams opened and reset")
             return
-        if stream is not None:
-            self.forget(stream)
-            self.remember_reset(stream_id, by_us=False)
-            self.on_reset(stream, int.from_bytes(payload, "big"))
+        if stream is None:
+            return
+        self.remember_reset(stream_id, by_us=False)
+        if not self.is_server and stream.received_end and stream.has_held():
+            stream.stop_sending()  # RFC 9113 §8.1: the response is whole, and stays so
+            return
+        self.forget(stream)
+        self.on_reset(stream, int.from_bytes(payload, "big"))
 
     def _on_settings_frame(self, flags: int, stream_id: int, payload: bytes) -> None:
         size = len(payload)
@@ -390,6 +407,7 @@ class H2Reader(H2Connection):
             self.fail(frames.FLOW_CONTROL_ERROR, b"a stream's window is exceeded")
             return
         self.answer(frames.SETTINGS_ACK)
+        self.on_settings()
         if self._blocked:
             self.want_pump()
 

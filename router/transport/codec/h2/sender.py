@@ -7,7 +7,7 @@ Knows nothing of what frames mean. `now` is the time of the callback under way.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from router.stream import CLOSE_NO, Codec
 from router.transport.codec.h2 import frames
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from router.stream import Shell
     from router.transport.codec.h2.stream import H2Stream
 
-_CREDIT_AT: Final = CONNECTION_WINDOW // 2
-
 
 class H2Sender(Codec):
     """See the module."""
@@ -34,7 +32,6 @@ class H2Sender(Codec):
         "_backlog",
         "_blocked",
         "_continued",
-        "_earned_credits",
         "_earned_pings",
         "_paused",
         "_progress",
@@ -43,6 +40,7 @@ class H2Sender(Codec):
         "_table_reduced",
         "_wants_pump",
         "credit",
+        "earned_credits",
         "frame_limit",
         "full_since_s",
         "initial_send_window",
@@ -83,7 +81,7 @@ class H2Sender(Codec):
         self._backlog = 0  # answers queued while the transport is full
         # Of what our frames entitle a peer to, without bound: what it may answer them with by WINDOW_UPDATE, and
         # by PING: grpc-go measures the path with one for each DATA it gets.
-        self._earned_credits = 0
+        self.earned_credits = 0
         self._earned_pings = 0
         self._answers = 0  # of what is queued, said because the peer made us
 
@@ -134,6 +132,13 @@ class H2Sender(Codec):
         """Note that nothing of it waits any more."""
         self._blocked.pop(stream.id, None)
 
+    def resume_sending(self, stream: H2Stream) -> None:
+        """Let the other side of a stream go on, which is stopped for want of a window."""
+        if stream.is_paused:
+            stream.is_paused = False
+            self._paused.pop(stream.id, None)
+            stream.resume()
+
     def want_pump(self) -> None:
         """Have the flush look at what waits."""
         self._wants_pump = True
@@ -146,8 +151,11 @@ class H2Sender(Codec):
         self.shell.touch()
 
     def _return_credit(self) -> None:
-        """Let the peer send as much again on the connection, told in halves of the window (RFC 9113 §6.9)."""
-        if self.close == CLOSE_NO:
+        """Let the peer send as much again on the connection (RFC 9113 §6.9).
+
+        Told in halves of what is not held, so that what is left of the window never waits for what is held.
+        """
+        if self.credit and self.close == CLOSE_NO:
             self.queue(frames.window_update(0, self.credit))
             self._receive_window += self.credit
             self.credit = 0
@@ -161,7 +169,7 @@ class H2Sender(Codec):
         if self._wants_pump:
             self._wants_pump = False
             self._pump()
-        if self.credit >= _CREDIT_AT:
+        if self.credit >= self._receive_window:
             self._return_credit()
         out = self.out
         if out:
@@ -173,7 +181,7 @@ class H2Sender(Codec):
                 self.moved = []
             said = len(out) - self._answers
             self._answers = 0
-            self._earned_credits += CREDITS_PER_FRAME * said
+            self.earned_credits += CREDITS_PER_FRAME * said
             self._earned_pings += said
         return out
 
@@ -209,9 +217,7 @@ class H2Sender(Codec):
         if paused and not self.is_full:
             for stream in list(paused.values()):
                 if stream.waiting_bytes <= LOW_BYTES:
-                    stream.is_paused = False
-                    del paused[stream.id]
-                    stream.resume()
+                    self.resume_sending(stream)
 
     def transport_full(self, full: bool, now: float) -> None:
         """Hold every stream's other side while the transport takes no more."""

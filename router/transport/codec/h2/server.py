@@ -14,7 +14,7 @@ from router.deadlines import NEVER, TURN_S
 from router.errors import WIRE, Kind, ProxyError, Source
 from router.http import RequestHead
 from router.local_reply import local_reply
-from router.stream import CLOSE_FLUSH, CLOSE_LINGER, CLOSE_NO, DownstreamStream
+from router.stream import CLOSE_FLUSH, CLOSE_NO, DownstreamStream
 from router.transport.codec.h2 import frames
 from router.transport.codec.h2.connection import INITIAL_SETTINGS, OPEN_WINDOW
 from router.transport.codec.h2.fields import REQUEST_TRAILERS
@@ -76,6 +76,7 @@ class ServerStream(H2Stream, DownstreamStream):
         if head.length is not None:
             self.expected_bytes = head.length
         if head.shape.upgrade is not None:
+            self.wants_tunnel = True
             self._websocket_key = head.shape.known.get(b"sec-websocket-key", b"")
         receiver.request_head(head, end)
 
@@ -326,7 +327,8 @@ class H2Server(H2Reader):
             self.fail_stream(stream, frames.STREAM_CLOSED)
             return
         trailers = None if self.decoder.is_too_large else read_trailers(fields, REQUEST_TRAILERS)
-        if not end or trailers is None or stream.expected_bytes > 0:  # RFC 9113 §8.1
+        is_misplaced = not end or stream.expected_bytes > 0 or stream.wants_tunnel  # RFC 9113 §8.1, §8.5
+        if is_misplaced or trailers is None:
             self.fail_stream(stream, frames.PROTOCOL_ERROR)
             return
         stream.moved_s = self.now
@@ -433,15 +435,14 @@ class H2Server(H2Reader):
         """Begin a drain's round trip, or lingering."""
         if self._drain_until_s == NEVER:
             self._drain_until_s = now + DRAIN_ROUND_TRIP_S
-        if self.close == CLOSE_LINGER and not self.linger_until_s:
-            self.linger_until_s = now + self._limits.linger_s
+        self.begin_ending(now, self._limits.linger_s)
         self.shell.watch()
 
     def next_deadline(self) -> float | None:
         """The first of: end of lingering, stalled reader, slow block, drain, idle streams, idle connection."""
         limits = self._limits
         if self.close:
-            return self.linger_until_s or self.last_moved_s + limits.linger_s
+            return self.ending.until_s if self.ending is not None else self.last_moved_s + limits.linger_s
         first = NEVER
         if self.full_since_s:
             first = self.full_since_s + limits.stall_s
@@ -461,7 +462,7 @@ class H2Server(H2Reader):
         self.now = now
         limits = self._limits
         if self.close:
-            self.cut_off()
+            self.go_on_ending(limits.linger_s, limits.stall_s)
         elif self.full_since_s and self.full_since_s + limits.stall_s <= now:
             # Nothing can be said to a client that does not read.
             error = ProxyError(Kind.CLIENT_STALLED, Source.DOWNSTREAM)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _CREDIT_AT: Final = STREAM_WINDOW // 2
 _JOIN_BYTES: Final = 4_096  # a larger payload is not copied behind its header
 _NO_LENGTH: Final = -1
+_EARNING_SHIFT: Final = 10  # a WINDOW_UPDATE for each KiB is honest, however large the frame was
 # The first five bytes of small DATA frames, ready made: a streamed message is mostly one.
 _DATA: Final = tuple(size.to_bytes(3, "big") + b"\0\0" for size in range(_JOIN_BYTES))
 _LAST_DATA: Final = tuple(size.to_bytes(3, "big") + b"\0\x01" for size in range(_JOIN_BYTES))
@@ -59,6 +60,7 @@ class H2Stream:
         "sent_end",
         "takes_data",
         "waiting_bytes",
+        "wants_tunnel",
     )
 
     def __init__(self, connection: H2Connection, stream_id: int, idle_s: float, now: float) -> None:
@@ -72,6 +74,7 @@ class H2Stream:
         self.sent_end = False
         self.is_over = False
         self.is_paused = False
+        self.wants_tunnel = False
         self.is_tunnel = False
         self.moved_s = now
         self.idle_s = idle_s
@@ -126,14 +129,16 @@ class H2Stream:
 
     def receive_data(self, data: bytes, end: bool) -> None:
         """Deliver, or keep what is held. The connection has counted windows and lengths."""
+        connection = self._connection
+        size = len(data)
         if self._holds or self._held is not None:
             if self._held is None:
                 self._held = bytearray()
             self._held += data
             self._held_end = end
+            if not connection.is_server:
+                connection.credit += size  # a replica's connection is shared: who reads slowly stops himself alone
             return
-        connection = self._connection
-        size = len(data)
         connection.credit += size
         self._credit += size
         if self._credit >= _CREDIT_AT and not self.received_end:
@@ -153,6 +158,9 @@ class H2Stream:
     def credit(self, size: int) -> None:
         """Let the peer send as much again, told in halves of a window (RFC 9113 §6.9)."""
         self._connection.credit += size
+        self._credit_stream(size)
+
+    def _credit_stream(self, size: int) -> None:
         self._credit += size
         if self._credit >= _CREDIT_AT and not self.received_end:
             self._return_credit()
@@ -182,7 +190,10 @@ class H2Stream:
         ends = self._held_end
         self._held = self._held_trailers = None
         self._held_end = False
-        self.credit(len(data))
+        if self._connection.is_server:
+            self.credit(len(data))
+        else:
+            self._credit_stream(len(data))
         if self.is_over:
             return
         if data or ends:
@@ -198,12 +209,17 @@ class H2Stream:
         """Whether something received was not delivered yet."""
         return self._held is not None
 
+    def has_said_all(self) -> bool:
+        """Whether the last word is here, and waits for a window."""
+        return self._waiting is not None and self._waiting_end
+
     def drop_held(self) -> None:
         """Give the connection back what nobody will read."""
         held = self._held
         if held is not None:
             self._held = self._held_trailers = None
-            self._connection.credit += len(held)
+            if self._connection.is_server:
+                self._connection.credit += len(held)
             self._connection.shell.touch()  # nothing else may be written, and the peer waits for it
 
     # -- out ------------------------------------------------------------------------------------------
@@ -234,6 +250,7 @@ class H2Stream:
             out.append((_LAST_DATA if end else _DATA)[size] + self.id_bytes + data)
         else:
             out += (frames.header(size, frames.DATA, frames.END_STREAM if end else 0, self.id), data)
+            connection.earned_credits += size >> _EARNING_SHIFT
         connection.moved.append(self)
         if end:
             self._end()
@@ -308,6 +325,7 @@ class H2Stream:
         if size or end:
             connection.queue(frames.header(size, frames.DATA, frames.END_STREAM if end else 0, self.id))
             connection.out += parts
+            connection.earned_credits += size >> _EARNING_SHIFT
         connection.moved.append(self)
         self._progress += size
         if self._progress >= LOW_BYTES:  # slow, but it reads: time begins anew at the flush
@@ -324,6 +342,12 @@ class H2Stream:
                 self._waiting_trailers = None
                 self._write_trailers(trailers)
         return True
+
+    def stop_sending(self) -> None:
+        """Send nothing more, for a peer that has answered and reads no further; take what is said, and drop it."""
+        self.sent_end = True
+        self.drop_waiting()
+        self._connection.resume_sending(self)
 
     def drop_waiting(self) -> None:
         """Forget what a stream that is reset has not sent."""

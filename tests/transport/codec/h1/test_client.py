@@ -1,7 +1,7 @@
 """H1Client: requests out and responses in, as playbooks (RFC 9112, RFC 9110)."""
 
 import pytest
-from h1kit import FAILED, ClientBench, request
+from h1kit import FAILED, ClientBench, Receiver, request
 
 from router.errors import Kind, Retry
 from router.stream import CLOSE_ABORT, CLOSE_FLUSH, HOLD_PEER_FULL
@@ -349,3 +349,52 @@ class TestFlow:
         assert bench.is_open
         bench.feed(OK)
         assert receiver.body == b"hello"
+
+
+class TestEarlyAnswers:
+    def test_what_waits_in_the_kernel_is_read_before_more_is_written(self):
+        """The replica may have closed behind its answer: one more write would fail, and nothing be read after it."""
+        bench = ClientBench()
+        receiver = bench.start(request(b"POST", length=10), end=False)
+        bench.taken()
+        bench.shell.input_waits = True
+        bench.codec.send_data(b"hello", False)
+        bench.flush()
+        assert bench.out == b""
+        bench.feed(b"HTTP/1.1 413 Too Large\r\nContent-Length: 3\r\n\r\nbig")
+        assert receiver.head.shape.status == 413 and receiver.ended
+        assert bench.codec.close == CLOSE_ABORT
+
+    def test_an_upload_goes_on_behind_it(self):
+        bench = ClientBench()
+        receiver = bench.start(request(b"POST", length=10), end=False)
+        bench.taken()
+        bench.shell.input_waits = True
+        bench.codec.send_data(b"hello", False)
+        bench.flush()
+        bench.shell.input_waits = False
+        bench.feed(b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert bench.out == b"hello" and receiver.informational == [100]
+
+    def test_a_request_that_is_whole_at_once_asks_nobody(self):
+        bench = ClientBench()
+        bench.shell.input_waits = True
+        bench.codec.start(Receiver(bench))
+        bench.codec.send_head(request(b"POST", length=5), False)
+        bench.codec.send_data(b"hello", True)
+        bench.flush()
+        assert bench.out.endswith(b"hello")
+
+
+@pytest.mark.parametrize("end", ["data", "trailers"])
+def test_a_refused_handshake_is_followed_by_nothing_and_not_kept(end):
+    bench = ClientBench()
+    bench.start(request(b"CONNECT", b"/ws", upgrade=b"websocket"), end=False)
+    bench.taken()
+    bench.feed(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 4\r\n\r\n")
+    if end == "data":
+        bench.codec.send_data(b"GET /evil HTTP/1.1\r\n\r\n", True)
+    else:
+        bench.codec.send_trailers([(b"a", b"b")])
+    bench.feed(b"nope")
+    assert bench.out == b"" and not bench.idle_calls and bench.codec.close == CLOSE_ABORT

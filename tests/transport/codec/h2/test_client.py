@@ -158,6 +158,32 @@ class TestCounts:
             bench.feed(window_update(1, 1) + window_update(0, 1))
         assert bench.is_open and receiver.error is None
 
+    def test_credit_in_small_steps_for_large_frames(self):
+        """Go's server gives back 4 KiB at a time, whatever the size of the frame that brought them."""
+        bench = ClientBench(MAX_FRAME_SIZE=1 << 20, INITIAL_WINDOW_SIZE=1 << 30)
+        bench.feed(window_update(0, 1 << 30))
+        receiver = bench.start(request(b"POST"), end=False)
+        for _ in range(500):
+            receiver.stream.send_data(b"x" * 65_536, False)
+            bench.flush()
+            bench.taken()
+            bench.feed((window_update(1, 4_096) + window_update(0, 4_096)) * 16)
+        assert bench.is_open and receiver.error is None
+
+    def test_a_slow_client_does_not_take_the_connections_window(self):
+        bench = ClientBench()
+        for stream in range(1, 101, 2):
+            receiver = bench.start()
+            receiver.hold(HOLD_PEER_FULL)
+            bench.feed(bench.headers(stream, OK, end=False))
+            for _ in range(STREAM_WINDOW // 16_384):
+                bench.feed(bench.data(stream, b"x" * 16_384))
+        returned = sum(frame.window_increment for frame in bench.of(hf.WindowUpdateFrame, 0))
+        assert bench.is_open and returned >= 50 * STREAM_WINDOW
+        other = bench.start()
+        bench.feed(bench.headers(101, OK, end=False) + bench.data(101, b"x" * 16_384, True))
+        assert other.ended
+
     def test_windows_in(self):
         bench = ClientBench()
         receiver = bench.start()
@@ -180,6 +206,38 @@ class TestFailures:
         other = bench.start()
         bench.feed(rst(3, 2))
         assert other.error.retry is Retry.NEVER and other.error.kind is Kind.UPSTREAM_RESET
+
+    @pytest.mark.parametrize("end", [lambda bench: bench.feed(goaway(0)), lambda bench: bench.eof()])
+    def test_what_moves_on_finds_the_connection_out_of_the_pool(self, end):
+        bench = ClientBench()
+        receiver = bench.start()
+        seen = []
+        receiver.on_event = lambda receiver, what: seen.append((what, bench.gone > 0))
+        end(bench)
+        assert seen == [("reset", True)]
+
+    def test_a_reset_behind_a_whole_response_takes_nothing_of_it(self):
+        """RFC 9113 §8.1: a server that needs no more of an upload answers and says NO_ERROR."""
+        bench = ClientBench(INITIAL_WINDOW_SIZE=0)
+        receiver = bench.start(request(b"POST"), end=False)
+        receiver.stream.send_data(b"x" * 100_000, False)
+        bench.flush()
+        assert receiver.paused
+        receiver.hold(HOLD_PEER_FULL)
+        bench.feed(bench.headers(1, OK, end=False) + bench.data(1, b"all of it", True) + rst(1, 0))
+        assert receiver.error is None and not receiver.paused, "the client may go on, to be able to read"
+        receiver.stream.send_data(b"more", False)
+        receiver.release(HOLD_PEER_FULL)
+        bench.pump()
+        assert receiver.body == b"all of it" and receiver.ended and not bench.codec.streams
+        assert not bench.body(1) and bench.rst_code(1) is None
+
+    def test_a_reset_behind_half_a_response_fails_it(self):
+        bench = ClientBench()
+        receiver = bench.start()
+        receiver.hold(HOLD_PEER_FULL)
+        bench.feed(bench.headers(1, OK, end=False) + bench.data(1, b"half") + rst(1, 0))
+        assert receiver.error is not None and not bench.codec.streams
 
     def test_goaway_moves_what_was_not_taken_up(self):
         bench = ClientBench()
@@ -229,6 +287,18 @@ class TestFailures:
         assert bench.expire() == 10.0 and receiver.error is None
         assert bench.expire() == PING_LIMIT_S
         assert receiver.error.kind is Kind.UPSTREAM_CLOSED and not bench.is_open
+
+    def test_a_ping_is_due_however_much_is_sent(self):
+        """What counts is when the replica was heard, else traffic to a dead host would hide its death."""
+        bench = ClientBench(ping_s=10.0)
+        bench.now += 100.0
+        bench.start()
+        for _ in range(3):
+            bench.now += 3.0
+            bench.start()
+        assert not bench.of(hf.PingFrame)
+        assert bench.expire() == pytest.approx(1.0)
+        assert bench.of(hf.PingFrame)
 
     def test_an_idle_connection_is_closed_without_pings(self):
         bench = ClientBench(ping_s=10.0)
@@ -314,6 +384,41 @@ class TestTunnels:
         receiver.release(HOLD_PEER_FULL)
         bench.pump()
         assert receiver.body == b"last words" and receiver.ended and not bench.codec.streams
+
+    @pytest.mark.parametrize("end", [True, False])
+    def test_trailers_are_a_fault(self, end):
+        """RFC 9113 §8.5: nothing but DATA."""
+        bench = ClientBench(ENABLE_CONNECT_PROTOCOL=1)
+        receiver = bench.start(self.websocket(), end=False)
+        bench.feed(bench.headers(1, OK, end=False) + bench.headers(1, [("x", "y")], end=end))
+        assert receiver.error.kind is Kind.UPSTREAM_PROTOCOL and bench.rst_code(1) == PROTOCOL
+        assert bench.is_open and not bench.codec.streams
+
+    def test_a_length_says_nothing(self):
+        """RFC 9110 §9.3.6."""
+        bench = ClientBench(ENABLE_CONNECT_PROTOCOL=1)
+        receiver = bench.start(self.websocket(), end=False)
+        bench.feed(bench.headers(1, [*OK, ("content-length", "0")], end=False) + bench.data(1, b"frames"))
+        assert receiver.body == b"frames" and receiver.error is None
+
+    @pytest.mark.parametrize("ours_first", [True, False])
+    def test_one_that_is_over_does_not_wait_for_a_window_for_ever(self, ours_first):
+        bench = ClientBench(ENABLE_CONNECT_PROTOCOL=1, INITIAL_WINDOW_SIZE=0)
+        receiver = bench.start(self.websocket(), end=False)
+        bench.feed(bench.headers(1, OK, end=False))
+        ends = [lambda: receiver.stream.send_data(b"bye", True), lambda: bench.feed(bench.data(1, b"", True))]
+        for end in ends if ours_first else reversed(ends):
+            end()
+            bench.flush()
+        assert bench.codec.streams
+        assert bench.expire() <= 5.0
+        assert bench.rst_code(1) == CANCEL and not bench.codec.streams and bench.is_open
+
+    def test_one_cancelled_before_the_settings_gives_its_place_back(self):
+        bench = ClientBench(greet=False)
+        for _ in range(10):
+            bench.start(self.websocket(), end=False).stream.reset(FAILED)
+        assert bench.codec.room == ASSUMED_STREAMS
 
     def test_waits_for_the_settings(self):
         bench = ClientBench(greet=False)

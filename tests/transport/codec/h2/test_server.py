@@ -6,7 +6,7 @@ from h1kit import FAILED, response
 from h2bench import CANCEL, GET, INTERNAL, POST, PREFACE, ServerBench, raw, rst, settings, window_update
 
 from router.errors import Kind, ProxyError, Source
-from router.stream import CLOSE_ABORT, HOLD_PEER_FULL
+from router.stream import CLOSE_ABORT, CLOSE_LINGER, HOLD_NO_UPSTREAM, HOLD_PEER_FULL
 from router.transport.codec.h2.limits import CONNECTION_WINDOW, HIGH_BYTES, LOW_BYTES, STREAM_WINDOW
 
 WEBSOCKET = [
@@ -355,6 +355,16 @@ class TestTunnels:
         assert bench.body(1) == b"\x82\x04down\x88\x00" and not bench.codec.streams
         assert bench.rst_code(1) is None
 
+    @pytest.mark.parametrize("switched", [True, False])
+    def test_trailers_are_a_fault(self, switched):
+        """RFC 9113 §8.5: nothing but DATA."""
+        bench = self.open() if switched else ServerBench(hold=HOLD_NO_UPSTREAM)
+        if not switched:
+            bench.feed(bench.headers(1, WEBSOCKET, end=False))
+        bench.feed(bench.headers(1, [("x", "y")]))
+        assert bench.request.error.kind is Kind.CLIENT_GONE
+        assert not bench.codec.streams and bench.is_open
+
     def test_the_replica_may_end_first(self):
         bench = self.open()
         bench.request.stream.send_data(b"\x88\x00", False)
@@ -396,6 +406,53 @@ class TestTunnels:
 
 
 class TestEnds:
+    def test_a_slow_reader_gets_what_was_sent(self):
+        """The kernel holds megabytes: while some of it is taken, the connection is not cut."""
+        bench = ServerBench(linger_s=2.0, stall_s=10.0)
+        bench.feed(raw(6, 0, 1, b"12345678"))
+        assert bench.half_closed
+        for left in range(3_000_000, 0, -100_000):
+            bench.shell.unsent = left
+            assert bench.expire() == pytest.approx(2.0) and bench.codec.close == CLOSE_LINGER
+        bench.shell.unsent = 0
+        assert bench.expire() == pytest.approx(2.0) and bench.codec.close == CLOSE_LINGER, "to read the last of it"
+        bench.expire()
+        assert bench.codec.close == CLOSE_ABORT
+
+    def test_one_that_takes_nothing_is_cut(self):
+        bench = ServerBench(linger_s=2.0, stall_s=10.0)
+        bench.feed(raw(6, 0, 1, b"12345678"))
+        bench.shell.unsent = 1_000
+        began = bench.now
+        while bench.codec.close == CLOSE_LINGER:
+            bench.expire()
+        assert bench.now - began == pytest.approx(12.0)
+
+    def test_a_reset_that_crosses_ours_is_no_flood(self):
+        """As grpc-go sends one for each call that we end before it did."""
+        bench = ServerBench()
+        for stream in range(1, 6_001, 2):
+            bench.feed(bench.headers(stream, POST, end=False))
+            bench.answer()
+            assert bench.rst_code(stream) == 0
+            bench.feed(rst(stream, CANCEL))
+            bench.parsed.clear()
+        assert bench.is_open and not bench.floods
+
+    def test_held_uploads_leave_the_rest_of_the_window_to_others(self):
+        bench = ServerBench(hold=HOLD_PEER_FULL)
+        opened = range(1, 61, 2)
+        for stream in opened:
+            bench.feed(bench.headers(stream, POST, end=False))
+            for _ in range(STREAM_WINDOW // 16_384):
+                bench.feed(bench.data(stream, b"x" * 16_384))
+        bench.hold_all = 0
+        for stream in range(61, 161, 2):
+            bench.feed(bench.headers(stream, POST, end=False) + bench.data(stream, b"x" * 16_384, True))
+            assert bench.request.ended
+            bench.answer()
+        assert bench.is_open
+
     def test_a_drain_in_two_steps(self):
         bench = ServerBench()
         bench.feed(bench.headers(1, GET))
