@@ -183,8 +183,10 @@ class TestClosing:
         assert shell.transport.calls == [("write", b"late"), ("close",)]
 
     def test_lost(self, shell):
+        codec = shell.codec
         shell.connection_lost(None)
-        assert shell.codec.lost == 1
+        assert codec.lost == 1
+        assert shell.codec is not codec, "they would keep each other"
         assert shell.next_deadline() is None
         shell.touch()
         shell.reactor.outbox.flush()
@@ -280,6 +282,7 @@ async def test_how_the_peer_sees_the_close(how, end):
 
 async def test_half_close_and_linger():
     shell, client = await connect()
+    codec = shell.codec
     loop = asyncio.get_running_loop()
     with client:
         shell.codec.out += [b"answer", b""]
@@ -291,10 +294,10 @@ async def test_half_close_and_linger():
         while not shell.codec.received:
             await asyncio.sleep(0)
         client.shutdown(socket.SHUT_WR)
-        while not shell.codec.lost:
+        while not codec.lost:
             await asyncio.sleep(0)
-        assert shell.codec.received == [b"late"]
-        assert shell.codec.eof == 1
+        assert codec.received == [b"late"]
+        assert codec.eof == 1
 
 
 async def test_an_end_may_be_kept_open():
@@ -314,10 +317,34 @@ async def test_an_end_may_be_kept_open():
 async def test_all_is_written_before_a_close():
     shell, client = await connect()
     with client:
-        shell.codec.out += [b"x" * 8_000_000, b"y" * 8_000_000]
-        shell.codec.close = CLOSE_FLUSH
+        codec = shell.codec
+        codec.out += [b"x" * 8_000_000, b"y" * 8_000_000]
+        codec.close = CLOSE_FLUSH
         shell.touch()
         shell.reactor.outbox.flush()
         data, end = await read_to_end(client)
         assert (len(data), end) == (16_000_000, "end")
-        assert shell.codec.full[:1] == [True]
+        assert codec.full[:1] == [True]
+
+
+async def test_what_the_kernel_still_has_in_either_direction():
+    shell, client = await connect()
+    with client:
+        assert (shell.unsent_bytes(), shell.has_input()) == (0, False)
+        shell.transport.write(b"x" * 16_000_000)
+        before = shell.unsent_bytes()
+        assert 0 < before <= 16_000_000
+        client.setblocking(False)
+        async with asyncio.timeout(10):
+            while shell.unsent_bytes() == before:
+                await asyncio.get_running_loop().sock_recv(client, 1 << 16)
+        assert shell.unsent_bytes() < before
+        client.send(b"y")  # not read before the loop's next turn
+        assert shell.has_input()
+        shell.codec.wants_read = False
+        shell.touch()
+        shell.reactor.outbox.flush()
+        assert not shell.has_input(), "nobody is going to read it"
+        shell.abort()
+        await asyncio.sleep(0)
+    assert (shell.unsent_bytes(), shell.has_input()) == (0, False)
