@@ -88,14 +88,18 @@ class Dial:
         reactor.clock.read()
         waiting = self.waiting
         self.waiting = []
-        if error is None and not connection.is_usable:
+        is_over = error is None and not connection.is_usable
+        if is_over:
             # Its FIN, or bytes nobody asked for, came between the accept and this line.
             error = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE, "closed on accept")
         if error is not None:
             connection.abort()
             pool.dialled(self, None)
             for pending in waiting:
-                self._tell_failed(pending, error)
+                if is_over and self._is_shared and not pending.has_moved:
+                    self._move(pending, error)  # it may have joined long after the connection was made
+                else:
+                    self._tell_failed(pending, error)
         elif connection.h1 is not None and not waiting:
             pool.dialled(self, None)
             if self._is_shared:
@@ -124,13 +128,23 @@ class Dial:
                 elif connection.h1 is not None and connection.h1.is_idle:
                     receiver.upstream_ready(connection.start(receiver, reused=False))
                 elif may_move and not pending.has_moved:
-                    self._pool.place(pending, self)
+                    self._move(pending, full)
                 else:
                     receiver.upstream_failed(full)
             except Exception:
                 self._pool.reactor.counters.internal_errors += 1
                 _log.exception("an exchange could not begin")
                 connection.abort()  # the codec then tells the exchange that its replica is gone
+
+    def _move(self, pending: PendingConnect, error: ProxyError) -> None:
+        """Have a request that waited in vain look for another stream, if it still waits."""
+        try:
+            if pending.receiver is not None:
+                self._pool.place(pending, self)
+        except Exception:
+            self._pool.reactor.counters.internal_errors += 1
+            _log.exception("a request could not be moved")
+            self._tell_failed(pending, error)
 
     def _tell_failed(self, pending: PendingConnect, error: ProxyError) -> None:
         receiver = pending.receiver
