@@ -316,6 +316,8 @@ class TcpShell(Shell):
     def _queued_bytes(self, what: int) -> int:
         """Ask the kernel how much is queued in one direction; 0 of a socket that is closed already."""
         sock = self.transport.get_extra_info("socket")
+        if sock is None:
+            return 0
         try:
             return int.from_bytes(fcntl.ioctl(sock.fileno(), what, b"\0\0\0\0"), sys.byteorder)
         except (OSError, ValueError):
