@@ -17,10 +17,11 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import sys
 import tempfile
 from typing import IO, TYPE_CHECKING, Self
+
+from inference_backend.ports import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -228,14 +229,6 @@ class SglangProcess(ChildProcess):
     async def _status(self) -> int:
         status = await _get(self.port, "/ready")
         return await _get(self.port, "/health") if status == 404 else status
-
-
-def free_port() -> int:
-    """Return a port of the loopback that nobody listens on now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 async def _get(port: int, path: str) -> int:

@@ -11,7 +11,6 @@ import contextlib
 import http.client
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from inference_backend.ports import free_port
 from loadtest.clients.window import Result
 from loadtest.peers.ours import CHECKOUT
 from loadtest.pins import pinned
@@ -147,11 +147,10 @@ def signals_deferred() -> Iterator[None]:
 
 def free_ports(count: int) -> list[int]:
     """Loopback ports, distinct, that nothing listened on a moment ago."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+    found: set[int] = set()
+    while len(found) < count:
+        found.add(free_port())
+    return list(found)
 
 
 def wait_ready(child: Child, readiness: Readiness, within_s: float = READY_S) -> None:

@@ -24,7 +24,6 @@ from router.app import EXIT_FATAL, Supervisor
 from router.cli.options import make_settings, settings_options
 from router.cli.selfcheck import Target, check_all, print_table
 from router.cli.serve import configure_logging, ready_line, start
-from router.config.addresses import bind
 from router.config.errors import StoreError
 from router.config.target import default_socket, parse_target
 from router.sidecar.engine import EngineProcess
@@ -103,14 +102,16 @@ class Cluster:
 
     async def start_replicas(self, count: int, time_scale: float) -> None:
         """Start sidecars, each with its engine; they register themselves."""
+        from inference_backend.ports import free_port  # noqa: PLC0415 - of an extra
+
         for i in range(count):
-            port, grpc_port = _free_port(), _free_port()
+            port, grpc_port = free_port(), free_port()
             ports = ("--port", str(port), "--grpc-port", str(grpc_port))
             engine = ("simulate", *ports, "--time-scale", str(time_scale), "--seed", str(i))
             await self._sidecar(CHAT_ENDPOINT, f"{CHAT_ENDPOINT}-{i}", port, engine)
             self.engines.append(f"http://127.0.0.1:{port}")
             self.grpc.append(f"h2c://127.0.0.1:{grpc_port}")
-        port = _free_port()
+        port = free_port()
         paths = ("--ready-path", "/healthz", "--engine", "any")
         await self._sidecar(POLICY_ENDPOINT, "policy-0", port, ("policy", "--port", str(port)), *paths)
         self.policy = f"http://127.0.0.1:{port}"
@@ -197,12 +198,6 @@ async def _until_ready(supervisor: Supervisor, wanted: int) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-def _free_port() -> int:
-    with bind("127.0.0.1", 0, reuse_port=False) as sock:
-        port: int = sock.getsockname()[1]
-    return port
 
 
 def _print_hints(console: Console, supervisor: Supervisor, cluster: Cluster) -> None:

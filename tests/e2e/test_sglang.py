@@ -19,7 +19,7 @@ import psutil
 import pytest
 import pytest_asyncio
 
-from inference_backend.launch import free_port
+from inference_backend.ports import free_port
 from inference_backend.sglang_cpu.place import NOT_PRESENT, Place
 
 pytestmark = [

@@ -7,7 +7,6 @@ import contextlib
 import json
 import select
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,13 +24,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from storekit import StoreProcess, Traffic, child_env, stamp, table_of  # noqa: E402
 
+from inference_backend.ports import free_port  # noqa: E402
+
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 class Sidecar:

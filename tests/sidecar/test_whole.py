@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 import sys
 from contextlib import asynccontextmanager
 
@@ -11,16 +10,11 @@ import pytest
 from sidekit import Diary, FakeRegistry, FakeRelay, now
 
 from inference_backend.launch import ReplicaProcess
+from inference_backend.ports import free_port
 from inference_backend.sglang_cpu.place import NOT_PRESENT, Place
 from router.sidecar.engine import EngineProcess, ExternalEngine
 from router.sidecar.life import Graces, SidecarLife
 from router.transport.tasks import spawn
-
-
-def free_port():
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
 
 
 @asynccontextmanager
