@@ -190,11 +190,14 @@ class H1Client(H1Connection, UpstreamStream):
     def take_output(self, now: float) -> list[bytes]:
         """Hand over the queued output.
 
-        An answer that came before the upload's end is read first: if the replica has closed behind it, one more
-        write would fail, and the transport would end without reading it (RFC 9112 §9.5).
+        The head of an answer that came before the upload's end is read first: if the replica has closed behind it,
+        one more write would fail, and the transport would end without reading it (RFC 9112 §9.5). Only the head:
+        what waits for more would wait without bound for a replica that answers all the while.
         """
         out = self._out
-        if not out or (self._is_uploading and self._shell.has_input()):
+        if not out:
+            return out
+        if self._is_uploading and self._reading == _HEAD and self.wants_read and self._shell.has_input():
             return []
         self._is_uploading = self._writing in (LENGTH, CHUNKS)
         self._out = []

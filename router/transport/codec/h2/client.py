@@ -50,7 +50,6 @@ class H2Client(H2Reader):
         "_ending",
         "_is_draining",
         "_is_untouched",
-        "_max_streams",
         "_memo",
         "_next_id",
         "_on_gone",

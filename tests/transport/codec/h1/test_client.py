@@ -376,6 +376,29 @@ class TestEarlyAnswers:
         bench.feed(b"HTTP/1.1 100 Continue\r\n\r\n")
         assert bench.out == b"hello" and receiver.informational == [100]
 
+    def test_an_upload_is_not_held_back_for_a_body(self):
+        """A replica that answers while it reads may always have more waiting."""
+        bench = ClientBench()
+        bench.start(request(b"POST", length=10), end=False)
+        bench.taken()
+        bench.shell.input_waits = True
+        bench.feed(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhe")
+        bench.codec.send_data(b"hello", False)
+        bench.flush()
+        assert bench.out == b"hello"
+
+    def test_an_upload_is_not_held_back_while_nothing_is_read(self):
+        bench = ClientBench()
+        receiver = bench.start(request(b"POST", length=10), end=False)
+        bench.taken()
+        bench.shell.input_waits = True
+        bench.codec.send_data(b"hello", False)
+        bench.flush()
+        assert bench.out == b""
+        receiver.hold(HOLD_PEER_FULL)
+        bench.flush()
+        assert bench.out == b"hello"
+
     def test_a_request_that_is_whole_at_once_asks_nobody(self):
         bench = ClientBench()
         bench.shell.input_waits = True
