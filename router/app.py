@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import mmap
 import os
 import resource
 import signal
@@ -21,6 +20,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from router import __version__
+from router.boards import make_boards, map_boards
 from router.clock import Clock
 from router.config.addresses import bind, parse_listen, unix_path
 from router.config.agent import ConfigAgent
@@ -33,7 +33,6 @@ from router.deadlines import DeadlineWheel
 from router.edge.admin import AdminListener
 from router.listening import BindError, ListeningSockets, bind_unix
 from router.routing.image import TableImage, parts_of
-from router.routing.load import BOARD_SLOTS, LoadBoard
 from router.routing.spec import TablePatch
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
@@ -74,8 +73,8 @@ class Supervisor:
         self._admin_file: UnixSocket | None = None
         self._workers: list[WorkerProcess] = []
         self._may_greet = asyncio.Event()
-        self._board_fd = os.memfd_create("router-load-board")
-        self._board = self._map_board()
+        self._board_fd = make_boards(settings.workers)
+        self._board = map_boards(self._board_fd, 0, settings.workers).load
         self._admin: AdminListener | None = None
         self._done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._is_started = False
@@ -239,14 +238,6 @@ class Supervisor:
 
     # -- parts ----------------------------------------------------------------------------------------
 
-    def _map_board(self) -> LoadBoard | None:
-        workers = self._settings.workers
-        if workers == 1:
-            return None
-        size = workers * BOARD_SLOTS * 8
-        os.ftruncate(self._board_fd, size)
-        return LoadBoard(memoryview(mmap.mmap(self._board_fd, size)), 0, workers, BOARD_SLOTS)
-
     async def _start_admin(self) -> None:
         where = self._settings.admin
         if where == "none":
@@ -289,6 +280,7 @@ class Supervisor:
             limits=settings.server_limits(),
             max_connections=settings.max_connections,
             tokens=settings.auth_token,
+            region=settings.region,
             tls_listeners=len(settings.listen_tls),
             tls=self._certificates.tls,
             proxies=proxies(settings),

@@ -22,6 +22,8 @@ ROOT = Path(__file__).parent
 RECORD = ROOT / "compiled.json"
 
 HOT = (
+    "body_head",
+    "by_model",
     "clock",
     "core",
     "counters",
@@ -31,11 +33,13 @@ HOT = (
     "edge/connection",
     "engine_manners",
     "exchange",
+    "exchange_ending",
     "grpc_fields",
     "http",
     "outcomes",
     "request_fields",
     "routing/balancer",
+    "routing/credentials",
     "routing/load",
     "routing/outlier",
     "routing/policies/__init__",
@@ -43,8 +47,11 @@ HOT = (
     "routing/policies/p2c",
     "routing/policies/random",
     "routing/policies/round_robin",
+    "routing/regions",
+    "routing/ring",
     "routing/stage",
     "routing/table",
+    "routing/tier",
     "stream",
     "transport/codec/ending",
     "transport/codec/gone",
@@ -78,6 +85,7 @@ HOT = (
     "transport/upstream/dial",
     "transport/upstream/pool",
     "transport/upstream/question",  # its classes are handed to the compiled codec
+    "walltime",
 )
 
 

@@ -37,6 +37,7 @@ class Start(msgspec.Struct, tag="start"):
     access_log: str = ""
     access_log_sample: float = 1.0
     log_level: str = "INFO"
+    region: str = ""  # this router's own
 
 
 class Patch(msgspec.Struct, tag="patch"):

@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from router.deadlines import DeadlineWheel
     from router.errors import ProxyError
     from router.http import Field, RequestHead
+    from router.routing.credentials import Credential, Credentials
     from router.routing.load import Replica
     from router.routing.spec import DialSpec
-    from router.routing.table import Table
+    from router.routing.table import Endpoint, Table
     from router.stream import PendingStream, ResponseReceiver, UpstreamStream
 
 RETRY_FLOOR: Final = 10  # retries under way that are always allowed …
@@ -52,8 +53,16 @@ class Pool(Protocol):
 class Gate(Protocol):
     """Authentication and admission."""
 
-    def check(self, head: RequestHead, peer: Peer) -> ProxyError | None:
-        """Return why the request is refused. Takes the router's own credentials out of the head."""
+    def check(
+        self, head: RequestHead, endpoint: Endpoint | None, credentials: Credentials, now: float
+    ) -> Credential | ProxyError:
+        """Return whose request it is, or why it is refused. Takes the router's own credentials out of the head.
+
+        Where the endpoint is not known yet (`by_model`) `admit` decides once it is.
+        """
+
+    def admit(self, found: Credential | ProxyError, endpoint: Endpoint, now: float) -> Credential | ProxyError:
+        """Return who may call this endpoint, or why they may not."""
 
 
 class Peer:

@@ -47,6 +47,8 @@ class EndpointCounters:
 
     __slots__ = (
         "aborts",
+        "affine",
+        "affinity_passed_over",
         "bytes_received",
         "bytes_sent",
         "codes",
@@ -59,7 +61,9 @@ class EndpointCounters:
         "overhead",
         "requests",
         "retries",
+        "spilled",
         "statuses",
+        "waiting",
     )
 
     def __init__(self) -> None:
@@ -69,6 +73,10 @@ class EndpointCounters:
         self.codes: dict[str, int] = {}
         self.grpc_statuses: dict[int, int] = {}
         self.aborts = 0
+        self.affine = 0  # went to the replica of their routing key, or the next one …
+        self.affinity_passed_over = 0  # … and those for whose key none could be found
+        self.spilled = 0  # went to another region
+        self.waiting = 0  # for a cold start, now
         self.retries = 0
         self.dropped_trailers = 0
         self.bytes_received = 0

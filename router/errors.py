@@ -35,6 +35,8 @@ class Kind(Enum):
     """Every way a request can fail; the value is the `x-router-error` code."""
 
     NO_ROUTE = "no_route"
+    MODEL_NOT_FOUND = "model_not_found"
+    MODEL_MISSING = "model_missing"
     NO_REPLICA = "no_replica"
     AT_CAPACITY = "at_capacity"
     RATE_LIMITED = "rate_limited"
@@ -81,14 +83,15 @@ class Wire:
 
 
 # gRPC status numbers, RFC 9113 §7 and RFC 9114 §8.1 codes, RFC 6455 §7.4 close codes.
-_CANCELLED, _DEADLINE, _DENIED, _EXHAUSTED, _UNIMPLEMENTED, _INTERNAL, _UNAVAILABLE, _UNAUTHENTICATED = (
-    1, 4, 7, 8, 12, 13, 14, 16,
-)  # fmt: skip
+_CANCELLED, _INVALID, _DEADLINE, _NOT_FOUND, _DENIED, _EXHAUSTED, _UNIMPLEMENTED = 1, 3, 4, 5, 7, 8, 12
+_INTERNAL, _UNAVAILABLE, _UNAUTHENTICATED = 13, 14, 16
 _H2_PROTOCOL, _H2_INTERNAL, _H2_REFUSED, _H2_CANCEL, _H2_CALM = 1, 2, 7, 8, 11
 _H3_GENERAL, _H3_INTERNAL, _H3_EXCESSIVE, _H3_REJECTED, _H3_CANCELLED = 0x101, 0x102, 0x107, 0x10B, 0x10C
 
 WIRE: dict[Kind, Wire] = {
     Kind.NO_ROUTE: Wire(404, _UNIMPLEMENTED, _H2_REFUSED, _H3_REJECTED, 1011, "NR"),
+    Kind.MODEL_NOT_FOUND: Wire(404, _NOT_FOUND, _H2_REFUSED, _H3_REJECTED, 1008, "NR"),
+    Kind.MODEL_MISSING: Wire(400, _INVALID, _H2_REFUSED, _H3_REJECTED, 1008, "NR"),
     Kind.NO_REPLICA: Wire(503, _UNAVAILABLE, _H2_REFUSED, _H3_REJECTED, 1013, "UH", 1),
     Kind.AT_CAPACITY: Wire(503, _EXHAUSTED, _H2_REFUSED, _H3_REJECTED, 1013, "UO", 1),
     Kind.RATE_LIMITED: Wire(429, _EXHAUSTED, _H2_REFUSED, _H3_REJECTED, 1013, "RL", 1),
@@ -120,12 +123,16 @@ WIRE: dict[Kind, Wire] = {
 
 @dataclass(frozen=True, slots=True)
 class ProxyError:
-    """One failure. `detail` is our own text, safe to show to a client and never an upstream's."""
+    """One failure. `detail` is our own text, safe to show to a client and never an upstream's.
+
+    `retry_after_s` is told instead of its kind's, where it is known better.
+    """
 
     kind: Kind
     source: Source
     retry: Retry = Retry.NEVER
     detail: str = ""
+    retry_after_s: int = 0
 
     @property
     def wire(self) -> Wire:

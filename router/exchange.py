@@ -7,134 +7,44 @@ Way of a request: gate -> table.route -> picker.pick -> pool.open -> relay both 
 it is answered at once where no replica can take it. The only retry is of a request that provably never
 reached a replica: connect refused, or a pooled connection of which the peer acknowledged no byte.
 
-Invariant: `_finish` runs exactly once, on cancel too; it releases the lease and writes the record. After
-it nothing is sent and nothing heard. Imports no asyncio and no protocol.
+What is known of a request and how it ends is in `exchange_ending`. Imports no asyncio and no protocol.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
-from router.counters import BOUNDS_S
+from router.body_head import WAIT_S as BODY_HEAD_WAIT_S
+from router.body_head import BodyHead, find_model
+from router.by_model import find_serving, is_model_list, model_list, model_of_query
 from router.deadlines import NEVER
-from router.engine_manners import FirstEventGuard, abort
-from router.errors import WIRE, Kind, ProxyError, Retry, Source
+from router.engine_manners import FirstEventGuard
+from router.errors import Kind, ProxyError, Retry, Source
+from router.exchange_ending import REACHED_MAYBE, REACHED_NO, REACHED_YES, ExchangeEnding
 from router.grpc_fields import read_grpc_status
-from router.http import NO_FIELDS, NO_GRPC_STATUS, ResponseHead
-from router.local_reply import error_event, grpc_reply, grpc_trailers, local_reply
-from router.outcomes import answer_outcome, failure_outcome, move_outcome
-from router.request_fields import accepted_id, asked_timeout_s, forward_timeouts
-from router.routing.load import OUTCOME_CANCELLED, Lease
-from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream, RequestReceiver, ResponseReceiver
+from router.http import NO_FIELDS, ResponseHead, ResponseShape
+from router.outcomes import move_outcome
+from router.request_fields import accepted_id, affinity_key, asked_timeout_s, forward_timeouts
+from router.routing.balancer import take_pinned
+from router.routing.load import OUTCOME_CANCELLED
+from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream, ResponseReceiver
 
 if TYPE_CHECKING:
-    from router.core import Core, Peer
     from router.http import Field, Headers, RequestHead
-    from router.routing.load import Replica
     from router.routing.table import Endpoint
-    from router.stream import DownstreamStream, UpstreamStream
+    from router.stream import UpstreamStream
 
 MAX_REPLAY_BYTES: Final = 65_536  # of a request's body, kept while it might have to be sent again
 REPLAY_PIECE_BYTES: Final = 4_096
-REFUSAL_WAIT_S: Final = 2.0  # for that body, before the answer is given without it
-MAX_DISCARD_BYTES: Final = 65_536  # of a refused request's body, read so that the connection can be kept
+LOOK_AGAIN_S: Final = 0.1  # while a request waits for a cold start
 
-_REACHED_NO: Final = b"no"
-_REACHED_MAYBE: Final = b"maybe"
-_REACHED_YES: Final = b"yes"
 _UNBUFFERED: Final[Field] = (b"x-accel-buffering", b"no")
-_SILENT: Final = (Kind.CLIENT_GONE, Kind.CLIENT_STALLED)  # nobody is there to be answered
 
-class Exchange(RequestReceiver, ResponseReceiver):
+
+class Exchange(ExchangeEnding):
     """One request and its response. Implements `RequestReceiver` and `ResponseReceiver`."""
 
-    __slots__ = (
-        "_connected_s",
-        "_core",
-        "_counters",
-        "_deadline_s",
-        "_downstream",
-        "_endpoint",
-        "_finished",
-        "_first_byte_deadline_s",
-        "_first_byte_s",
-        "_grpc_status",
-        "_has_length",
-        "_head",
-        "_head_ends",
-        "_is_event_stream",
-        "_last_event",
-        "_last_event_s",
-        "_lease",
-        "_max_body_bytes",
-        "_opened_s",
-        "_overhead_s",
-        "_peer",
-        "_pending",
-        "_reached",
-        "_received_bytes",
-        "_refusal",
-        "_replay",
-        "_replay_ended",
-        "_request_id",
-        "_response_paused",
-        "_retries",
-        "_rid",
-        "_sent_bytes",
-        "_sent_s",
-        "_started_s",
-        "_status",
-        "_timeouts_at",
-        "_ttfb_s",
-        "_tunnel_ends",
-        "_upstream",
-        "tried",
-        "watch_tick",
-    )
-
-    def __init__(self, core: Core, downstream: DownstreamStream, peer: Peer) -> None:
-        self._core = core
-        self._downstream = downstream
-        self._peer = peer
-        self._upstream: UpstreamStream | None = None
-        self._pending: PendingStream | None = None
-        self._lease: Lease | None = None
-        self._endpoint: Endpoint | None = None
-        self._counters = core.unrouted
-        self._head: RequestHead | None = None
-        self._request_id = b""
-        self._started_s = core.clock.now
-        self._opened_s = 0.0
-        self._connected_s = 0.0
-        self._sent_s = 0.0
-        self._overhead_s = 0.0
-        self._ttfb_s = 0.0
-        self._deadline_s = 0.0
-        self._first_byte_deadline_s = 0.0
-        self._first_byte_s = 0.0
-        self._status = 0
-        self._grpc_status = NO_GRPC_STATUS
-        self._received_bytes = 0
-        self._sent_bytes = 0
-        self._max_body_bytes = 0
-        self._retries = 0
-        self._reached = _REACHED_NO
-        self._replay: list[bytes] | None = None
-        self._replay_ended = False
-        self._head_ends = False
-        self._is_event_stream = False
-        self._last_event = b""
-        self._last_event_s = 0.0
-        self._refusal: ProxyError | None = None
-        self._response_paused = False
-        self._finished = False
-        self._rid = b""  # by which an engine that is told of it can be told to stop
-        self._tunnel_ends = 0
-        self._timeouts_at = 0  # where in the head's added fields what is left of the time is told
-        self._has_length = False  # the answer declared one
-        self.tried: tuple[Replica, ...] = ()
-        self.watch_tick = -1
+    __slots__ = ()
 
     # -- from the client ------------------------------------------------------------------------------
 
@@ -146,24 +56,75 @@ class Exchange(RequestReceiver, ResponseReceiver):
         core.in_flight += 1
         shape = head.shape
         known = shape.known
-        self._request_id = request_id = (
-            core.make_id() if known is NO_FIELDS else accepted_id(known) or core.make_id()
-        )
-        host = shape.authority
+        self._request_id = core.make_id() if known is NO_FIELDS else accepted_id(known) or core.make_id()
         if core.trusted_hops and known is not NO_FIELDS:
             self._peer = self._peer.behind(known, core.trusted_hops)
-            host = known.get(b"x-forwarded-host", host)
-        endpoint = core.table.route(shape.authority, shape.path)
-        refusal = core.gate.check(head, self._peer)
-        if refusal is not None or endpoint is None:
-            # A table without any endpoint is one that has not come yet: try again, rather than never.
-            missing = Kind.NO_ROUTE if core.table.endpoints else Kind.NO_REPLICA
-            self._refuse(refusal or ProxyError(missing, Source.ROUTER))
+        table = core.table
+        endpoint = table.route(shape.authority, shape.path)
+        credential = core.gate.check(head, endpoint, table.credentials, core.clock.now)
+        if isinstance(credential, ProxyError):
+            self._refuse(credential)
             return
+        self._credential = credential
+        if endpoint is None:
+            # A table without any endpoint is one that has not come yet: try again, rather than never.
+            self._refuse(ProxyError(Kind.NO_ROUTE if table.endpoints else Kind.NO_REPLICA, Source.ROUTER))
+        elif endpoint.by_model:
+            self._ask_for_model(head, end)
+        else:
+            self._enter(endpoint)
+
+    def _ask_for_model(self, head: RequestHead, end: bool) -> None:
+        """Read as much of the body as may name a model, on a host that several endpoints share."""
+        core, credential, shape = self._core, self._credential, head.shape
+        assert credential is not None
+        if is_model_list(shape):
+            reply, body = model_list(core.table, credential, self._request_id)
+            self._status = 200
+            self._downstream.send_head(reply, False)
+            self._downstream.send_data(body, True)
+            self._finish(None)
+        elif end or shape.upgrade is not None:
+            self._enter_by_model(model_of_query(shape.path))
+        else:
+            if shape.expects_continue:  # nobody else is there yet to ask for the body
+                self._downstream.send_informational(ResponseHead(ResponseShape(100)))
+            self._body_head = BodyHead()
+            self._deadline_s = core.clock.now + BODY_HEAD_WAIT_S
+            core.wheel.watch(self)
+
+    def _enter_by_model(self, model: str | None) -> None:
+        """Go on with the endpoint that serves a model, if this client may know of it."""
+        core, credential = self._core, self._credential
+        assert credential is not None
+        endpoint = find_serving(core.table, credential, model)
+        if isinstance(endpoint, ProxyError):
+            self._refuse(endpoint)
+            return
+        admitted = core.gate.admit(credential, endpoint, core.clock.now)
+        if isinstance(admitted, ProxyError):
+            self._refuse(admitted)
+            return
+        self._enter(endpoint)
+
+    def _enter(self, endpoint: Endpoint) -> None:
+        """Take part in an endpoint's load, and look for a replica within its limits."""
+        core, head = self._core, self._head
+        assert head is not None
+        shape = head.shape
+        known = shape.known
         self._endpoint = endpoint
         self._counters = counters = endpoint.counters
+        limits = endpoint.limits
+        limit = limits.endpoint_concurrency
+        is_full = limit > 0 and endpoint.load.total() >= limit
         counters.in_flight += 1
-        limit = endpoint.limits.max_body_bytes
+        if endpoint.load.is_shared:
+            endpoint.load.publish()
+        if is_full:
+            self._refuse(ProxyError(Kind.AT_CAPACITY, Source.ROUTER))
+            return
+        limit = limits.max_body_bytes
         if limit and shape.upgrade is None:
             self._max_body_bytes = limit
             if head.length is not None and head.length > limit:
@@ -175,18 +136,21 @@ class Exchange(RequestReceiver, ResponseReceiver):
         if timeouts.total_s:
             self._deadline_s = self._started_s + timeouts.total_s
         forwarded_for = self._peer.forwarded_for
+        host = shape.authority
         if known is not NO_FIELDS:
-            refusal = self._take_timeouts(known)
+            refusal = self._take_asked(known)
             if refusal is not None:
                 self._refuse(refusal)
                 return
+            if core.trusted_hops:
+                host = known.get(b"x-forwarded-host", host)
             before = known.get(b"x-forwarded-for")
             if before:
                 forwarded_for = (b"x-forwarded-for", before + b", " + forwarded_for[1])
         # What a client says of its own host and scheme is not believed, unless it is a proxy that we trust;
         # its chain of addresses is kept.
         head.added += (
-            (b"x-request-id", request_id),
+            (b"x-request-id", self._request_id),
             forwarded_for,
             (b"x-forwarded-host", host),
             self._peer.forwarded_proto,
@@ -205,6 +169,9 @@ class Exchange(RequestReceiver, ResponseReceiver):
         upstream = self._upstream
         if self._max_body_bytes and received > self._max_body_bytes and self._refusal is None:
             self._fail(ProxyError(Kind.BODY_TOO_LARGE, Source.DOWNSTREAM))
+            return
+        if self._body_head is not None:
+            self._take_body_head(data, end)
             return
         if upstream is None:
             self._discard(len(data), end)
@@ -226,6 +193,18 @@ class Exchange(RequestReceiver, ResponseReceiver):
             elif self._first_byte_s and not self._status:
                 self._await_first_byte(self._core.clock.now)
 
+    def _take_body_head(self, data: bytes, end: bool) -> None:
+        """Collect what may decide on the endpoint; what was read so far is sent behind the head."""
+        body_head = self._body_head
+        assert body_head is not None
+        body_head.add(data, end)
+        if body_head.is_whole:
+            self._body_head = None
+            self._deadline_s = 0.0
+            self._replay = body_head.pieces
+            self._replay_ended = end
+            self._enter_by_model(find_model(body_head))
+
     def request_trailers(self, trailers: Headers) -> None:
         """Relay the trailers; a request that has them is not repeated."""
         self._replay = None
@@ -233,6 +212,9 @@ class Exchange(RequestReceiver, ResponseReceiver):
             self._upstream.send_trailers(trailers)
             if self._first_byte_s and not self._status:
                 self._await_first_byte(self._core.clock.now)
+        elif self._body_head is not None:
+            self._counters.dropped_trailers += 1
+            self._take_body_head(b"", True)
         else:
             self._discard(0, True)
 
@@ -261,10 +243,13 @@ class Exchange(RequestReceiver, ResponseReceiver):
         assert endpoint is not None
         core = self._core
         now = core.clock.now
-        lease = endpoint.picker.pick(self, now)
+        lease = endpoint.picker.pick(self, now) if not self._pin else take_pinned(endpoint, self._pin, now)
         if isinstance(lease, Kind):
-            self._refuse(ProxyError(lease, Source.ROUTER))
+            if lease is not Kind.NO_REPLICA or not self._wait(endpoint, now):
+                self._refuse(ProxyError(lease, Source.ROUTER))
             return
+        if self._wait_until_s:
+            self._end_wait(now)
         self._lease = lease
         receiver: ResponseReceiver = FirstEventGuard(self) if endpoint.mends_sglang else self
         stream = core.pool.open(lease.replica, receiver, endpoint.dial, fresh=fresh)
@@ -274,10 +259,39 @@ class Exchange(RequestReceiver, ResponseReceiver):
         if isinstance(stream, PendingStream):
             self._pending = stream
             self._opened_s = now
-            if not self._head_ends:
-                self._downstream.hold(HOLD_NO_UPSTREAM)
+            self._hold_body()
             return
         self._send(stream)
+
+    def _hold_body(self) -> None:
+        """Keep the client's body where it is until somebody takes it."""
+        if not self._head_ends and not self._is_held:
+            self._is_held = True
+            self._downstream.hold(HOLD_NO_UPSTREAM)
+
+    def _wait(self, endpoint: Endpoint, now: float) -> bool:
+        """Wait for a cold start, where the endpoint lets this request; False if it is to be refused."""
+        head, counters, hold = self._head, self._counters, endpoint.hold
+        assert head is not None
+        if not hold.wait_s or self._retries or (hold.only_tunnels and head.shape.upgrade is None):
+            return False
+        if not self._wait_until_s:
+            if counters.waiting >= hold.max_waiting:
+                return False
+            counters.waiting += 1
+            self._wait_until_s = now + hold.wait_s
+            self._hold_body()
+        elif now >= self._wait_until_s:
+            self._end_wait(now)
+            return False
+        self._look_again_s = min(now + LOOK_AGAIN_S, self._wait_until_s)
+        self._core.wheel.watch(self)
+        return True
+
+    def _end_wait(self, now: float) -> None:
+        self._counters.waiting -= 1
+        self._wait_until_s = self._look_again_s = 0.0
+        self._waited_s = now - self._started_s
 
     def upstream_ready(self, stream: UpstreamStream) -> None:
         """Go on with the stream that a pending open led to."""
@@ -297,7 +311,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         self._upstream = stream
         if self._response_paused:
             stream.hold(HOLD_PEER_FULL)
-        self._reached = _REACHED_MAYBE
+        self._reached = REACHED_MAYBE
         if self._timeouts_at:  # what is left now, behind a connect or another replica's try
             del head.added[self._timeouts_at :]
             forward_timeouts(head, head.shape.known, self._deadline_s - self._core.clock.now)
@@ -313,15 +327,16 @@ class Exchange(RequestReceiver, ResponseReceiver):
         endpoint = self._endpoint
         assert endpoint is not None
         self._sent_s = now = self._core.clock.read()
-        self._overhead_s = now - self._started_s - self._connected_s
+        self._overhead_s = now - self._started_s - self._connected_s - self._waited_s
         self._first_byte_s = endpoint.timeouts.first_byte_s
         if self._first_byte_s and (self._head_ends or self._replay_ended or head.shape.upgrade is not None):
             self._await_first_byte(now)
         if not self._head_ends:
             if head.shape.upgrade is not None:
                 # RFC 6455 §4.1: nothing of the tunnel may pass before the replica answered 101.
-                self._downstream.hold(HOLD_NO_UPSTREAM)
-            elif self._opened_s or self._retries:
+                self._hold_body()
+            elif self._is_held:
+                self._is_held = False
                 self._downstream.release(HOLD_NO_UPSTREAM)
 
     def _retry(self, error: ProxyError) -> bool:
@@ -337,8 +352,8 @@ class Exchange(RequestReceiver, ResponseReceiver):
             untouched = upstream.is_untouched()
         if not untouched:
             return False
-        self._reached = _REACHED_NO
-        if self._retries >= endpoint.max_retries or not core.may_retry():
+        self._reached = REACHED_NO
+        if self._retries >= endpoint.max_retries or self._pin or not core.may_retry():
             return False
         if upstream is not None and self._replay is None:
             return False  # more of the body went out than is kept
@@ -356,8 +371,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         self._retries += 1
         self._counters.retries += 1
         self._downstream.release(HOLD_PEER_FULL)  # of the connection that is gone
-        if not self._head_ends:
-            self._downstream.hold(HOLD_NO_UPSTREAM)
+        self._hold_body()
         self._open(fresh=True)
         return True
 
@@ -365,7 +379,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
 
     def response_informational(self, head: ResponseHead) -> None:
         """Pass a 1xx on."""
-        self._reached = _REACHED_YES
+        self._reached = REACHED_YES
         self._replay = None
         self._downstream.send_informational(head)
 
@@ -380,7 +394,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
         lease = self._lease
         assert request is not None
         assert lease is not None
-        self._reached = _REACHED_YES
+        self._reached = REACHED_YES
         self._replay = None
         self._first_byte_deadline_s = 0.0
         lease.first_byte(received_s)
@@ -416,6 +430,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
             self._deadline_s = 0.0  # of the handshake; a tunnel lives as long as something moves
             self._downstream.send_head(head, end)
             if shape.accepts_tunnel:  # refused, what the client sends is held until it is dropped: it is no body
+                self._is_held = False
                 self._downstream.release(HOLD_NO_UPSTREAM)
         else:
             self._status = status
@@ -463,7 +478,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
 
     def response_refused(self, error: ProxyError) -> None:
         """Answer in the replica's stead: it said in its first event that it did nothing with the request."""
-        self._reached = _REACHED_NO
+        self._reached = REACHED_NO
         self._fail(error)
 
     def pause_request(self) -> None:
@@ -476,20 +491,18 @@ class Exchange(RequestReceiver, ResponseReceiver):
 
     # -- deadlines ------------------------------------------------------------------------------------
 
-    def next_deadline(self) -> float | None:
-        """The first of total deadline and first byte; None once finished."""
-        if self._finished:
-            return None
-        total, first = self._deadline_s, self._first_byte_deadline_s
-        return (min(total, first) if total and first else total or first) or None
-
     def _await_first_byte(self, now: float) -> None:
         """Give the replica its time, now that it has the whole request: an upload takes what its client takes."""
         self._first_byte_deadline_s = now + self._first_byte_s
         self._core.wheel.watch(self)
 
-    def _take_timeouts(self, known: dict[bytes, bytes]) -> ProxyError | None:
-        """Apply what the client asks for: the smallest limit wins."""
+    def _take_asked(self, known: dict[bytes, bytes]) -> ProxyError | None:
+        """Apply what the client asks for: a replica by name or by key; a time, of which the smallest wins."""
+        key = affinity_key(known)
+        if isinstance(key, ProxyError):
+            return key
+        self.affinity = key
+        self._pin = known.get(b"x-router-replica", b"")  # the gate has seen to who may
         asked_s = asked_timeout_s(known)
         if isinstance(asked_s, ProxyError):
             return asked_s
@@ -506,167 +519,14 @@ class Exchange(RequestReceiver, ResponseReceiver):
         first = self._first_byte_deadline_s
         if self._refusal is not None:
             self._fail(self._refusal)
+        elif self._body_head is not None:
+            self._fail(ProxyError(Kind.REQUEST_TIMEOUT, Source.DOWNSTREAM))
+        elif self._look_again_s and not 0.0 < self._deadline_s <= now:
+            assert self._endpoint is not None
+            # The one in force when the request came may be many versions old by now.
+            self._endpoint = self._core.table.endpoints.get(self._endpoint.name, self._endpoint)
+            self._open(fresh=False)
         elif first and first <= now:
             self._fail(ProxyError(Kind.FIRST_BYTE_TIMEOUT, Source.UPSTREAM))
         else:
             self._fail(ProxyError(Kind.DEADLINE, Source.ROUTER))
-
-    # -- ends -----------------------------------------------------------------------------------------
-
-    def _refuse(self, error: ProxyError) -> None:
-        """Answer without a replica. A short body is read first, so that the connection can be kept."""
-        head = self._head
-        assert head is not None
-        length = head.length
-        if (
-            self._head_ends
-            or length is None
-            or length > MAX_DISCARD_BYTES
-            or self._received_bytes
-            or head.shape.expects_continue
-        ):
-            self._fail(error)
-            return
-        self._refusal = error
-        self._deadline_s = self._core.clock.now + REFUSAL_WAIT_S
-        self._core.wheel.watch(self)
-        self._downstream.release(HOLD_NO_UPSTREAM)
-
-    def _discard(self, size: int, end: bool) -> None:
-        assert self._refusal is not None, "data came although the request was held"
-        if end:
-            self._fail(self._refusal)
-
-    def _fail(self, error: ProxyError) -> None:
-        """Cancel the replica's side, tell the client as its protocol can, and finish."""
-        pending, upstream = self._pending, self._upstream
-        if pending is not None:
-            pending.cancel()
-        if upstream is not None:
-            upstream.reset(error)
-            endpoint, lease = self._endpoint, self._lease
-            # It may generate on: for nobody, whether the client left or the time is up. Not if it refused.
-            if self._rid and not self._status and error.kind is not Kind.AT_CAPACITY:
-                assert endpoint is not None
-                assert lease is not None
-                abort(self._core, lease.replica, endpoint.dial, self._rid)
-        if error.kind not in _SILENT:
-            self._answer(error)
-        elif upstream is not None:
-            self._counters.aborts += 1
-        self._finish(error)
-
-    def _answer(self, error: ProxyError) -> None:
-        downstream = self._downstream
-        request = self._head
-        assert request is not None
-        if request.shape.is_grpc:
-            self._answer_grpc(error)
-            return
-        if not self._status:
-            self._status = WIRE[error.kind].status
-            head, body = local_reply(error, self._reached, self._request_id)
-            downstream.send_head(head, False)
-            downstream.send_data(body, True)
-            return
-        if self._is_event_stream:
-            downstream.send_data(error_event(error, self._last_event), False)
-        downstream.reset(error)
-
-    def _answer_grpc(self, error: ProxyError) -> None:
-        """Say it as a status: in trailers alone, or behind what the replica sent so far."""
-        self._grpc_status = WIRE[error.kind].grpc
-        if self._status and self._has_length:
-            self._downstream.reset(error)  # not gRPC's framing: an end would be taken for the whole
-            return
-        if self._status:
-            self._downstream.send_trailers(grpc_trailers(error, self._reached))
-            return
-        self._status = 200
-        self._downstream.send_head(grpc_reply(error, self._reached, self._request_id), True)
-
-    def _end_tunnel(self) -> None:
-        """Half-closed once: wait for the other half. Twice: done."""
-        self._tunnel_ends += 1
-        if self._tunnel_ends == 2:
-            self._finish(None)
-
-    def _release(self, outcome: int) -> None:
-        lease = self._lease
-        if lease is not None:
-            self._lease = None
-            lease.release(outcome, self._core.clock.now)
-
-    def _finish(self, error: ProxyError | None) -> None:
-        assert not self._finished, "an exchange finishes exactly once"
-        self._finished = True
-        core = self._core
-        lease, status, counters = self._lease, self._status, self._counters
-        replica_key = lease.replica.key if lease is not None else b""
-        flag = code = b""
-        if error is None:
-            self._release(answer_outcome(status, self._grpc_status))
-        else:
-            self._release(move_outcome(error.kind) if error.retry is Retry.SAFE else failure_outcome(error.kind))
-            if error.kind in _SILENT:
-                status = WIRE[error.kind].status
-            flag, code = WIRE[error.kind].flag.encode(), error.kind.value.encode()
-            counters.codes[error.kind.value] = counters.codes.get(error.kind.value, 0) + 1
-        core.in_flight -= 1
-        if self._retries:
-            core.retrying -= 1
-        now = core.clock.now
-        duration_s = now - self._started_s
-        counters.requests += 1
-        counters.statuses[status] = counters.statuses.get(status, 0) + 1
-        grpc_status = self._grpc_status
-        if grpc_status >= 0:
-            counters.grpc_statuses[grpc_status] = counters.grpc_statuses.get(grpc_status, 0) + 1
-        counters.bytes_received += self._received_bytes
-        counters.bytes_sent += self._sent_bytes
-        durations = counters.duration  # written out: a call costs as much as the work in it
-        durations.counts[bisect_left(BOUNDS_S, duration_s)] += 1
-        durations.sum_s += duration_s
-        endpoint = self._endpoint
-        if endpoint is not None:
-            counters.in_flight -= 1
-            if self._ttfb_s:
-                first_bytes, overheads = counters.first_byte, counters.overhead
-                first_bytes.counts[bisect_left(BOUNDS_S, self._ttfb_s)] += 1
-                first_bytes.sum_s += self._ttfb_s
-                overheads.counts[bisect_left(BOUNDS_S, self._overhead_s)] += 1
-                overheads.sum_s += self._overhead_s
-        if core.access_log is not None:
-            head = self._head
-            assert head is not None
-            shape = head.shape
-            core.access_log(
-                (
-                    now,
-                    self._request_id,
-                    shape.method,
-                    shape.authority,
-                    shape.path,
-                    shape.version,
-                    status,
-                    flag,
-                    code,
-                    endpoint.key if endpoint is not None else b"",
-                    replica_key,
-                    self._received_bytes,
-                    self._sent_bytes,
-                    duration_s,
-                    self._overhead_s,
-                    self._ttfb_s,
-                    self._peer.address,
-                    self._retries,
-                    self._reached,
-                    grpc_status,
-                )
-            )
-        # The wheel may keep this object for a turn: it must not keep what it was about.
-        self._upstream = None
-        self._pending = None
-        self._replay = None
-        self._head = None
-        self._last_event = b""

@@ -21,12 +21,21 @@ HOP_BY_HOP: Final = frozenset(
 KNOWN_REQUEST: Final = frozenset(
     (
         b"grpc-timeout",
+        b"modal-key",
+        b"modal-routing-affinity-key",
+        b"modal-secret",
+        b"modal-session-id",
         b"x-forwarded-for",
         b"x-forwarded-host",
         b"x-forwarded-proto",
         b"x-request-id",
         b"x-request-timeout-ms",
         b"x-router-key",
+        b"x-router-replica",
+        b"x-router-secret",
+        b"x-routing-key",
+        b"x-session-id",
+        b"x-smg-routing-key",
     )
 )
 # Response fields that the router sets itself; one the replica sent is replaced or merged.

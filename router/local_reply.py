@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _MESSAGES: dict[Kind, str] = {
     Kind.NO_ROUTE: "No endpoint is routed for this host and path.",
+    Kind.MODEL_NOT_FOUND: "No endpoint of this environment serves the model.",
+    Kind.MODEL_MISSING: "This host routes by the model that the body names, and it names none.",
     Kind.NO_REPLICA: "The endpoint has no ready replica; retry after the given time.",
     Kind.AT_CAPACITY: "Every replica of the endpoint is at its concurrency limit; retry after the given time.",
     Kind.RATE_LIMITED: "The rate limit is reached; retry after the given time.",
@@ -115,6 +117,18 @@ def grpc_trailers(error: ProxyError, reached: bytes) -> Headers:
     ]
 
 
+def json_reply(status: int, length: int, request_id: bytes) -> ResponseHead:
+    """Return the head of an answer of the router's own that is no error."""
+    shape = ResponseShape(status)
+    shape.fields = [
+        (b"date", formatdate(time.time(), usegmt=True).encode()),
+        (b"content-type", b"application/json"),
+        (b"cache-control", b"no-store"),
+        (b"x-request-id", request_id),
+    ]
+    return ResponseHead(shape, length)
+
+
 def local_reply(error: ProxyError, reached: bytes, request_id: bytes) -> tuple[ResponseHead, bytes]:
     """Return the head and body of the HTTP answer for `error`; `reached` is no, maybe or yes."""
     wire: Wire = WIRE[error.kind]
@@ -128,8 +142,9 @@ def local_reply(error: ProxyError, reached: bytes, request_id: bytes) -> tuple[R
     ]
     if request_id:
         headers.append((b"x-request-id", request_id))
-    if wire.retry_after_s:
-        headers.append((b"retry-after", b"%d" % wire.retry_after_s))
+    retry_after_s = error.retry_after_s or wire.retry_after_s
+    if retry_after_s:
+        headers.append((b"retry-after", b"%d" % retry_after_s))
     if error.kind is Kind.UNAUTHENTICATED:
         headers.append((b"www-authenticate", b"Bearer"))
     if error.kind is Kind.UPGRADE_UNSUPPORTED:

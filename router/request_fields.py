@@ -1,9 +1,9 @@
-"""What a client asks of the router itself in fields of its request: its id, its time."""
+"""What a client asks of the router itself in fields of its request: its id, its time, its routing key."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from router.deadlines import NEVER
 from router.errors import Kind, ProxyError, Source
@@ -13,6 +13,15 @@ if TYPE_CHECKING:
     from router.http import RequestHead
 
 MAX_TIMEOUT_DIGITS = 9
+MAX_KEY_BYTES: Final = 1_024
+AFFINITY_FIELDS: Final = (
+    b"modal-routing-affinity-key",
+    b"modal-session-id",
+    b"x-smg-routing-key",
+    b"x-session-id",
+    b"x-routing-key",
+)
+"""Modal's, SGLang's and neutral names; the first that is there wins."""
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:/+=@~-]{1,128}")
 
@@ -21,6 +30,18 @@ def accepted_id(known: dict[bytes, bytes]) -> bytes:
     """Return the client's request id if it is short and plain, else nothing: it goes into logs as it is."""
     request_id = known.get(b"x-request-id", b"")
     return request_id if _REQUEST_ID.fullmatch(request_id) else b""
+
+
+def affinity_key(known: dict[bytes, bytes]) -> bytes | ProxyError:
+    """Return the key that requests which belong together share; empty without one."""
+    for name in AFFINITY_FIELDS:
+        key = known.get(name)
+        if key:
+            if len(key) > MAX_KEY_BYTES:
+                detail = f"{name.decode()} is longer than {MAX_KEY_BYTES} bytes"
+                return ProxyError(Kind.HEAD_TOO_LARGE, Source.DOWNSTREAM, detail=detail)
+            return key
+    return b""
 
 
 def asked_timeout_s(known: dict[bytes, bytes]) -> float | ProxyError:

@@ -69,6 +69,10 @@ class EndpointSnapshot(msgspec.Struct):
     codes: dict[str, int] = {}
     grpc_statuses: dict[int, int] = {}
     aborts: int = 0
+    affine: int = 0
+    affinity_passed_over: int = 0
+    spilled: int = 0
+    waiting: int = 0
     retries: int = 0
     dropped_trailers: int = 0
     bytes_received: int = 0
@@ -127,6 +131,10 @@ def snapshot_endpoint(counters: EndpointCounters) -> EndpointSnapshot:
         codes=dict(counters.codes),
         grpc_statuses=dict(counters.grpc_statuses),
         aborts=counters.aborts,
+        affine=counters.affine,
+        affinity_passed_over=counters.affinity_passed_over,
+        spilled=counters.spilled,
+        waiting=counters.waiting,
         retries=counters.retries,
         dropped_trailers=counters.dropped_trailers,
         bytes_received=counters.bytes_received,

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import mmap
 import os
 import secrets
 import signal
@@ -24,6 +23,7 @@ from typing import TYPE_CHECKING, Any, assert_never
 import msgspec
 import uvloop
 
+from router.boards import map_boards
 from router.clock import Clock
 from router.control import (
     Ask,
@@ -53,7 +53,6 @@ from router.edge.arrivals import TrustedPeers
 from router.edge.listener import Listener
 from router.errors import Kind, ProxyError, Source
 from router.routing.explain import explain
-from router.routing.load import BOARD_SLOTS, LoadBoard
 from router.routing.outlier import is_ready
 from router.routing.stage import Stage
 from router.telemetry import (
@@ -69,8 +68,10 @@ from router.transport.server_tls import server_context
 from router.transport.shell import Reactor
 from router.transport.tasks import spawn
 from router.transport.upstream.pool import ConnectionPool
+from router.walltime import WallTime
 
 if TYPE_CHECKING:
+    from router.boards import Boards
     from router.routing.load import Replica
     from router.routing.spec import TablePatch
     from router.routing.table import Endpoint
@@ -91,7 +92,7 @@ BULK = 1_000  # replicas in one step after which the collector is told that they
 class Worker:
     """Builds the data path from `Start` and obeys the control channel."""
 
-    def __init__(self, start: Start, board: LoadBoard | None, control: ControlProtocol) -> None:
+    def __init__(self, start: Start, boards: Boards, control: ControlProtocol) -> None:
         self._index = start.worker
         self._control = control
         self.clock = Clock()
@@ -100,8 +101,9 @@ class Worker:
         self.outbox = Outbox(self.clock)
         self.reactor = Reactor(self.clock, self.outbox, self.wheel, self.counters)
         self.pool = ConnectionPool(self.reactor)
-        self.gate = AdmissionGate(start.tokens)
-        self._stage = Stage(board)
+        self._walltime = WallTime()
+        self.gate = AdmissionGate(start.tokens, boards.rates, self._walltime)
+        self._stage = Stage(boards.load, start.region)
         self.access_log = (
             AccessLog(start.access_log, start.access_log_sample, self.counters) if start.access_log else None
         )
@@ -211,6 +213,7 @@ class Worker:
         now = self.clock.read()
         self.counters.loop_lag.observe(max(0.0, now - self._next_tick_s))
         try:
+            self._walltime.look(now, time())
             self.wheel.turn(now)
             self.outbox.flush()
         finally:  # whatever happened: without this no deadline would ever pass again
@@ -309,9 +312,9 @@ class ControlProtocol(asyncio.Protocol):
     comes as hundreds of parts, and requests are served between them.
     """
 
-    def __init__(self, board: LoadBoardMaker, sockets: list[socket.socket]) -> None:
+    def __init__(self, board_fd: int, sockets: list[socket.socket]) -> None:
         self._unpacker = Unpacker()
-        self._make_board = board
+        self._board_fd = board_fd
         self._sockets = sockets
         self._worker: Worker | None = None
         self._transport: Any = None
@@ -352,7 +355,8 @@ class ControlProtocol(asyncio.Protocol):
     def _obey(self, message: ToWorker) -> None:
         if isinstance(message, Start):
             logging.getLogger().setLevel(message.log_level)
-            self._worker = Worker(message, self._make_board(message), self)
+            boards = map_boards(self._board_fd, message.worker, message.workers)
+            self._worker = Worker(message, boards, self)
         elif self._worker is not None:
             is_new = not self._worker.has_table
             self._worker.obey(message)
@@ -382,24 +386,10 @@ class ControlProtocol(asyncio.Protocol):
             self.end()
 
 
-class LoadBoardMaker:
-    """Maps the shared in-flight board once the number of workers is known; None for a single worker."""
-
-    def __init__(self, fd: int) -> None:
-        self._fd = fd
-
-    def __call__(self, start: Start) -> LoadBoard | None:
-        """Return this worker's view of the board."""
-        if start.workers == 1:
-            return None
-        shared = mmap.mmap(self._fd, start.workers * BOARD_SLOTS * 8)
-        return LoadBoard(memoryview(shared), start.worker, start.workers, BOARD_SLOTS)
-
-
 async def _serve(control_fd: int, board_fd: int, listen_fds: list[int]) -> None:
     loop = asyncio.get_running_loop()
     sockets = [socket.socket(fileno=fd) for fd in listen_fds]
-    protocol = ControlProtocol(LoadBoardMaker(board_fd), sockets)
+    protocol = ControlProtocol(board_fd, sockets)
     await loop.create_unix_connection(lambda: protocol, sock=socket.socket(fileno=control_fd))
     await protocol.ended
 

@@ -37,7 +37,7 @@ PATCH = TablePatch(
     (
         EndpointPatch(
             "e",
-            EndpointSpec("e", (), "random", 1.0, 0, limits=LimitSpec(5, 6)),
+            EndpointSpec("e", (), policy="random", slow_start_s=1.0, retries=0, limits=LimitSpec(5, 6)),
             (ReplicaSpec("r", "http://[::1]:1", 2.5, "DOWN", 3),),
             ("gone",),
         ),

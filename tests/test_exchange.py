@@ -11,6 +11,7 @@ from router.deadlines import DeadlineWheel
 from router.errors import Kind, ProxyError, Retry, Source
 from router.exchange import MAX_REPLAY_BYTES, Exchange
 from router.http import RequestHead, RequestShape, ResponseHead, ResponseShape
+from router.routing.credentials import ANYBODY
 from router.routing.spec import EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TableSpec, TimeoutSpec
 from router.routing.stage import build
 from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream
@@ -103,8 +104,11 @@ class FakePool:
 
 
 class OpenGate:
-    def check(self, head, peer):
-        return None
+    def check(self, head, endpoint, credentials, now):
+        return ANYBODY
+
+    def admit(self, found, endpoint, now):
+        return found
 
 
 class Bench:

@@ -5,6 +5,7 @@ Each writes one transaction, checked as the routers will read it; every router h
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -46,8 +47,11 @@ def _endpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--environment", help="Tenant it belongs to. [default: main]"),
         click.option("--state", type=click.Choice(["ACTIVE", "PAUSED"]), help="A paused one answers 503."),
         click.option("--policy", metavar="JSON", help='As {"policy": "p2c", "slow_start_s": 30, "timeouts": {}, '
-                     '"limits": {}, "outlier": {}, "retries": 2, "tls": {}, "connections": {}}.'),
+                     '"limits": {}, "outlier": {}, "retries": 2, "tls": {}, "connections": {}, "failover": ["us"], '
+                     '"affinity": {}, "hold": {}, "models": ["org/name"]}.'),
         click.option("--health", metavar="JSON", help='As {"kind": "http", "path": "/ready"} or {"kind": "grpc"}.'),
+        click.option("--unauthenticated/--authenticated", default=None,
+                     help="Whether it is served without a token of its environment. [default: no]"),
         click.option("--host", multiple=True, help="Route from this host as well; `*` is any. Repeatable."),
         click.option("--prefix", multiple=True, help="Path prefix of those routes; `/` if none is given."),
     ]):  # fmt: skip
@@ -218,26 +222,43 @@ def delete_replica(target: Target, as_json: bool, endpoint: str, name: str) -> N
 # -- routes ----------------------------------------------------------------------------------------------
 
 
+_BY_MODEL = click.option("--by-model", is_flag=True, help="Instead of ENDPOINT: the `model` of the body names it.")
+
+
+def _end(endpoint: str | None, by_model: bool) -> str:
+    if bool(endpoint) == by_model:
+        raise click.UsageError("either ENDPOINT or --by-model")
+    return endpoint or ""
+
+
 @route.command("create")
 @click.argument("host")
-@click.argument("endpoint")
+@click.argument("endpoint", required=False)
 @click.option("--prefix", default="/", show_default=True, help="Path prefix.")
 @click.option("--priority", default=0, show_default=True, help="Higher ones are tried first within a host.")
+@_BY_MODEL
 @store_options
-def create_route(target: Target, as_json: bool, host: str, endpoint: str, prefix: str, priority: int) -> None:
-    """Lead HOST (`*`, `*.domain`, a name) and a path prefix to ENDPOINT."""
-    show(write(target, lambda w: w.put_route(host, prefix, endpoint, priority, create=True)), as_json)
+def create_route(
+    target: Target, as_json: bool, host: str, endpoint: str | None, prefix: str, priority: int, by_model: bool
+) -> None:
+    """Lead HOST (`*`, `*.domain`, a name) and a path prefix to ENDPOINT, or to whichever serves the model."""
+    end = _end(endpoint, by_model)
+    show(write(target, lambda w: w.put_route(host, prefix, end, priority, create=True)), as_json)
 
 
 @route.command("update")
 @click.argument("host")
-@click.argument("endpoint")
+@click.argument("endpoint", required=False)
 @click.option("--prefix", default="/", show_default=True, help="Path prefix of the route to change.")
 @click.option("--priority", default=0, show_default=True, help="Higher ones are tried first within a host.")
+@_BY_MODEL
 @store_options
-def update_route(target: Target, as_json: bool, host: str, endpoint: str, prefix: str, priority: int) -> None:
+def update_route(
+    target: Target, as_json: bool, host: str, endpoint: str | None, prefix: str, priority: int, by_model: bool
+) -> None:
     """Lead a route that is there to another ENDPOINT, or give it another priority."""
-    show(write(target, lambda w: w.put_route(host, prefix, endpoint, priority, create=False)), as_json)
+    end = _end(endpoint, by_model)
+    show(write(target, lambda w: w.put_route(host, prefix, end, priority, create=False)), as_json)
 
 
 @route.command("list")
@@ -264,14 +285,27 @@ def delete_route(target: Target, as_json: bool, host: str, prefix: str) -> None:
 @token.command("create")
 @click.argument("subject")
 @click.option("--environment", default="main", show_default=True, help="Tenant whose endpoints it opens.")
-@click.option("--scope", multiple=True, help="What it may do; repeatable.")
+@click.option("--scope", multiple=True, metavar="SCOPE",
+              help="`endpoint:NAME` limits it to that endpoint, `pin` lets it name the replica; repeatable.")
+@click.option("--rate", type=click.FloatRange(0.0, min_open=True), help="Requests a second, on each router.")
+@click.option("--burst", type=click.IntRange(1), help="How many may come at once. [default: a second's worth]")
 @click.option("--not-after", metavar="TIME", help="When it ends, as 2027-01-31T00:00:00Z.")
 @store_options
 def create_token(
-    target: Target, as_json: bool, subject: str, environment: str, scope: tuple[str, ...], not_after: str | None
+    target: Target,
+    as_json: bool,
+    subject: str,
+    environment: str,
+    scope: tuple[str, ...],
+    not_after: str | None,
+    rate: float | None,
+    burst: int | None,
 ) -> None:
     """Make a token for SUBJECT. The secret is shown now and never again: the store has its hash."""
-    show(write(target, lambda w: w.create_token(subject, environment, scope, not_after)), as_json)
+    if burst and not rate:
+        raise click.UsageError("--burst goes with --rate")
+    limit = json.dumps({"per_s": rate, "burst": burst or 0}) if rate else None
+    show(write(target, lambda w: w.create_token(subject, environment, scope, not_after, limit)), as_json)
 
 
 @token.command("list")

@@ -42,6 +42,7 @@ _FLAGS: list[tuple[str, Any, str]] = [
     ("admin-token", str, "Bearer token of the admin listener; needed beyond loopback."),
     ("auth-token", str, "Token clients must send as Bearer or x-router-key; repeatable."),
     ("unauthenticated", bool, "Listen beyond loopback without a token: something in front checks."),
+    ("region", str, "Region this router is in: its replicas come first."),
     ("policy", click.Choice(["p2c", "round_robin", "random", "least_inflight"]), "How a replica is chosen."),
     ("engine", click.Choice(["any", "sglang"]), "Whose manners to mend: see the README."),
     ("health", click.Choice(["none", "tcp", "http", "grpc"]), "Active checks of the replicas."),

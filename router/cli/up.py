@@ -71,6 +71,8 @@ def up(replicas: int, time_scale: float, once: bool, no_check: bool, **values: A
     except ImportError as missing:
         hint = "install what it runs with: pip install 'replica-router[store,backend,grpc]'"
         raise click.UsageError(f"{missing}; {hint}") from None
+    # Its endpoints ask for no token, so it listens where any open router may.
+    make_settings({**values, "replica": ("http://127.0.0.1:1",)})
     configure_logging(values["log_level"] if values["log_level"] != "INFO" else "WARNING")
     sys.exit(uvloop.run(_up(values, replicas, time_scale, once=once, check=not no_check)))
 
@@ -96,9 +98,9 @@ class Cluster:
         target = parse_target(self.store)
         await asyncio.to_thread(initialise, target)
         async with open_writer(target) as writer:
-            await writer.put_endpoint(CHAT_ENDPOINT, create=True, hosts=("*",))
-            await writer.put_endpoint(POLICY_ENDPOINT, create=True, hosts=(POLICY_HOST,))
-            await writer.put_endpoint(GRPC_ENDPOINT, create=True, hosts=("*",), prefixes=GRPC_PREFIXES)
+            await writer.put_endpoint(CHAT_ENDPOINT, create=True, unauthenticated=True, hosts=("*",))
+            await writer.put_endpoint(POLICY_ENDPOINT, create=True, unauthenticated=True, hosts=(POLICY_HOST,))
+            await writer.put_endpoint(GRPC_ENDPOINT, create=True, unauthenticated=True, hosts=("*",), prefixes=GRPC_PREFIXES)
 
     async def start_replicas(self, count: int, time_scale: float) -> None:
         """Start sidecars, each with its engine; they register themselves."""

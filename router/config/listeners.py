@@ -23,7 +23,8 @@ _FLAGS = {"cert": "--tls-cert", "key": "--tls-key", "ca": "--tls-client-ca"}
 
 def check_listeners(settings: Settings) -> None:
     """Refuse what cannot be served or must not be; ConfigError names the flag. Files of TLS are not looked at."""
-    guarded = bool(settings.auth_token or settings.unauthenticated)
+    # Endpoints of a store ask for its tokens, each unless it says otherwise.
+    guarded = bool(settings.auth_token or settings.unauthenticated or settings.store)
     for address in settings.addresses():
         if not unix_path(address, "--listen"):  # who may open the socket's file is for its mode to say
             _check_open("--listen", address, guarded)

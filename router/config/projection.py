@@ -3,7 +3,8 @@
 Pure and incremental: `step` takes changed rows and returns the patch they amount to, at a cost that follows the
 change. Rules:
 
-* A row that cannot be used is quarantined with its reason, and what was made of its last good version stays.
+* A row that cannot be used is quarantined with its reason, and what was made of its last good version stays;
+  but a token's: what cannot be read may have been meant to take rights away, so nobody has them.
 * A replica of an endpoint that is not there, and a route to one, wait in quarantine until it is.
 * Losing at once more than `shrink_guard` of all ready replicas is held back until somebody accepts it, or it is
   undone: the rows are taken, the table keeps what it had. Health checks still take out what is really dead.
@@ -11,29 +12,21 @@ change. Rules:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from router.config.static import ConfigError, check_host, check_name, check_prefix, check_replica_id
-from router.routing.load import BOARD_SLOTS, split_address
+from router.config.rows import RowError, read_endpoint, read_region, read_replica, read_route, read_token
+from router.config.static import ConfigError, check_host
+from router.routing.load import BOARD_SLOTS
 from router.routing.spec import (
-    ConnectionSpec,
-    Count,
     EndpointPatch,
     EndpointSpec,
-    Engine,
-    HealthSpec,
-    LimitSpec,
-    OutlierSpec,
-    Policy,
+    RegionSpec,
     ReplicaSpec,
     RouteSpec,
-    Seconds,
-    State,
     TablePatch,
-    TimeoutSpec,
-    TlsSpec,
+    TokenSpec,
 )
 
 if TYPE_CHECKING:
@@ -45,40 +38,7 @@ if TYPE_CHECKING:
 GUARD_FLOOR = 10  # ready replicas; a smaller table loses more than half of them in daily use
 MAX_REPLICAS = BOARD_SLOTS - 8_192  # cells given up by a patch are free only in the next
 MAX_REASONS = 1_000  # quarantined rows that are listed; beyond it they are counted
-_STATES = frozenset(get_args(State))
 _ROUTING = frozenset(("Hosts", "RouteSets", "Routes"))
-
-
-class PolicyEntry(msgspec.Struct, forbid_unknown_fields=True):
-    """Endpoints.Policy."""
-
-    policy: Policy = "p2c"
-    slow_start_s: Seconds = 0.0
-    retries: Count = 2
-    outlier: OutlierSpec = OutlierSpec()
-    timeouts: TimeoutSpec = TimeoutSpec()
-    limits: LimitSpec = LimitSpec()
-    engine: Engine = "any"
-    tls: TlsSpec = TlsSpec()
-    connections: ConnectionSpec = ConnectionSpec()
-
-
-class MatchEntry(msgspec.Struct, forbid_unknown_fields=True):
-    """Routes.Match."""
-
-    path_prefix: str = "/"
-
-
-class ActionEntry(msgspec.Struct, forbid_unknown_fields=True):
-    """Routes.Action."""
-
-    endpoint: str
-
-
-class Capabilities(msgspec.Struct):
-    """Replicas.Capabilities; what a replica says of itself beyond this is for others."""
-
-    scheme: str = "http"
 
 
 class Kept(msgspec.Struct):
@@ -92,10 +52,6 @@ class Kept(msgspec.Struct):
     routes: list[tuple[tuple[str, ...], tuple[int, str, str]]] = []
     hosts: list[tuple[tuple[str, ...], str]] = []
     held: list[tuple[str, ...]] = []
-
-
-class RowError(ValueError):
-    """A row that cannot be used; the text is the reason."""
 
 
 class Projection:
@@ -114,6 +70,8 @@ class Projection:
         self._good_routes: dict[Key, tuple[int, str, str]] = {}
         self._good_hosts: dict[Key, str] = {}
         self._held: dict[Key, None] = {}  # (endpoint,) or (endpoint, replica)
+        self._tokens: dict[Key, TokenSpec] = {}
+        self._regions: dict[str, RegionSpec] = {}
         self.quarantine: dict[tuple[str, Key], str] = {}
         self.ready = 0
         self._count = 0
@@ -150,6 +108,8 @@ class Projection:
         """
         endpoints: dict[str, None] = {}
         replicas: dict[str, dict[str, None]] = {}
+        tokens: dict[Key, None] = {}
+        regions: dict[str, None] = {}
         routing = False
         for table, key, _ in changes:
             if table == "Replicas":
@@ -158,7 +118,20 @@ class Projection:
                 endpoints[key[0]] = None
             elif table in _ROUTING:
                 routing = True
-        return self._patch(endpoints, replicas, routing=routing, defer_routes=defer_routes)
+            elif table == "AuthTokens":
+                tokens[key] = None
+            elif table == "Regions":
+                regions[key[0]] = None
+        patch = self._patch(endpoints, replicas, routing=routing, defer_routes=defer_routes)
+        if not tokens and not regions:
+            return patch
+        upserted, revoked = self._changed_tokens(tokens)
+        changed = self._changed_regions(regions)
+        if patch is None and not upserted and not revoked and changed is None:
+            return None
+        return msgspec.structs.replace(
+            patch or TablePatch(0), tokens=upserted, revoked=revoked, regions=changed
+        )
 
     def accept(self) -> tuple[int, TablePatch | None]:
         """Let go of everything held; return how many replicas that takes out, and the patch."""
@@ -368,6 +341,43 @@ class Projection:
             del self._replicas[name]
         return upsert, remove
 
+    def _changed_tokens(self, keys: Iterable[Key]) -> tuple[tuple[TokenSpec, ...], tuple[bytes, ...]]:
+        """Return the tokens that are new or changed, and the digests of those that left."""
+        upserted: list[TokenSpec] = []
+        revoked: list[bytes] = []
+        for key in keys:
+            self.quarantine.pop(("AuthTokens", key), None)
+            row = self._row("AuthTokens", key)
+            spec = None
+            if row is not None:
+                try:
+                    spec = read_token(key, row)
+                except RowError as reason:
+                    self.quarantine["AuthTokens", key] = str(reason)
+            known = self._tokens.pop(key, None)
+            if spec is not None:
+                self._tokens[key] = spec
+                if spec != known:
+                    upserted.append(spec)
+            elif known is not None:
+                revoked.append(known.digest)
+        return tuple(upserted), tuple(revoked)
+
+    def _changed_regions(self, names: Iterable[str]) -> tuple[RegionSpec, ...] | None:
+        before = dict(self._regions)
+        for name in names:
+            key = (name,)
+            self.quarantine.pop(("Regions", key), None)
+            row = self._row("Regions", key)
+            if row is None:
+                self._regions.pop(name, None)
+                continue
+            try:
+                self._regions[name] = read_region(name, row)
+            except RowError as reason:
+                self.quarantine["Regions", key] = str(reason)
+        return None if self._regions == before else tuple(self._regions.values())
+
     def _is_paused(self, name: str) -> bool:
         row = self._row("Endpoints", (name,))
         return row is not None and row[3] == "PAUSED"
@@ -385,12 +395,12 @@ class Projection:
             except RowError as reason:
                 self.quarantine["Routes", key] = str(reason)
             else:
-                if route[2] in self._endpoints:
+                if not route[2] or route[2] in self._endpoints:
                     self._good_routes[key] = route
                 else:
                     self.quarantine["Routes", key] = f"endpoint {route[2]!r} is not there"
             good = self._good_routes.get(key)
-            if good is not None and good[2] in self._endpoints:
+            if good is not None and (not good[2] or good[2] in self._endpoints):
                 by_set.setdefault(key[0], []).append(good)
         routes: list[RouteSpec] = []
         for key, (_, row) in self._book.tables["Hosts"].items():
@@ -408,7 +418,7 @@ class Projection:
             else:
                 self._good_hosts[key] = str(row[0])
             routes += [
-                RouteSpec(key[0].lower(), prefix, endpoint, priority)
+                RouteSpec(key[0].lower(), prefix, endpoint, priority, by_model=not endpoint)
                 for priority, prefix, endpoint in by_set.get(self._good_hosts.get(key, ""), ())
             ]
         routes.sort(key=lambda route: (route.host, -route.priority, route.path_prefix, route.endpoint))
@@ -421,86 +431,3 @@ class Projection:
     def _row(self, table: str, key: Key) -> Row | None:
         known = self._book.tables[table].get(key)
         return None if known is None else known[1]
-
-
-# -- one row -------------------------------------------------------------------------------------------
-
-
-def read_endpoint(name: str, row: Row) -> EndpointSpec:
-    """Return the settings that an Endpoints row says; RowError for what it cannot."""
-    _check(check_name, name, "EndpointId")
-    if row[3] not in ("ACTIVE", "PAUSED"):
-        raise RowError(f"State: {row[3]!r} is neither ACTIVE nor PAUSED")
-    policy = _json(row[1], PolicyEntry, "Policy") or PolicyEntry()
-    health = _json(row[2], HealthSpec, "Health") or HealthSpec()
-    return EndpointSpec(
-        name=name,
-        policy=policy.policy,
-        slow_start_s=policy.slow_start_s,
-        retries=policy.retries,
-        health=health,
-        outlier=policy.outlier,
-        timeouts=policy.timeouts,
-        limits=policy.limits,
-        engine=policy.engine,
-        tls=policy.tls,
-        connections=policy.connections,
-    )
-
-
-def read_replica(replica_id: str, row: Row) -> ReplicaSpec:
-    """Return the replica that a Replicas row says; RowError for what it cannot."""
-    _check(check_replica_id, replica_id, "ReplicaId")
-    _, _, _, host, port, weight, state, _, capabilities = row
-    if not isinstance(state, str) or state not in _STATES:
-        raise RowError(f"State: {state!r} is none of {', '.join(sorted(_STATES))}")
-    scheme = "http"
-    if capabilities is not None and capabilities != "{}":
-        found = _json(capabilities, Capabilities, "Capabilities")
-        scheme = scheme if found is None else found.scheme
-    if not isinstance(host, str):
-        raise RowError("Address: there is none")
-    address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
-    try:
-        split_address(address)
-    except ValueError as failure:
-        raise RowError(f"Address: {failure}") from None
-    # NaN fails both comparisons; JSON writes it as a text.
-    if not isinstance(weight, (int, float)) or not 0.001 <= weight <= 1_000.0:
-        raise RowError(f"Weight: {weight!r} is not between 0.001 and 1000")
-    return ReplicaSpec(replica_id, address, float(weight), cast("State", state))
-
-
-def read_route(row: Row) -> tuple[int, str, str]:
-    """Return priority, path prefix and endpoint of a Routes row; RowError for what it cannot."""
-    match = _json(row[1], MatchEntry, "Match") or MatchEntry()
-    action = _json(row[2], ActionEntry, "Action")
-    if action is None:
-        raise RowError("Action: there is none")
-    _check(check_prefix, match.path_prefix, "Match.path_prefix")
-    try:
-        priority = int(row[0])
-    except (TypeError, ValueError):
-        raise RowError(f"Priority: {row[0]!r} is no number") from None
-    return priority, match.path_prefix, action.endpoint
-
-
-def _check(check: Any, value: str, column: str) -> None:
-    try:
-        check(value)
-    except ConfigError as failure:
-        raise RowError(f"{column}: {failure}") from None
-
-
-def _json(text: Any, kind: type[Any], column: str) -> Any:
-    """Decode a JSON column; None for NULL."""
-    if text is None:
-        return None
-    try:
-        return msgspec.json.decode(text if isinstance(text, str) else msgspec.json.encode(text), type=kind)
-    except msgspec.ValidationError as failure:
-        complaint, _, place = str(failure).partition(" - at `$")
-        where = place.strip(".`")
-        raise RowError(f"{column}{'.' if where else ''}{where}: {complaint}") from None
-    except msgspec.DecodeError as failure:
-        raise RowError(f"{column}: {failure}") from None

@@ -14,7 +14,7 @@ import msgspec
 
 from router.config.addresses import is_loopback, parse_listen, unix_path
 from router.config.listeners import DEFAULT_LISTEN, check_listeners, read_listener_tls, upstream_tls
-from router.config.static import ConfigError, EndpointEntry, ReplicaEntry, build_table, read_file
+from router.config.static import ConfigError, EndpointEntry, File, ReplicaEntry, build_table, read_file
 from router.config.target import parse_target
 from router.routing.spec import (
     Engine,
@@ -23,6 +23,7 @@ from router.routing.spec import (
     HttpPath,
     LimitSpec,
     Policy,
+    RegionName,
     ServerName,
     TableSpec,
     TimeoutSpec,
@@ -59,6 +60,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     admin_token: str = ""
     auth_token: list[str] = []
     unauthenticated: bool = False
+    region: str = ""
     policy: Policy = "p2c"
     engine: Engine = "any"
     health: HealthKind = "tcp"
@@ -122,6 +124,10 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
             msgspec.convert(self.health_path, HttpPath)
         except msgspec.ValidationError:
             raise ConfigError(f"--health-path: {self.health_path!r} is not a path beginning with /") from None
+        try:
+            msgspec.convert(self.region, RegionName)
+        except msgspec.ValidationError:
+            raise ConfigError(f"--region: {self.region!r} is not of letters, digits and ._:/-, up to 64") from None
         check_listeners(self)
         if self.admin != "none" and not unix_path(self.admin, "--admin"):
             host, _ = parse_listen(self.admin, "--admin")
@@ -149,31 +155,28 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
         except OSError as failure:
             raise ConfigError(f"--access-log {self.access_log}: {failure.strerror}") from None
 
-    def entries(self) -> list[EndpointEntry]:
-        """Return the endpoints of the file, or the one that --replica makes."""
+    def file(self) -> File:
+        """Return the file, or what --replica makes of one."""
         tls = upstream_tls(self)
         if not self.replica:
-            return read_file(self.config).endpoint
-        return [
-            EndpointEntry(
-                name=DEFAULT_ENDPOINT,
-                policy=self.policy,
-                engine=self.engine,
-                health=HealthSpec(
-                    kind=self.health, path=self.health_path, interval_s=self.health_interval_s
-                ),
-                timeouts=TimeoutSpec(
-                    connect_s=self.connect_timeout_s,
-                    first_byte_s=self.first_byte_timeout_s,
-                    total_s=self.request_timeout_s,
-                    idle_s=self.idle_timeout_s,
-                ),
-                limits=LimitSpec(max_body_bytes=self.max_body_bytes, max_concurrency=self.max_concurrency),
-                tls=tls,
-                replica=[ReplicaEntry(address=address) for address in self.replica],
-            )
-        ]
+            return read_file(self.config)
+        only = EndpointEntry(
+            name=DEFAULT_ENDPOINT,
+            policy=self.policy,
+            engine=self.engine,
+            health=HealthSpec(kind=self.health, path=self.health_path, interval_s=self.health_interval_s),
+            timeouts=TimeoutSpec(
+                connect_s=self.connect_timeout_s,
+                first_byte_s=self.first_byte_timeout_s,
+                total_s=self.request_timeout_s,
+                idle_s=self.idle_timeout_s,
+            ),
+            limits=LimitSpec(max_body_bytes=self.max_body_bytes, max_concurrency=self.max_concurrency),
+            tls=tls,
+            replica=tuple(ReplicaEntry(address=address) for address in self.replica),
+        )
+        return File(endpoint=[only])
 
     def table(self, version: int) -> TableSpec:
         """Build the static table, without slots."""
-        return build_table(self.entries(), version, self.config if not self.replica else "--replica")
+        return build_table(self.file(), version, self.config if not self.replica else "--replica")

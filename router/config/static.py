@@ -10,6 +10,10 @@
     [[endpoint.replica]]
     address = "http://127.0.0.1:30000"
     weight = 2
+    region = "eu"
+    [[region]]                           # which the router is in, and others: see --region
+    name = "eu"
+    failover = ["us"]
 
 Every key of `routing.spec` may stand there. A file that does not parse, or says something impossible, is
 refused whole with the place named; the caller keeps what it had.
@@ -27,28 +31,23 @@ import msgspec
 
 from router.routing.load import split_address
 from router.routing.spec import (
-    ConnectionSpec,
-    Count,
     EndpointSpec,
-    Engine,
+    EnvironmentName,
     HealthSpec,
-    LimitSpec,
-    OutlierSpec,
-    Policy,
+    PoolSettings,
+    RegionName,
+    RegionSpec,
     ReplicaSpec,
     RouteSpec,
-    Seconds,
     State,
     TableSpec,
-    TimeoutSpec,
-    TlsSpec,
     Weight,
 )
 from router.transport.certificates import TlsFileError
 from router.transport.tls import check_files
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 _NAME = re.compile(r"[A-Za-z0-9._:/-]{1,128}")
 _HOST = re.compile(r"\*|\*\.[a-z0-9._-]+|[a-z0-9._-]+(:[0-9]{1,5})?|\[[0-9a-f:.]+\](:[0-9]{1,5})?")
@@ -65,32 +64,27 @@ class ReplicaEntry(msgspec.Struct, forbid_unknown_fields=True):
     id: str = ""
     weight: Weight = 1.0
     state: State = "READY"
+    region: RegionName = ""
 
 
-class EndpointEntry(msgspec.Struct, forbid_unknown_fields=True):
+class EndpointEntry(PoolSettings, frozen=True, forbid_unknown_fields=True):
     """One `[[endpoint]]`."""
 
     name: str
     hosts: tuple[str, ...] = ("*",)
     path_prefixes: tuple[str, ...] = ("/",)
-    policy: Policy = "p2c"
-    slow_start_s: Seconds = 0.0
-    retries: Count = 2
     health: HealthSpec = HealthSpec()
-    outlier: OutlierSpec = OutlierSpec()
-    timeouts: TimeoutSpec = TimeoutSpec()
-    limits: LimitSpec = LimitSpec()
-    engine: Engine = "any"
-    tls: TlsSpec = TlsSpec()
-    connections: ConnectionSpec = ConnectionSpec()
-    replica: list[ReplicaEntry] = []
+    environment: EnvironmentName = "main"
+    replica: tuple[ReplicaEntry, ...] = ()
 
 
 class File(msgspec.Struct, forbid_unknown_fields=True):
-    """The whole file: settings by the names of their flags, and endpoints."""
+    """The whole file: settings by the names of their flags, endpoints, regions, hosts that route by model."""
 
     router: dict[str, Any] = {}
     endpoint: list[EndpointEntry] = []
+    region: list[RegionSpec] = []
+    model_hosts: list[str] = []
 
 
 def read_file(path: str) -> File:
@@ -123,13 +117,13 @@ def _refuse_nan(value: object, place: str) -> None:
             _refuse_nan(inner, f"{place}[{i}]")
 
 
-def build_table(entries: list[EndpointEntry], version: int, source: str) -> TableSpec:
-    """Turn entries into a table; `ConfigError` names the field, with `source` before it."""
+def build_table(file: File, version: int, source: str) -> TableSpec:
+    """Turn a file into a table; `ConfigError` names the field, with `source` before it."""
     names: set[str] = set()
     endpoints: list[EndpointSpec] = []
     routes: list[RouteSpec] = []
     claimed: dict[tuple[str, str], str] = {}
-    for i, entry in enumerate(entries):
+    for i, entry in enumerate(file.endpoint):
         place = f"{source}: endpoint[{i}]"
         _at(f"{place}.name", check_name, entry.name)
         if entry.name in names:
@@ -143,16 +137,9 @@ def build_table(entries: list[EndpointEntry], version: int, source: str) -> Tabl
             EndpointSpec(
                 name=entry.name,
                 replicas=_replicas(entry.replica, place),
-                policy=entry.policy,
-                slow_start_s=entry.slow_start_s,
-                retries=entry.retries,
                 health=entry.health,
-                outlier=entry.outlier,
-                timeouts=entry.timeouts,
-                limits=entry.limits,
-                engine=entry.engine,
-                tls=entry.tls,
-                connections=entry.connections,
+                environment=entry.environment,
+                **entry.pool_settings(),
             )
         )
         for route in _routes(entry, place):
@@ -160,10 +147,15 @@ def build_table(entries: list[EndpointEntry], version: int, source: str) -> Tabl
             if other != entry.name:
                 raise ConfigError(f"{place}: host {route.host!r} with {route.path_prefix!r} belongs to {other!r}")
             routes.append(route)
-    return TableSpec(version=version, endpoints=tuple(endpoints), routes=tuple(routes))
+    for host in file.model_hosts:
+        _at(f"{source}: model_hosts", check_host, host)
+        if (host.lower(), "/") in claimed:
+            raise ConfigError(f"{source}: model_hosts: {host!r} belongs to endpoint {claimed[host.lower(), '/']!r}")
+        routes.append(RouteSpec(host.lower(), "/", "", by_model=True))
+    return TableSpec(version=version, endpoints=tuple(endpoints), routes=tuple(routes), regions=tuple(file.region))
 
 
-def _replicas(entries: list[ReplicaEntry], place: str) -> tuple[ReplicaSpec, ...]:
+def _replicas(entries: Sequence[ReplicaEntry], place: str) -> tuple[ReplicaSpec, ...]:
     replicas: list[ReplicaSpec] = []
     ids: set[str] = set()
     for j, entry in enumerate(entries):
@@ -176,7 +168,7 @@ def _replicas(entries: list[ReplicaEntry], place: str) -> tuple[ReplicaSpec, ...
         if replica_id in ids:
             raise ConfigError(f"{place}.replica[{j}].id: {replica_id!r} stands twice")
         ids.add(replica_id)
-        replicas.append(ReplicaSpec(replica_id, entry.address, entry.weight, entry.state))
+        replicas.append(ReplicaSpec(replica_id, entry.address, entry.weight, entry.state, region=entry.region))
     return tuple(replicas)
 
 

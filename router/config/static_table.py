@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from router.config.static import EndpointEntry, ReplicaEntry, build_table
+from router.config.static import EndpointEntry, File, ReplicaEntry, build_table
 
 if TYPE_CHECKING:
     from router.config.settings import Settings
@@ -24,35 +24,38 @@ class StaticTable:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._entries: list[EndpointEntry] = settings.entries()
+        self._file: File = settings.file()
         self._added: list[tuple[str, ReplicaEntry]] = []
         self._removed: set[str] = set()
 
     def spec(self) -> TableSpec:
         """Return the table as it is to be."""
-        return self._build(self._entries, self._added, self._removed)
+        return self._build(self._file, self._added, self._removed)
 
     def reload(self) -> TableSpec:
         """Read the file again; what was added and removed by hand is forgotten."""
         self._settings.check()
-        entries = self._settings.entries()
-        table = self._build(entries, [], set())
-        self._entries, self._added, self._removed = entries, [], set()
+        file = self._settings.file()
+        table = self._build(file, [], set())
+        self._file, self._added, self._removed = file, [], set()
         return table
 
     def add(self, url: str, endpoint: str | None, weight: float) -> tuple[str, str, TableSpec]:
         """Add a replica to `endpoint`, or to the first one; return its id, its endpoint and the table."""
-        name = endpoint or (self._entries[0].name if self._entries else "")
-        if name not in {entry.name for entry in self._entries}:
+        name = endpoint or (self._file.endpoint[0].name if self._file.endpoint else "")
+        if name not in {entry.name for entry in self._file.endpoint}:
             raise ValueError(f"endpoint: there is none named {name!r}")
         entry = ReplicaEntry(address=url, id=url.partition("://")[2].rstrip("/"), weight=weight)
         # One of the file's that was removed by hand is back by being removed no more.
         is_files = entry.id in self._removed and any(
-            _id(replica) == entry.id for known in self._entries if known.name == name for replica in known.replica
+            _id(replica) == entry.id
+            for known in self._file.endpoint
+            if known.name == name
+            for replica in known.replica
         )
         added = self._added if is_files else [*self._added, (name, entry)]
         removed = self._removed - {entry.id}
-        table = self._build(self._entries, added, removed)
+        table = self._build(self._file, added, removed)
         self._added, self._removed = added, removed
         return entry.id, name, table
 
@@ -65,21 +68,18 @@ class StaticTable:
         return self.spec()
 
     def _build(
-        self, entries: list[EndpointEntry], added: list[tuple[str, ReplicaEntry]], removed: set[str]
+        self, file: File, added: list[tuple[str, ReplicaEntry]], removed: set[str]
     ) -> TableSpec:
-        merged = [msgspec.structs.replace(entry, replica=_merge(entry, added, removed)) for entry in entries]
-        return build_table(merged, 0, self._settings.config or "--replica")
+        merged = [msgspec.structs.replace(entry, replica=_merge(entry, added, removed)) for entry in file.endpoint]
+        whole = msgspec.structs.replace(file, endpoint=merged)
+        return build_table(whole, 0, self._settings.config or "--replica")
 
 
 def _merge(
     entry: EndpointEntry, added: list[tuple[str, ReplicaEntry]], removed: set[str]
-) -> list[ReplicaEntry]:
+) -> tuple[ReplicaEntry, ...]:
     mine = [replica for endpoint, replica in added if endpoint == entry.name]
-    return [
-        replica
-        for replica in (*entry.replica, *mine)
-        if _id(replica) not in removed
-    ]
+    return tuple(replica for replica in (*entry.replica, *mine) if _id(replica) not in removed)
 
 
 def _id(replica: ReplicaEntry) -> str:

@@ -16,7 +16,14 @@ import msgspec
 
 from router.config.client import COMMIT_TIME, RpcError, Status, StoreClient
 from router.config.errors import StoreError, StoreUnavailableError
-from router.config.projection import RowError, read_endpoint, read_replica, read_route
+from router.config.rows import (
+    RowError,
+    read_endpoint,
+    read_region,
+    read_replica,
+    read_route,
+    read_token,
+)
 from router.config.static import ConfigError, check_host, check_name
 from router.config.timestamps import parse_timestamp
 
@@ -86,11 +93,13 @@ class Writer:
         create: bool,
         hosts: tuple[str, ...] = (),
         prefixes: tuple[str, ...] = ("/",),
+        unauthenticated: bool | None = None,
         **changes: Any,
     ) -> Item:
         """Create or change an endpoint; `changes` are environment, state, policy and health (texts of JSON).
 
-        With `hosts` it gets a route from each host and prefix in the same transaction.
+        `unauthenticated`, where it is not None, is put into the policy. With `hosts` it gets a route from each host
+        and prefix in the same transaction.
         """
         for host in hosts:
             _refuse(check_host, host, "--host")
@@ -102,6 +111,8 @@ class Writer:
             for key, value in changes.items():
                 if value is not None:
                     known[key.capitalize()] = value
+            if unauthenticated is not None:
+                known["Policy"] = _with(known["Policy"], "unauthenticated", unauthenticated)
             if known["State"] not in ("ACTIVE", "PAUSED"):
                 raise StoreError(f"--state: {known['State']!r} is neither ACTIVE nor PAUSED")
             try:
@@ -238,11 +249,12 @@ class Writer:
     # -- routes -----------------------------------------------------------------------------------------
 
     async def put_route(self, host: str, prefix: str, endpoint: str, priority: int, *, create: bool) -> Item:
-        """Lead a host and path prefix to an endpoint."""
+        """Lead a host and path prefix to an endpoint; without one to whichever serves the model of the body."""
         _refuse(check_host, host, "HOST")
 
         async def work(t: Transaction) -> Item:
-            await _expect_endpoint(t, endpoint)
+            if endpoint:
+                await _expect_endpoint(t, endpoint)
             row = await _row(t, "Routes", ("RouteSetId", "RouteId"), (host.lower(), prefix), ("Priority",))
             _expect(row, create, "route", f"{host} {prefix}")
             return await _write_route(t, host, prefix, endpoint, priority)
@@ -283,9 +295,14 @@ class Writer:
     # -- tokens -----------------------------------------------------------------------------------------
 
     async def create_token(
-        self, subject: str, environment: str, scopes: tuple[str, ...], not_after: str | None
+        self,
+        subject: str,
+        environment: str,
+        scopes: tuple[str, ...],
+        not_after: str | None,
+        rate_limit: str | None = None,
     ) -> Item:
-        """Make a token; its secret is in the answer and nowhere else."""
+        """Make a token; its secret is in the answer and nowhere else. `rate_limit` is a text of JSON."""
         if not_after is not None:
             try:
                 parse_timestamp(not_after)
@@ -293,22 +310,28 @@ class Writer:
                 raise StoreError(f"--not-after: {failure}, as in 2027-01-31T00:00:00Z") from None
         key, secret = f"wk-{secrets.token_hex(8)}", f"ws-{secrets.token_urlsafe(32)}"
         hashed = base64.b64encode(token_hash(key, secret)).decode()
-        columns = ("TokenHash", "Subject", "Environment", "Scopes", "NotAfter", "UpdatedAt")
-        row = (hashed, f"{subject}:{key}", environment, list(scopes), not_after, COMMIT_TIME)
-        await self._write([("insert", "AuthTokens", columns, [row])])
+        values = (f"{subject}:{key}", environment, list(scopes), rate_limit, not_after)
+        try:
+            read_token((hashed,), (*values, None))
+        except RowError as reason:
+            raise StoreError(str(reason)) from None
+        columns = ("TokenHash", "Subject", "Environment", "Scopes", "RateLimit", "NotAfter", "UpdatedAt")
+        await self._write([("insert", "AuthTokens", columns, [(hashed, *values, COMMIT_TIME)])])
         shown = {"subject": subject, "environment": environment, "scopes": list(scopes)}
         return {"key": key, "secret": secret, **shown}
 
     async def tokens(self, key: str | None = None) -> list[Item]:
         """List tokens; the secrets are not known."""
-        rows = await self._query("SELECT Subject, Environment, Scopes, NotAfter, RevokedAt FROM AuthTokens")
+        rows = await self._query(
+            "SELECT Subject, Environment, Scopes, RateLimit, NotAfter, RevokedAt FROM AuthTokens"
+        )
         found = []
-        for subject, environment, scopes, not_after, revoked_at in rows:
+        for subject, environment, scopes, rate_limit, not_after, revoked_at in rows:
             name, _, own_key = subject.rpartition(":")
             if key is None or own_key == key:
                 found.append({
                     "key": own_key, "subject": name, "environment": environment, "scopes": scopes or [],
-                    "not_after": not_after, "revoked_at": revoked_at,
+                    "rate_limit": _decoded(rate_limit), "not_after": not_after, "revoked_at": revoked_at,
                 })  # fmt: skip
         return found
 
@@ -348,6 +371,10 @@ class Writer:
             known["Weight"] = known["Weight"] if weight is None else weight
             if failover:
                 known["Failover"] = msgspec.json.encode(failover).decode()
+            try:
+                read_region(region, tuple(known.values()))
+            except RowError as reason:
+                raise StoreError(str(reason)) from None
             t.write("insert_or_update", "Regions", ("RegionId", *columns, "UpdatedAt"),
                     (region, *known.values(), COMMIT_TIME))  # fmt: skip
             return {"region": region, **_shown(known)}
@@ -461,7 +488,7 @@ async def _write_route(t: Transaction, host: str, prefix: str, endpoint: str, pr
     """Write host, route set and route. A route is named by its prefix, a set by its host."""
     host = host.lower()
     match = msgspec.json.encode({"path_prefix": prefix}).decode()
-    action = msgspec.json.encode({"endpoint": endpoint}).decode()
+    action = msgspec.json.encode({"endpoint": endpoint} if endpoint else {"by_model": True}).decode()
     try:
         read_route((priority, match, action))
     except RowError as reason:
@@ -471,6 +498,12 @@ async def _write_route(t: Transaction, host: str, prefix: str, endpoint: str, pr
             (host, prefix, priority, match, action, COMMIT_TIME))  # fmt: skip
     t.write("insert_or_update", "Hosts", ("Host", "RouteSetId", "UpdatedAt"), (host, host, COMMIT_TIME))
     return {"host": host, "route": prefix, "path_prefix": prefix, "endpoint": endpoint, "priority": priority}
+
+
+def _with(policy: Any, key: str, value: Any) -> str:
+    """Return the JSON text of a policy with one key changed; what cannot be read is for the check to refuse."""
+    found = _decoded(policy)
+    return msgspec.json.encode({**(found if isinstance(found, dict) else {}), key: value}).decode()
 
 
 def _expect(row: list[Any] | None, create: bool, kind: str, name: str) -> None:

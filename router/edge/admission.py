@@ -1,55 +1,125 @@
-"""The gate: who may be served. Decided from memory in microseconds.
+"""The gate: who may call which endpoint. Decided from the table in microseconds.
 
-A static table is open on loopback; elsewhere a token is asked for. The token is taken as
-`Authorization: Bearer TOKEN`, or as `x-router-key: TOKEN` so that an engine's own Authorization can pass.
-Only hashes are kept, compared in constant time; a credential of ours is never forwarded.
+A credential is taken in two halves, `modal-key` and `modal-secret` or `x-router-key` and `x-router-secret`, or as
+`Authorization: Bearer wk-ID.ws-SECRET`. Beside the table's tokens there are those of `--auth-token`, which open
+every endpoint: `Authorization: Bearer TOKEN`, or `x-router-key: TOKEN` so that an engine's own Authorization can
+pass.
+
+Only hashes are kept, found by hash or compared in constant time, and nothing is remembered of an earlier answer. A
+credential of ours is never forwarded, asked for or not; an Authorization that is none of ours is the engine's.
 """
 
 from __future__ import annotations
 
 import hashlib
 import hmac
-from typing import TYPE_CHECKING
+import re
+from math import ceil
+from typing import TYPE_CHECKING, Final
 
 from router.errors import Kind, ProxyError, Source
+from router.http import NO_FIELDS
+from router.routing.credentials import ANYBODY, OPERATOR, Credential
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from router.core import Peer
     from router.http import RequestHead
+    from router.routing.credentials import Credentials, RateBoard
+    from router.routing.table import Endpoint
+    from router.walltime import WallTime
 
-_MISSING = ProxyError(Kind.UNAUTHENTICATED, Source.DOWNSTREAM)
+_MISSING: Final = ProxyError(Kind.UNAUTHENTICATED, Source.DOWNSTREAM)
+_EXPIRED: Final = ProxyError(Kind.UNAUTHENTICATED, Source.DOWNSTREAM, detail="the token has expired")
+_OTHER_ENVIRONMENT: Final = ProxyError(Kind.FORBIDDEN, Source.DOWNSTREAM)
+_NO_PIN: Final = ProxyError(
+    Kind.FORBIDDEN, Source.DOWNSTREAM, detail="x-router-replica is for tokens with the scope `pin`"
+)
+_BEARER: Final = re.compile(rb"bearer +(\S+) *", re.IGNORECASE)
+_OURS: Final = re.compile(rb"wk-[\x21-\x2d\x2f-\x7e]{1,128}\.ws-[\x21-\x7e]{1,256}")
+_MAX_TOKEN_BYTES: Final = 1_024
 
 
 class AdmissionGate:
-    """Checks each request's head."""
+    """Checks each request's head against the table's tokens and the daemon's own."""
 
-    __slots__ = ("_digests",)
+    __slots__ = ("_digests", "_rates", "_walltime")
 
-    def __init__(self, tokens: Iterable[str] = ()) -> None:
-        # With none the gate is open.
+    def __init__(self, tokens: Iterable[str], rates: RateBoard, walltime: WallTime) -> None:
+        """With no `tokens` an endpoint that asks for none is open."""
         self._digests = tuple(hashlib.sha256(token.encode()).digest() for token in tokens)
+        self._rates = rates
+        self._walltime = walltime
 
-    def check(self, head: RequestHead, peer: Peer) -> ProxyError | None:
-        """Return why the request is refused, or None; see `core.Gate`."""
-        if self._digests:
-            return self._authenticate(head)
-        return None
-
-    def _authenticate(self, head: RequestHead) -> ProxyError | None:
+    def check(
+        self, head: RequestHead, endpoint: Endpoint | None, credentials: Credentials, now: float
+    ) -> Credential | ProxyError:
+        """Return whose request it is, or why it is refused; see `core.Gate`."""
         shape = head.shape
-        key = shape.known.get(b"x-router-key")
-        if key is not None:
-            return None if self._is_ours(key) else _MISSING
-        scheme, _, token = shape.authorization.partition(b" ")
-        if scheme.lower() != b"bearer" or not self._is_ours(token.strip(b" ")):
-            return _MISSING
-        head.shape = shape.without_authorization()
-        return None
+        known = shape.known
+        if known is NO_FIELDS and not shape.authorization:
+            found: Credential | ProxyError = ANYBODY
+        else:
+            found = self._identify(head, credentials)
+        if endpoint is None or endpoint.by_model:
+            if self._digests and found is ANYBODY:
+                return _MISSING
+        elif found is not ANYBODY or endpoint.needs_token or self._digests:
+            found = self.admit(found, endpoint, now)
+        if known is not NO_FIELDS and b"x-router-replica" in known:
+            return found if isinstance(found, ProxyError) or found.can_pin else _NO_PIN
+        return found
 
-    def _is_ours(self, token: bytes) -> bool:
-        if not token:
+    def admit(self, found: Credential | ProxyError, endpoint: Endpoint, now: float) -> Credential | ProxyError:
+        """Return who may call this endpoint, or why they may not; counts the request against a rate limit."""
+        if not endpoint.needs_token and not self._digests:
+            is_known = not isinstance(found, ProxyError) and self._refusal(found, endpoint, now) is None
+            return found if is_known else ANYBODY
+        if isinstance(found, ProxyError) or found is OPERATOR:
+            return found
+        if found is ANYBODY:
+            return _MISSING
+        refusal = self._refusal(found, endpoint, now)
+        if refusal is not None:
+            return refusal
+        wait_s = found.wait_s(self._rates, now)
+        if wait_s > 0.0:
+            return ProxyError(Kind.RATE_LIMITED, Source.DOWNSTREAM, retry_after_s=ceil(wait_s))
+        return found
+
+    def _identify(self, head: RequestHead, credentials: Credentials) -> Credential | ProxyError:
+        """Return whose credential the head shows, ANYBODY's if it shows none of ours; take it out of the head."""
+        shape = head.shape
+        known = shape.known
+        key = known.get(b"modal-key") or known.get(b"x-router-key")
+        if key is not None:
+            secret = known.get(b"modal-secret") or known.get(b"x-router-secret")
+            if secret is None:
+                return OPERATOR if self._is_own(key) else _MISSING
+            if len(key) + len(secret) > _MAX_TOKEN_BYTES:
+                return _MISSING
+            return credentials.find(key + b"." + secret) or _MISSING
+        match = _BEARER.fullmatch(shape.authorization) if shape.authorization else None
+        if match is None:
+            return ANYBODY
+        token: bytes = match[1]
+        if self._digests and self._is_own(token):
+            head.shape = shape.without_authorization()
+            return OPERATOR
+        if _OURS.fullmatch(token) is None:
+            return ANYBODY
+        head.shape = shape.without_authorization()
+        return credentials.find(token) or _MISSING
+
+    def _refusal(self, credential: Credential, endpoint: Endpoint, now: float) -> ProxyError | None:
+        if 0.0 < credential.not_after_s <= self._walltime.at(now):
+            return _EXPIRED
+        if credential.may_call(endpoint.name, endpoint.environment):
+            return None
+        return _OTHER_ENVIRONMENT
+
+    def _is_own(self, token: bytes) -> bool:
+        if not token or len(token) > _MAX_TOKEN_BYTES:
             return False
         digest = hashlib.sha256(token).digest()
         # No early exit: the time taken must not tell which token came close.

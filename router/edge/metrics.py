@@ -45,9 +45,16 @@ _ENDPOINT_COUNTERS = (
     ("router_requests", "Requests received.", "requests"),
     ("router_aborts", "Responses cut after their head was sent.", "aborts"),
     ("router_retries", "Requests sent on to another replica: they provably never reached the first.", "retries"),
+    ("router_affine_requests", "Requests that went where their routing key belongs.", "affine"),
+    ("router_affinity_passed_over", "Requests whose key found no replica in a tier.", "affinity_passed_over"),
+    ("router_spilled_requests", "Requests sent to another region than the router's own.", "spilled"),
     ("router_dropped_trailers", "Trailer sections that the other side could not take.", "dropped_trailers"),
     ("router_received_bytes", "Body bytes received from clients.", "bytes_received"),
     ("router_sent_bytes", "Body bytes sent to clients.", "bytes_sent"),
+)
+_ENDPOINT_GAUGES = (
+    ("router_requests_in_flight", "Requests under way.", "in_flight"),
+    ("router_requests_waiting", "Requests that wait for a cold start.", "waiting"),
 )
 _ENDPOINT_HISTOGRAMS = (
     ("router_request_duration_seconds", "From a request's head to the end of its response.", "duration"),
@@ -292,15 +299,16 @@ class RouterCollector(Collector):
             for endpoint, counted in endpoints.items():
                 _add_histogram(histogram, [endpoint], getattr(counted, attribute))
             yield histogram
-        in_flight = dict.fromkeys(endpoints, 0)
-        for snapshot in self._serving:
-            for endpoint, seen in snapshot.endpoints.items():
-                label = self._totals.endpoint_labels.label(endpoint or UNROUTED)
-                in_flight[label] = in_flight.get(label, 0) + seen.in_flight
-        gauge = GaugeMetricFamily("router_requests_in_flight", "Requests under way.", labels=["endpoint"])
-        for endpoint, count in in_flight.items():
-            gauge.add_metric([endpoint], count)
-        yield gauge
+        for name, text, attribute in _ENDPOINT_GAUGES:
+            now = dict.fromkeys(endpoints, 0)
+            for snapshot in self._serving:
+                for endpoint, seen in snapshot.endpoints.items():
+                    label = self._totals.endpoint_labels.label(endpoint or UNROUTED)
+                    now[label] = now.get(label, 0) + getattr(seen, attribute)
+            gauge = GaugeMetricFamily(name, text, labels=["endpoint"])
+            for endpoint, count in now.items():
+                gauge.add_metric([endpoint], count)
+            yield gauge
 
     def _replica_families(self) -> Iterable[Metric]:
         labels = ["endpoint", "replica"]

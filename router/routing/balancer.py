@@ -3,10 +3,13 @@
 A picker is made anew whenever the set of eligible replicas or their weights change, and swapped in by one
 attribute store; a pick never blocks. Rules, in order:
 
-1. the policy chooses among the eligible;
-2. one that was already tried for this request, or is at its concurrency limit, is passed over for the
+1. the nearest tier of regions first; the next one when nobody there is ready, or all are full;
+2. in a tier the replica that the request's routing key belongs to, unless it is full, failing or loaded beyond
+   its part;
+3. else the policy's choice among the eligible;
+4. one that was already tried for this request, or is at its concurrency limit, is passed over for the
    next best by load;
-3. none left: at capacity if a limit was the reason, else no replica.
+5. none left: at capacity if a limit was the reason, else no replica.
 """
 
 from __future__ import annotations
@@ -15,49 +18,75 @@ from typing import TYPE_CHECKING, Protocol
 
 from router.errors import Kind
 from router.routing.load import Lease
-from router.routing.policies import POLICIES
+from router.routing.ring import Ring
 
 if TYPE_CHECKING:
+    from router.counters import EndpointCounters
     from router.routing.load import Replica
     from router.routing.table import Endpoint
+    from router.routing.tier import Tier
 
 
 class PickContext(Protocol):
-    """What a pick may look at. `tried` are the replicas this request already failed on."""
+    """What a pick may look at: a routing key or none, and the replicas this request already failed on."""
 
+    affinity: bytes
     tried: tuple[Replica, ...]
 
 
 class Picker:
-    """Immutable over (endpoint, eligible replicas)."""
+    """Immutable over the tiers of an endpoint, nearest first. `rings` outlive it, by the regions they are of."""
 
-    __slots__ = ("_chooser", "_max_concurrency", "eligible")
+    __slots__ = ("_counters", "_rings", "_tiers", "eligible")
 
-    def __init__(self, endpoint: Endpoint, eligible: tuple[Replica, ...]) -> None:
-        self._max_concurrency = endpoint.limits.max_concurrency
-        self._chooser = POLICIES[endpoint.policy](eligible) if eligible else None
-        self.eligible = eligible
+    def __init__(
+        self, tiers: tuple[Tier, ...], counters: EndpointCounters, rings: dict[tuple[str, ...], Ring]
+    ) -> None:
+        self._tiers = tiers
+        self._counters = counters
+        self._rings = rings
+        self.eligible: tuple[Replica, ...] = ()
+        for tier in tiers:
+            self.eligible = self.eligible + tier.eligible if self.eligible else tier.eligible
 
     def pick(self, context: PickContext, now: float) -> Lease | Kind:
         """Return a lease, or the kind of error: NO_REPLICA or AT_CAPACITY."""
-        if self._chooser is None:
-            return Kind.NO_REPLICA
-        replica = self._chooser.choose(now)
-        if context.tried or (self._max_concurrency and self._is_full(replica)):
-            other = self._next_best(context.tried, now)
-            if isinstance(other, Kind):
-                return other
-            replica = other
-        return Lease(replica, now)
+        refusal = Kind.NO_REPLICA
+        key, tried = context.affinity, context.tried
+        for tier in self._tiers:
+            if key:
+                replica = self.ring(tier).find(key, tier, tried, now)
+                if replica is not None:
+                    self._counters.affine += 1
+                    self._counters.spilled += tier.is_spill
+                    return Lease(replica, now)
+                self._counters.affinity_passed_over += 1
+            found = tier.choose(tried, now)
+            if not isinstance(found, Kind):
+                if tier.is_spill:
+                    self._counters.spilled += 1
+                return Lease(found, now)
+            if found is Kind.AT_CAPACITY:
+                refusal = found
+        return refusal
 
-    def _is_full(self, replica: Replica) -> bool:
-        return 0 < self._max_concurrency <= replica.total_in_flight()
+    def ring(self, tier: Tier) -> Ring:
+        """Return the ring of a tier's regions, made for the first request with a key."""
+        ring = tier.ring
+        if ring is None:
+            ring = self._rings.get(tier.regions)
+            if ring is None:
+                ring = self._rings[tier.regions] = Ring()
+            ring.follow(tier.members)
+            tier.ring = ring
+        return ring
 
-    def _next_best(self, tried: tuple[Replica, ...], now: float) -> Replica | Kind:
-        left = [replica for replica in self.eligible if replica not in tried]
-        if not left:
-            return Kind.NO_REPLICA
-        free = [replica for replica in left if not self._is_full(replica)]
-        if not free:
-            return Kind.AT_CAPACITY
-        return min(free, key=lambda replica: replica.load(now))
+
+def take_pinned(endpoint: Endpoint, replica_id: bytes, now: float) -> Lease | Kind:
+    """Return a lease on the replica that a trusted caller names, healthy or not, if it is up and not full."""
+    replica = endpoint.find(replica_id)
+    if replica is None or replica.state not in ("READY", "DRAINING"):
+        return Kind.NO_REPLICA
+    if 0 < endpoint.limits.max_concurrency <= replica.total_in_flight():
+        return Kind.AT_CAPACITY
+    return Lease(replica, now)

@@ -10,56 +10,60 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from router.routing.load import BOARD_SLOTS
+from router.routing.load import BOARD_SLOTS, ENDPOINT_SLOTS, NO_SLOT
 from router.routing.spec import EndpointPatch, EndpointSpec, TablePatch, TableSpec
 from router.routing.stage import without_replicas
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from router.routing.spec import ReplicaSpec, RouteSpec
+    from router.routing.spec import RegionSpec, ReplicaSpec, RouteSpec, TokenSpec
 
 PART_REPLICAS = 256  # in one part of a patch: a worker's loop is held for about a millisecond
+PART_TOKENS = 1_024
 
 
 class TooManyReplicasError(ValueError):
     """The load board has no cell left."""
 
 
-class SlotBook:
-    """Gives each replica a cell of the load board, the same one as long as it is in the table."""
+class TooManyTokensError(ValueError):
+    """The rate board has no cell left."""
 
-    __slots__ = ("_by_replica", "_free", "_left", "_next")
+
+class SlotBook:
+    """Gives each name a cell of a board that the workers share, the same one as long as it is in the table."""
+
+    __slots__ = ("_by_name", "_free", "_left", "_next")
 
     def __init__(self) -> None:
-        self._by_replica: dict[tuple[str, str, str], int] = {}
+        self._by_name: dict[tuple[str, ...], int] = {}
         self._free: list[int] = []
         self._left: list[int] = []
         self._next = 0
 
     def __len__(self) -> int:
-        return len(self._by_replica)
+        return len(self._by_name)
 
     def turn(self) -> None:
         """Begin the next patch: cells given up before it are free in it, not those given up by it."""
         self._free += self._left
         self._left = []
 
-    def take(self, endpoint: str, replica: ReplicaSpec) -> ReplicaSpec:
-        """Return the replica with its cell filled in."""
-        key = (endpoint, replica.id, replica.address)
-        slot = self._by_replica.get(key)
+    def take(self, name: tuple[str, ...]) -> int:
+        """Return the cell of a name."""
+        slot = self._by_name.get(name)
         if slot is None:
             if self._free:
                 slot = self._free.pop()
             else:
                 slot, self._next = self._next, self._next + 1
-            self._by_replica[key] = slot
-        return replica if replica.slot == slot else msgspec.structs.replace(replica, slot=slot)
+            self._by_name[name] = slot
+        return slot
 
-    def leave(self, endpoint: str, replica: ReplicaSpec) -> None:
-        """Give the replica's cell up."""
-        slot = self._by_replica.pop((endpoint, replica.id, replica.address), None)
+    def leave(self, name: tuple[str, ...]) -> None:
+        """Give a name's cell up."""
+        slot = self._by_name.pop(name, None)
         if slot is not None:
             self._left.append(slot)
 
@@ -67,14 +71,29 @@ class SlotBook:
 class TableImage:
     """One version of everything, as specs; `version` counts the patches applied."""
 
-    __slots__ = ("_slots", "_spec", "endpoints", "replicas", "routes", "version")
+    __slots__ = (
+        "_own_slots",
+        "_rates",
+        "_slots",
+        "_spec",
+        "endpoints",
+        "regions",
+        "replicas",
+        "routes",
+        "tokens",
+        "version",
+    )
 
     def __init__(self) -> None:
         self.version = 0
         self.endpoints: dict[str, EndpointSpec] = {}  # settings, without replicas
         self.replicas: dict[str, dict[str, ReplicaSpec]] = {}
         self.routes: tuple[RouteSpec, ...] = ()
+        self.tokens: dict[bytes, TokenSpec] = {}
+        self.regions: tuple[RegionSpec, ...] = ()
         self._slots = SlotBook()
+        self._own_slots = SlotBook()  # endpoints'
+        self._rates = SlotBook()
         self._spec: TableSpec | None = None
 
     def apply(self, patch: TablePatch) -> TablePatch:
@@ -85,6 +104,8 @@ class TableImage:
         self._check(patch)
         slots = self._slots
         slots.turn()
+        self._own_slots.turn()
+        self._rates.turn()
         self._spec = None
         self.version += 1
         changes = []
@@ -95,29 +116,55 @@ class TableImage:
             for replica_id in change.remove:
                 left = known.pop(replica_id, None)
                 if left is not None:
-                    slots.leave(change.name, left)
+                    slots.leave(_cell(change.name, left))
             upserted = []
             for replica in change.upsert:
                 before = known.get(replica.id)
                 if before is not None and before.address != replica.address:
-                    slots.leave(change.name, before)
-                known[replica.id] = taken = slots.take(change.name, replica)
+                    slots.leave(_cell(change.name, before))
+                slot = slots.take(_cell(change.name, replica))
+                taken = replica if replica.slot == slot else msgspec.structs.replace(replica, slot=slot)
+                known[replica.id] = taken
                 upserted.append(taken)
-            changes.append(EndpointPatch(change.name, change.spec, tuple(upserted), change.remove))
+            own = self._own_slot(change.name)
+            changes.append(EndpointPatch(change.name, change.spec, tuple(upserted), change.remove, own))
         for name in patch.gone:
             self.endpoints.pop(name, None)
+            self._own_slots.leave((name,))
             for left in self.replicas.pop(name, {}).values():
-                slots.leave(name, left)
+                slots.leave(_cell(name, left))
         if patch.routes is not None:
             self.routes = patch.routes
-        return msgspec.structs.replace(patch, version=self.version, endpoints=tuple(changes))
+        if patch.regions is not None:
+            self.regions = patch.regions
+        for digest in patch.revoked:
+            self._rates.leave((digest.hex(),))
+            self.tokens.pop(digest, None)
+        tokens = tuple(map(self._take_token, patch.tokens))
+        return msgspec.structs.replace(patch, version=self.version, endpoints=tuple(changes), tokens=tokens)
+
+    def _own_slot(self, endpoint: str) -> int:
+        slot = self._own_slots.take((endpoint,))
+        return BOARD_SLOTS + slot if slot < ENDPOINT_SLOTS else NO_SLOT
+
+    def _take_token(self, token: TokenSpec) -> TokenSpec:
+        if token.rate_per_s:
+            token = msgspec.structs.replace(token, slot=self._rates.take((token.digest.hex(),)))
+        else:
+            self._rates.leave((token.digest.hex(),))
+        self.tokens[token.digest] = token
+        return token
 
     def parts(self) -> Iterator[TablePatch]:
         """Yield the whole table as the parts of one patch, for a worker that starts."""
         changes = tuple(
-            EndpointPatch(name, spec, tuple(self.replicas[name].values())) for name, spec in self.endpoints.items()
+            EndpointPatch(name, spec, tuple(self.replicas[name].values()), slot=self._own_slot(name))
+            for name, spec in self.endpoints.items()
         )
-        return parts_of(TablePatch(self.version, changes, routes=self.routes))
+        tokens = tuple(self.tokens.values())
+        return parts_of(
+            TablePatch(self.version, changes, routes=self.routes, tokens=tokens, regions=self.regions)
+        )
 
     def spec(self) -> TableSpec:
         """Return the whole table as one value; made once a version."""
@@ -126,7 +173,8 @@ class TableImage:
                 msgspec.structs.replace(endpoint, replicas=tuple(self.replicas[name].values()))
                 for name, endpoint in self.endpoints.items()
             )
-            self._spec = TableSpec(self.version, endpoints, self.routes)
+            tokens = tuple(self.tokens.values())
+            self._spec = TableSpec(self.version, endpoints, self.routes, tokens, self.regions)
         return self._spec
 
     def diff(self, spec: TableSpec) -> TablePatch:
@@ -144,7 +192,11 @@ class TableImage:
         names = {endpoint.name for endpoint in spec.endpoints}
         gone = tuple(name for name in self.endpoints if name not in names)
         routes = None if spec.routes == self.routes else spec.routes
-        return TablePatch(0, tuple(changes), gone, routes)
+        regions = None if spec.regions == self.regions else spec.regions
+        wanted_tokens = {token.digest: token for token in spec.tokens}
+        tokens = tuple(t for t in wanted_tokens.values() if not _is_same_token(self.tokens.get(t.digest), t))
+        revoked = tuple(digest for digest in self.tokens if digest not in wanted_tokens)
+        return TablePatch(0, tuple(changes), gone, routes, tokens=tokens, revoked=revoked, regions=regions)
 
     def _check(self, patch: TablePatch) -> None:
         new = 0
@@ -157,11 +209,14 @@ class TableImage:
                 new += before is None or before.address != replica.address
         if len(self._slots) + new > BOARD_SLOTS:
             raise TooManyReplicasError(f"more than {BOARD_SLOTS} replicas in one table")
+        limited = sum(token.rate_per_s > 0 for token in patch.tokens)
+        if len(self._rates) + limited > BOARD_SLOTS:
+            raise TooManyTokensError(f"more than {BOARD_SLOTS} tokens with a rate limit in one table")
         if patch.routes is None and not patch.gone:
             return
         names = (self.endpoints.keys() | {change.name for change in patch.endpoints}) - set(patch.gone)
         for route in self.routes if patch.routes is None else patch.routes:
-            if route.endpoint not in names:
+            if not route.by_model and route.endpoint not in names:
                 raise ValueError(f"a route of {route.host!r} leads to endpoint {route.endpoint!r}, not there")
 
 
@@ -175,17 +230,29 @@ def parts_of(patch: TablePatch, size: int = PART_REPLICAS) -> Iterator[TablePatc
             batch, filled = [], 0
         batch.append(change)
         filled += len(change.upsert) + 1
-    yield msgspec.structs.replace(patch, endpoints=tuple(batch))
+    if batch and len(patch.tokens) > PART_TOKENS:
+        yield TablePatch(patch.version, tuple(batch), more=True)
+        batch = []
+    last = max(0, len(patch.tokens) - 1) // PART_TOKENS * PART_TOKENS
+    for begin in range(0, last, PART_TOKENS):
+        yield TablePatch(patch.version, tokens=patch.tokens[begin : begin + PART_TOKENS], more=True)
+    yield msgspec.structs.replace(patch, endpoints=tuple(batch), tokens=patch.tokens[last:])
 
 
 def _split(changes: Iterable[EndpointPatch], size: int) -> Iterator[EndpointPatch]:
     for change in changes:
-        yield EndpointPatch(change.name, change.spec, change.upsert[:size], change.remove)
+        yield EndpointPatch(change.name, change.spec, change.upsert[:size], change.remove, change.slot)
         for begin in range(size, len(change.upsert), size):
-            yield EndpointPatch(change.name, upsert=change.upsert[begin : begin + size])
+            yield EndpointPatch(change.name, upsert=change.upsert[begin : begin + size], slot=change.slot)
+
+
+def _cell(endpoint: str, replica: ReplicaSpec) -> tuple[str, ...]:
+    return (endpoint, replica.id, replica.address)
 
 
 def _is_same(known: ReplicaSpec | None, wanted: ReplicaSpec) -> bool:
-    return known is not None and (known.address, known.weight, known.state) == (
-        wanted.address, wanted.weight, wanted.state,
-    )  # fmt: skip
+    return known is not None and msgspec.structs.replace(wanted, slot=known.slot) == known
+
+
+def _is_same_token(known: TokenSpec | None, wanted: TokenSpec) -> bool:
+    return known is not None and msgspec.structs.replace(wanted, slot=known.slot) == known

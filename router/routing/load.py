@@ -11,13 +11,19 @@ import math
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from router.counters import EndpointCounters
     from router.routing.spec import ReplicaSpec
     from router.routing.table import Endpoint
 
-BOARD_SLOTS = 131_072  # replicas of one table: 1 MiB of shared memory a worker
+BOARD_SLOTS = 131_072  # replicas of one table …
+ENDPOINT_SLOTS = 16_384  # … and endpoints, whose cells lie behind theirs; one beyond that counts for itself …
+BOARD_CELLS = BOARD_SLOTS + ENDPOINT_SLOTS  # … in shared memory, 1.1 MiB a worker
+NO_SLOT: Final = -1
 LATENCY_DECAY_S = 10.0  # time constant of the peak EWMA, as in linkerd's load
 PENALTY_DECAY_S = 1.0
 PENALTY_CAP = 64.0
+AVOID_FLOOR_S = 1.0  # for which a replica that failed or refused is passed over by routing keys; doubles …
+AVOID_CEILING_S = 30.0  # … up to this
 SCHEMES = ("http", "h2c", "https")
 
 
@@ -70,6 +76,8 @@ class Replica:
         "_penalty",
         "_penalty_at_s",
         "address",
+        "avoid_s",
+        "avoid_until_s",
         "backpressured",
         "board",
         "ejected_until_s",
@@ -80,12 +88,14 @@ class Replica:
         "host",
         "id",
         "in_flight",
+        "is_eligible",
         "is_healthy",
         "key",
         "latency_at_s",
         "latency_s",
         "owner",
         "port",
+        "region",
         "requests",
         "scheme",
         "slot",
@@ -106,7 +116,11 @@ class Replica:
         self.state = spec.state
         self.spec_weight = spec.weight
         self.weight = spec.weight
+        self.region = spec.region
         self.is_healthy = True
+        self.is_eligible = False  # as the newest picker of its endpoint has it
+        self.avoid_until_s = 0.0  # by routing keys, since it failed or refused
+        self.avoid_s = 0.0
         self.has_left = False  # the table: nothing of it is kept any more
         self.in_flight = 0
         self.requests = 0
@@ -124,6 +138,7 @@ class Replica:
     def update(self, spec: ReplicaSpec) -> None:
         """Take over what a newer table says of the same replica at the same address."""
         self.state = spec.state
+        self.region = spec.region
         self.spec_weight = spec.weight
         self.weight = spec.weight
         if spec.slot != self.slot and self.board is not None:
@@ -160,6 +175,15 @@ class Replica:
         self._penalty = min(self._decayed_penalty(now) + 1.0, PENALTY_CAP)
         self._penalty_at_s = now
 
+    def avoid(self, now: float) -> None:
+        """Keep routing keys away for a while, twice as long as the last time if nothing went well since.
+
+        What was under way together with the first failure says the same once more, and does not count again.
+        """
+        if self.avoid_until_s <= now:
+            self.avoid_s = min(max(AVOID_FLOOR_S, self.avoid_s * 2), AVOID_CEILING_S)
+            self.avoid_until_s = now + self.avoid_s
+
     def observe_latency(self, seconds: float, now: float) -> None:
         """Feed the peak EWMA: a slower sample counts at once, faster ones decay it in (10 s)."""
         if seconds >= self.latency_s:
@@ -184,6 +208,38 @@ class Replica:
             self._penalty = 0.0
             return 0.0
         return left
+
+
+class EndpointLoad:
+    """How much of one endpoint is in flight on this host; shared by the versions of the endpoint."""
+
+    __slots__ = ("_board", "_counters", "_slot", "is_shared")
+
+    def __init__(self, counters: EndpointCounters, board: LoadBoard | None) -> None:
+        self.is_shared = board is not None  # whether there is anybody to publish to
+        self._counters = counters
+        self._board = board
+        self._slot = NO_SLOT
+
+    def move(self, slot: int) -> None:
+        """Take another cell of the board; NO_SLOT gives it up."""
+        if slot == self._slot or self._board is None:
+            return
+        if self._slot != NO_SLOT:
+            self._board.publish(self._slot, 0)
+        self._slot = slot
+        self.publish()
+
+    def publish(self) -> None:
+        """Tell the other workers; to be called whenever the count has changed."""
+        if self._slot != NO_SLOT and self._board is not None:
+            self._board.publish(self._slot, self._counters.in_flight)
+
+    def total(self) -> int:
+        """Return requests in flight on it from all workers of this host."""
+        if self._slot == NO_SLOT or self._board is None:
+            return self._counters.in_flight
+        return self._counters.in_flight + self._board.others(self._slot)
 
 
 class Lease:
@@ -214,6 +270,7 @@ class Lease:
             replica.board.publish(replica.slot, replica.in_flight)
         if outcome == OUTCOME_OK:
             replica.failures_in_a_row = 0
+            replica.avoid_s = 0.0
         elif outcome != OUTCOME_CANCELLED and replica.owner is not None:
             replica.owner.note(replica, outcome, now)
 

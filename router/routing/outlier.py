@@ -28,7 +28,7 @@ def is_ready(replica: Replica) -> bool:
 
 
 def eligible_replicas(replicas: Sequence[Replica], spec: OutlierSpec, now: float) -> tuple[Replica, ...]:
-    """Return the replicas a picker may choose from."""
+    """Return those of an endpoint's replicas, of all regions that may be used, that a picker may choose from."""
     ready = tuple(replica for replica in replicas if is_ready(replica))
     kept = tuple(replica for replica in ready if replica.ejected_until_s <= now)
     if len(kept) < len(ready) * spec.panic_threshold:

@@ -6,7 +6,7 @@ names stand in the TOML file and in the store's JSON columns; durations are seco
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -25,6 +25,10 @@ FilePath = Annotated[str, msgspec.Meta(max_length=4_096, pattern=r"\A[^\0]*\Z")]
 ServerName = Annotated[str, msgspec.Meta(max_length=253, pattern=r"\A[A-Za-z0-9._:-]*\Z")]
 PositiveCount = Annotated[int, msgspec.Meta(ge=1, le=2**31)]
 Weight = Annotated[float, msgspec.Meta(ge=0.001, le=1_000.0)]
+RegionState = Literal["READY", "DRAINING", "DOWN"]
+RegionName = Annotated[str, msgspec.Meta(max_length=64, pattern=r"\A[A-Za-z0-9._:/-]*\Z")]
+EnvironmentName = Annotated[str, msgspec.Meta(max_length=64, pattern=r"\A[A-Za-z0-9._:/-]+\Z")]
+ModelName = Annotated[str, msgspec.Meta(min_length=1, max_length=256, pattern=r"\A[^\x00-\x1f\x7f]+\Z")]
 
 
 class HealthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -65,7 +69,8 @@ class LimitSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Limits of size and number; 0 means none."""
 
     max_body_bytes: Annotated[int, msgspec.Meta(ge=0, le=2**53)] = 0
-    max_concurrency: Count = 0  # requests in flight on one replica
+    max_concurrency: Count = 0  # requests in flight on one replica …
+    endpoint_concurrency: Count = 0  # … and on all of them, from the workers of one host
 
 
 class TlsSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,31 +106,101 @@ class ConnectionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("floor is above ceiling")
 
 
+class HoldSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who may wait for a cold start instead of being refused at once, how long, and how many in one worker.
+
+    By default nobody. `tunnels` alone are for stock robot clients, which die on any answer to their handshake but
+    101.
+    """
+
+    wait_s: Annotated[float, msgspec.Meta(ge=0.0, le=3_600.0)] = 0.0
+    max_waiting: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 256
+    only_tunnels: bool = True
+
+
+class AffinitySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How far a routing key may load its replica: `load_factor` times the mean, and never less than `floor`."""
+
+    load_factor: Annotated[float, msgspec.Meta(ge=1.0, le=1_000.0)] = 1.25
+    floor: PositiveCount = 4
+
+
 class ReplicaSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One inference server. `slot` is its cell in the load board that the workers share."""
+    """One inference server. `slot` is its cell in the load board that the workers share.
+
+    Without a `region` it is near to every router.
+    """
 
     id: str
     address: str
     weight: Weight = 1.0
     state: State = "READY"
     slot: int = 0
+    region: RegionName = ""
 
 
-class EndpointSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A named pool with a policy. `slow_start_s` ramps a new replica up from a tenth of its weight."""
+class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What may be said of an endpoint, in the file and in the store alike.
 
-    name: str
-    replicas: tuple[ReplicaSpec, ...] = ()
+    `slow_start_s` ramps a new replica up from a tenth of its weight. `failover` are the regions to spill over to,
+    in order; None: as the router's own region says, else to any; empty: nowhere. `models` are the names under which
+    a shared host knows it, beside its own.
+    """
+
     policy: Policy = "p2c"
     slow_start_s: Seconds = 0.0
     retries: Count = 2
-    health: HealthSpec = HealthSpec()
     outlier: OutlierSpec = OutlierSpec()
     timeouts: TimeoutSpec = TimeoutSpec()
     limits: LimitSpec = LimitSpec()
     engine: Engine = "any"
     tls: TlsSpec = TlsSpec()
     connections: ConnectionSpec = ConnectionSpec()
+    failover: tuple[RegionName, ...] | None = None
+    affinity: AffinitySpec = AffinitySpec()
+    hold: HoldSpec = HoldSpec()
+    models: Annotated[tuple[ModelName, ...], msgspec.Meta(max_length=1_024)] = ()
+
+    def pool_settings(self) -> dict[str, Any]:
+        """Return these fields by name, whatever else a struct made of them has."""
+        return {name: getattr(self, name) for name in PoolSettings.__struct_fields__}
+
+
+class EndpointSpec(PoolSettings, frozen=True, forbid_unknown_fields=True):
+    """A named pool with a policy, which belongs to one environment."""
+
+    name: str
+    replicas: tuple[ReplicaSpec, ...] = ()
+    health: HealthSpec = HealthSpec()
+    environment: EnvironmentName = "main"
+    needs_token: bool = False
+
+
+class TokenSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A client's credential, of which only the hash is known.
+
+    `digest` is SHA-256 of `KEY.SECRET`. `scopes`: `endpoint:NAME` for each endpoint it is limited to, none for all
+    of its environment; `pin`: it may name the replica. `not_after_us`: Unix time, 0 for never. `rate_per_s`:
+    requests, 0 for no limit, of which `burst` may come at once; `slot` is its cell in the rate board.
+    """
+
+    digest: bytes
+    key: str
+    environment: EnvironmentName = "main"
+    scopes: tuple[str, ...] = ()
+    not_after_us: int = 0
+    rate_per_s: float = 0.0
+    burst: int = 1
+    slot: int = -1
+
+
+class RegionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A region: whether it takes requests, its weight beside others of one tier, where it spills over to."""
+
+    name: str
+    state: RegionState = "READY"
+    weight: Annotated[float, msgspec.Meta(ge=0.0, le=1_000.0)] = 1.0
+    failover: tuple[RegionName, ...] = ()
 
 
 class DialSpec(msgspec.Struct, frozen=True):
@@ -139,13 +214,15 @@ class DialSpec(msgspec.Struct, frozen=True):
 class RouteSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Host and path prefix to an endpoint. Host `*` is any, `*.example.com` any below it.
 
-    Within a host the higher `priority` comes first, then the longer prefix.
+    With `by_model` the OpenAI `model` of the body names the endpoint, within the token's environment. Within a host
+    the higher `priority` comes first, then the longer prefix.
     """
 
     host: str
     path_prefix: str
-    endpoint: str
+    endpoint: str  # empty with `by_model`
     priority: int = 0
+    by_model: bool = False
 
 
 class TableSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -154,21 +231,28 @@ class TableSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     version: int
     endpoints: tuple[EndpointSpec, ...] = ()
     routes: tuple[RouteSpec, ...] = ()
+    tokens: tuple[TokenSpec, ...] = ()
+    regions: tuple[RegionSpec, ...] = ()
 
 
 class EndpointPatch(msgspec.Struct, frozen=True):
-    """What changed of one endpoint. `spec`, without replicas, is there for a new or a changed one."""
+    """What changed of one endpoint. `spec`, without replicas, is there for a new or a changed one.
+
+    `slot` is the endpoint's own cell in the load board.
+    """
 
     name: str
     spec: EndpointSpec | None = None
     upsert: tuple[ReplicaSpec, ...] = ()
     remove: tuple[str, ...] = ()
+    slot: int = -1
 
 
 class TablePatch(msgspec.Struct, frozen=True):
     """The step from one version of the table to the next; nothing it does not name changes.
 
-    `routes`, where there, replace all routes. With `more` the patch is a part: it is kept and comes into force,
+    `routes` and `regions`, where there, replace all of them; `tokens` are those that are new or changed, `revoked`
+    the digests of those that left. With `more` the patch is a part: it is kept and comes into force,
     whole, with the next one that has not. `committed_us` is when the store committed it, in microseconds of the
     Unix epoch, 0 when that is not known.
     """
@@ -179,3 +263,6 @@ class TablePatch(msgspec.Struct, frozen=True):
     routes: tuple[RouteSpec, ...] | None = None
     more: bool = False
     committed_us: int = 0
+    tokens: tuple[TokenSpec, ...] = ()
+    revoked: tuple[bytes, ...] = ()
+    regions: tuple[RegionSpec, ...] | None = None

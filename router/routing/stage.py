@@ -12,24 +12,26 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from router.counters import EndpointCounters
-from router.routing.load import Replica
+from router.routing.credentials import Credentials
+from router.routing.load import NO_SLOT, Replica
+from router.routing.regions import Geography
 from router.routing.spec import EndpointPatch, TablePatch
-from router.routing.table import Endpoint, RouteIndex, Table
+from router.routing.table import Endpoint, ModelIndex, RouteIndex, Table, make_model_host
 
 if TYPE_CHECKING:
     from router.routing.load import LoadBoard
-    from router.routing.spec import EndpointSpec, ReplicaSpec, TableSpec
+    from router.routing.spec import EndpointSpec, RegionSpec, ReplicaSpec, TableSpec, TokenSpec
 
 
 class Draft:
     """One endpoint of the next table in the making."""
 
-    __slots__ = ("departed", "older", "replicas", "spec", "updates")
+    __slots__ = ("departed", "older", "replicas", "slot", "spec", "updates")
 
     def __init__(self, older: Endpoint | None, spec: EndpointSpec) -> None:
         self.older = older
         self.spec = spec
+        self.slot = NO_SLOT
         self.replicas: dict[str, Replica] = {} if older is None else {r.id: r for r in older.replicas}
         self.updates: dict[str, ReplicaSpec] = {}
         self.departed: list[Replica] = []
@@ -53,13 +55,14 @@ class Draft:
         if self.older is not None:
             replica.warm_from_s = now  # new beside others that are warm
 
-    def finish(self, now: float) -> Endpoint:
+    def finish(self, geography: Geography, board: LoadBoard | None, now: float) -> Endpoint:
         """Make the endpoint; from here on the replicas are its own."""
         older = self.older
         replicas = tuple(self.replicas.values())
         for replica_id, spec in self.updates.items():
             self.replicas[replica_id].update(spec)
-        endpoint = Endpoint(self.spec, replicas, EndpointCounters() if older is None else older.counters)
+        endpoint = Endpoint(self.spec, replicas, geography, older, board)
+        endpoint.load.move(self.slot)
         for replica in replicas:
             replica.owner = endpoint
         endpoint.refresh(now)
@@ -80,10 +83,27 @@ class Step:
 class Stage:
     """Keeps the table in force, and the parts of a patch of which more is to come."""
 
-    __slots__ = ("_board", "_drafts", "_gone", "_routes", "table")
+    __slots__ = (
+        "_board",
+        "_drafts",
+        "_geography",
+        "_gone",
+        "_model_host",
+        "_regions",
+        "_revoked",
+        "_routes",
+        "_tokens",
+        "table",
+    )
 
-    def __init__(self, board: LoadBoard | None = None) -> None:
-        self.table = Table(0, {}, RouteIndex())
+    def __init__(self, board: LoadBoard | None = None, region: str = "") -> None:
+        """`region` is the router's own."""
+        self._geography = Geography(region)
+        self._model_host = make_model_host()
+        self.table = Table(0, {}, RouteIndex(), Credentials(), ModelIndex(), self._model_host)
+        self._tokens: dict[bytes, TokenSpec] = {}
+        self._revoked: set[bytes] = set()
+        self._regions: tuple[RegionSpec, ...] | None = None
         self._board = board
         self._drafts: dict[str, Draft] = {}
         self._gone: set[str] = set()
@@ -112,6 +132,7 @@ class Stage:
                 draft = self._drafts[change.name] = Draft(older, spec)
             elif change.spec is not None:
                 draft.spec = change.spec
+            draft.slot = change.slot
             for replica_id in change.remove:
                 draft.remove(replica_id)
             for replica in change.upsert:
@@ -121,6 +142,11 @@ class Stage:
             self._gone.add(name)
         if patch.routes is not None:
             self._routes = RouteIndex(patch.routes)
+        if patch.regions is not None:
+            self._regions = patch.regions
+        for token in patch.tokens:
+            self._tokens[token.digest] = token
+        self._revoked.update(patch.revoked)
 
     def _commit(self, version: int, now: float) -> Step:
         before = self.table
@@ -134,12 +160,25 @@ class Stage:
         if self._gone or self._routes is not None:
             names = endpoints.keys() | self._drafts.keys()
             for route in routes.specs:
-                if route.endpoint not in names:
+                if not route.by_model and route.endpoint not in names:
                     raise ValueError(f"patch {version} routes {route.host!r} to {route.endpoint!r}, not there")
-        made = [draft.finish(now) for draft in self._drafts.values()]
+        if self._regions is not None:
+            self._geography.replace(self._regions)
+        models = before.models
+        for name in self._gone:
+            if name in before.endpoints:
+                models.change(before.endpoints[name].spec, None)
+        for draft in self._drafts.values():
+            if draft.older is None or draft.older.spec is not draft.spec:
+                models.change(None if draft.older is None else draft.older.spec, draft.spec)
+        made = [draft.finish(self._geography, self._board, now) for draft in self._drafts.values()]
         for endpoint in made:
             endpoints[endpoint.name] = endpoint
-        self.table = Table(version, endpoints, routes)
+        credentials = self._change_credentials()
+        self.table = Table(version, endpoints, routes, credentials, models, self._model_host)
+        if self._regions is not None:
+            for endpoint in endpoints.values():
+                endpoint.refresh(now)
         for name in self._gone:
             older = before.endpoints.get(name)
             if older is not None:
@@ -154,10 +193,22 @@ class Stage:
         self._forget()
         return Step(self.table, made, departed)
 
+    def _change_credentials(self) -> Credentials:
+        """Take over who may call, in the index that all versions of the table share."""
+        credentials = self.table.credentials
+        for digest in self._revoked:
+            credentials.revoke(digest)
+        for token in self._tokens.values():
+            credentials.put(token)
+        return credentials
+
     def _forget(self) -> None:
         self._drafts = {}
         self._gone = set()
         self._routes = None
+        self._regions = None
+        self._tokens = {}
+        self._revoked = set()
 
 
 def whole(spec: TableSpec) -> TablePatch:
@@ -165,7 +216,7 @@ def whole(spec: TableSpec) -> TablePatch:
     endpoints = tuple(
         EndpointPatch(endpoint.name, without_replicas(endpoint), endpoint.replicas) for endpoint in spec.endpoints
     )
-    return TablePatch(spec.version, endpoints, routes=spec.routes)
+    return TablePatch(spec.version, endpoints, routes=spec.routes, tokens=spec.tokens, regions=spec.regions)
 
 
 def without_replicas(spec: EndpointSpec) -> EndpointSpec:
@@ -173,8 +224,8 @@ def without_replicas(spec: EndpointSpec) -> EndpointSpec:
     return msgspec.structs.replace(spec, replicas=())
 
 
-def build(spec: TableSpec, now: float, board: LoadBoard | None = None) -> Table:
+def build(spec: TableSpec, now: float, board: LoadBoard | None = None, region: str = "") -> Table:
     """Return the table of `spec`, with no predecessor."""
-    step = Stage(board).add(whole(spec), now)
+    step = Stage(board, region).add(whole(spec), now)
     assert step is not None
     return step.table

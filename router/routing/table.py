@@ -6,19 +6,27 @@ scan of that host's prefixes and one access for the endpoint, whatever the numbe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from bisect import insort
+from typing import TYPE_CHECKING, Final
 
+from router.counters import EndpointCounters
 from router.routing.balancer import Picker
-from router.routing.load import OUTCOME_BACKPRESSURE
+from router.routing.load import NO_SLOT, OUTCOME_BACKPRESSURE, EndpointLoad
 from router.routing.outlier import eject_until, eligible_replicas, next_change_s, warmed_weight
-from router.routing.spec import DialSpec
+from router.routing.regions import NOWHERE, Geography
+from router.routing.spec import DialSpec, EndpointSpec
+from router.routing.tier import Tier
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from router.counters import EndpointCounters
-    from router.routing.load import Replica
-    from router.routing.spec import EndpointSpec, RouteSpec
+    from router.routing.credentials import Credentials
+    from router.routing.load import LoadBoard, Replica
+    from router.routing.ring import Ring
+    from router.routing.spec import RouteSpec
+
+
+MAX_RINGS: Final = 8  # of one endpoint: sets of regions that were a tier of their own
 
 
 class Endpoint:
@@ -28,19 +36,26 @@ class Endpoint:
     """
 
     __slots__ = (
+        "_geography",
+        "by_model",
         "counters",
         "dial",
+        "environment",
+        "hold",
         "is_replaced",
         "key",
         "limits",
+        "load",
         "max_retries",
         "mends_sglang",
         "name",
+        "needs_token",
         "outlier",
         "picker",
         "policy",
         "refreshed_s",
         "replicas",
+        "rings",
         "slow_start_s",
         "spec",
         "timeouts",
@@ -48,7 +63,24 @@ class Endpoint:
         "watch_tick",
     )
 
-    def __init__(self, spec: EndpointSpec, replicas: tuple[Replica, ...], counters: EndpointCounters) -> None:
+    def __init__(
+        self,
+        spec: EndpointSpec,
+        replicas: tuple[Replica, ...],
+        geography: Geography,
+        older: Endpoint | None = None,
+        board: LoadBoard | None = None,
+    ) -> None:
+        """`older` is the endpoint of the table before, whose counters and rings this one goes on with."""
+        counters = EndpointCounters() if older is None else older.counters
+        self.counters: EndpointCounters = counters
+        self._geography = geography
+        self.rings: dict[tuple[str, ...], Ring] = {} if older is None else older.rings
+        self.by_model = False
+        self.load: EndpointLoad = EndpointLoad(counters, board) if older is None else older.load
+        self.environment = spec.environment
+        self.needs_token = spec.needs_token
+        self.hold = spec.hold
         self.spec = spec
         self.name = spec.name
         self.key = spec.name.encode()
@@ -61,21 +93,62 @@ class Endpoint:
         self.mends_sglang = spec.engine == "sglang"
         self.slow_start_s = spec.slow_start_s
         self.replicas = replicas
-        self.counters = counters
         self.refreshed_s = 0.0
         self.is_replaced = False
         self.watch_tick = -1
         self.watch_again: Callable[[Endpoint], None] | None = None
-        self.picker = Picker(self, ())
+        self.picker = Picker((), counters, {})
 
     def refresh(self, now: float) -> None:
         """Work out anew who is eligible, with what weight, and swap the picker."""
         self.refreshed_s = now
+        geography = self._geography
         for replica in self.replicas:
-            replica.weight = warmed_weight(replica, self.slow_start_s, now)
-        self.picker = Picker(self, eligible_replicas(self.replicas, self.outlier, now))
+            factor = geography.weight(replica.region) if replica.region else 1.0
+            replica.weight = warmed_weight(replica, self.slow_start_s, now) * factor
+        self.picker = Picker(self._tiers(now), self.counters, self.rings)
+        if len(self.rings) > MAX_RINGS:
+            self.rings.clear()
         if self.watch_again is not None:
             self.watch_again(self)
+
+    def _tiers(self, now: float) -> tuple[Tier, ...]:
+        """Return the tiers that have somebody, nearest first."""
+        ranks: dict[str, int] = {}
+        members: dict[int, list[Replica]] = {}
+        for replica in self.replicas:
+            region = replica.region
+            rank = ranks.get(region, -2)
+            if rank == -2:
+                rank = ranks[region] = self._rank(region)
+            if rank != NOWHERE:
+                members.setdefault(rank, []).append(replica)
+        usable = [replica for rank in sorted(members) for replica in members[rank]]
+        eligible = eligible_replicas(usable, self.outlier, now)
+        for replica in self.replicas:
+            replica.is_eligible = False
+        for replica in eligible:
+            replica.is_eligible = True
+        tiers = []
+        for rank in sorted(members):
+            mine = tuple(members[rank])
+            able = tuple(replica for replica in mine if replica.is_eligible)
+            if able:
+                regions = tuple(sorted(region for region, found in ranks.items() if found == rank))
+                tiers.append(Tier(self.spec, self.load, regions, mine, able, is_spill=rank > 0))
+        return tuple(tiers)
+
+    def _rank(self, region: str) -> int:
+        if region and not self._geography.weight(region):
+            return NOWHERE
+        return self._geography.rank(region, self.spec.failover)
+
+    def find(self, replica_id: bytes) -> Replica | None:
+        """Return the replica of that id; linear, for what is rare."""
+        for replica in self.replicas:
+            if replica.key == replica_id:
+                return replica
+        return None
 
     def replace(self, newer: Endpoint | None) -> None:
         """Give way to the endpoint of a newer table: the replicas are its to watch now.
@@ -85,7 +158,11 @@ class Endpoint:
         """
         self.is_replaced = True
         self.watch_again = None
-        self.picker = Picker(self, ()) if newer is None else newer.picker
+        if newer is None:
+            self.load.move(NO_SLOT)
+            self.picker = Picker((), self.counters, {})
+        else:
+            self.picker = newer.picker
 
     def set_health(self, replica: Replica, *, is_healthy: bool, now: float) -> None:
         """Take the verdict of an active check; a replica that comes back starts slowly."""
@@ -100,6 +177,7 @@ class Endpoint:
 
     def note(self, replica: Replica, outcome: int, now: float) -> None:
         """Take the verdict of one request that did not end well; may eject."""
+        replica.avoid(now)
         if outcome == OUTCOME_BACKPRESSURE:
             replica.backpressured += 1
             replica.penalise(now)
@@ -131,12 +209,13 @@ class Endpoint:
 class Route:
     """One path prefix of one host."""
 
-    __slots__ = ("endpoint", "host", "path_prefix", "rank")
+    __slots__ = ("by_model", "endpoint", "host", "path_prefix", "rank")
 
     def __init__(self, spec: RouteSpec) -> None:
         self.host = spec.host.lower().encode()
         self.path_prefix = spec.path_prefix.encode()
         self.endpoint = spec.endpoint
+        self.by_model = spec.by_model
         self.rank = (-spec.priority, -len(self.path_prefix))
 
     def matches(self, path: bytes) -> bool:
@@ -212,27 +291,92 @@ class RouteIndex:
             dot = host.find(b".", dot + 1)
 
 
+class ModelIndex:
+    """Endpoints by the OpenAI model names they serve, within their environment; changed in place with the table.
+
+    A model that several claim goes to the first by name, so that every router decides alike; an endpoint's own
+    name is one, too.
+    """
+
+    __slots__ = ("_claims",)
+
+    def __init__(self) -> None:
+        self._claims: dict[str, dict[str, list[str]]] = {}
+
+    def change(self, before: EndpointSpec | None, after: EndpointSpec | None) -> None:
+        """Take over what an endpoint serves now; None where it is not there."""
+        if before is not None:
+            claims = self._claims[before.environment]
+            for model in {before.name, *before.models}:
+                claims[model].remove(before.name)
+                if not claims[model]:
+                    del claims[model]
+            if not claims:
+                del self._claims[before.environment]
+        if after is not None:
+            for model in {after.name, *after.models}:
+                insort(self._claims.setdefault(after.environment, {}).setdefault(model, []), after.name)
+
+    def find(self, environment: str, model: str) -> str | None:
+        """Return the name of the endpoint that serves `model`."""
+        names = self._claims.get(environment, {}).get(model)
+        return None if names is None else names[0]
+
+    def names(self, environment: str) -> list[str]:
+        """Return the models of an environment."""
+        return sorted(self._claims.get(environment, {}))
+
+
 class Table:
-    """One version of the routing table. Never changed once made, except inside its endpoints."""
+    """One version of the routing table. Never changed once made, except inside its endpoints and credentials."""
 
-    __slots__ = ("_only", "endpoints", "routes", "version")
+    __slots__ = ("_model_host", "_only", "credentials", "endpoints", "models", "routes", "version")
 
-    def __init__(self, version: int, endpoints: dict[str, Endpoint], routes: RouteIndex) -> None:
+    def __init__(
+        self,
+        version: int,
+        endpoints: dict[str, Endpoint],
+        routes: RouteIndex,
+        credentials: Credentials,
+        models: ModelIndex,
+        model_host: Endpoint,
+    ) -> None:
         self.version = version
         self.endpoints = endpoints
         self.routes = routes
+        self.credentials = credentials
+        self.models = models
+        self._model_host = model_host
         only = routes.only
-        self._only = None if only is None else endpoints[only.endpoint]
+        self._only = None if only is None else self._end_of(only)
 
     def route(self, authority: bytes, path: bytes) -> Endpoint | None:
-        """Return who a request is for, or None. See `RouteIndex.find`."""
+        """Return who a request is for, or None. See `RouteIndex.find`.
+
+        Where the body's `model` is still to say it, the endpoint has `by_model` set and no replicas.
+        """
         if self._only is not None:
             return self._only
         route = self.routes.find(authority, path)
-        return None if route is None else self.endpoints[route.endpoint]
+        return None if route is None else self._end_of(route)
+
+    def serving(self, environment: str, model: str) -> Endpoint | None:
+        """Return the endpoint that serves a model in an environment, or None."""
+        name = self.models.find(environment, model)
+        return None if name is None else self.endpoints.get(name)
 
     def replicas(self) -> Iterable[tuple[Endpoint, Replica]]:
         """Every replica with its endpoint."""
         for endpoint in self.endpoints.values():
             for replica in endpoint.replicas:
                 yield endpoint, replica
+
+    def _end_of(self, route: Route) -> Endpoint:
+        return self._model_host if route.by_model else self.endpoints[route.endpoint]
+
+
+def make_model_host() -> Endpoint:
+    """Return what stands for the endpoint until the body's `model` is known: open to every environment's tokens."""
+    host = Endpoint(EndpointSpec("by-model"), (), Geography())
+    host.by_model = True
+    return host

@@ -5,6 +5,8 @@ from router.core import Core
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.edge.admission import AdmissionGate
+from router.routing.credentials import RateBoard
+from router.walltime import WallTime
 from router.edge.connection import ServerConnection
 from router.edge.listener import Listener
 from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
@@ -55,7 +57,7 @@ def make_pair(address):
     )
     table = build(spec, clock.now)
     pool = ConnectionPool(reactor)
-    core = Core(table, AdmissionGate(), pool, clock, wheel, b"p", lambda record: None)
+    core = Core(table, AdmissionGate((), RateBoard(memoryview(bytearray(8))), WallTime()), pool, clock, wheel, b"p", lambda record: None)
     client = ServerConnection(Listener(core, reactor, ServerLimits(), 10))
     client.connection_made(Transport())
     endpoint = table.endpoints["e"]

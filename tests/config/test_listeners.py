@@ -6,7 +6,7 @@ from certkit import Authority
 from router.config.addresses import UnixSocket, unix_path
 from router.config.listeners import proxies, unix_mode, upstream_tls
 from router.config.settings import Settings
-from router.config.static import ConfigError, EndpointEntry, build_table
+from router.config.static import ConfigError, EndpointEntry, File, build_table
 from router.routing.spec import TlsSpec
 
 PAIR = {"tls_cert": ["c"], "tls_key": ["k"]}
@@ -90,7 +90,7 @@ def test_tls_to_replicas_by_the_file(tmp_path):
     assert Settings(config=str(path)).table(1).endpoints[0].tls.ca.endswith("ca.pem")
     with pytest.raises(ConfigError, match="--upstream-insecure: .*`tls` of its own"):
         Settings(config=str(path), upstream_insecure=True).table(1)
-    assert build_table([EndpointEntry("e")], 1, "x").endpoints[0].tls == TlsSpec()
+    assert build_table(File(endpoint=[EndpointEntry("e")]), 1, "x").endpoints[0].tls == TlsSpec()
 
 
 def test_a_socket_file_that_somebody_replaced_is_not_removed(tmp_path):

@@ -1,12 +1,14 @@
 """From rows to the table: every kind of unusable row, what waits for what, and the shrink guard."""
 
+import base64
 import pytest
 from configkit import Book, endpoint_row, fresh, host_row, replica_row, route_row, shape
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from router.config import projection as module
-from router.config.projection import GUARD_FLOOR, MAX_REASONS, RowError, read_endpoint, read_replica, read_route
+from router.config.projection import GUARD_FLOOR, MAX_REASONS
+from router.config.rows import RowError, read_endpoint, read_replica, read_route
 from router.routing.spec import EndpointSpec, RouteSpec
 
 E = ("Endpoints", ("e",))
@@ -51,7 +53,7 @@ def test_the_settings_of_an_endpoint_are_those_of_its_row():
 
 
 def test_columns_that_are_null_are_the_defaults():
-    assert read_endpoint("e", endpoint_row()) == EndpointSpec("e")
+    assert read_endpoint("e", endpoint_row()) == EndpointSpec("e", needs_token=True)
     assert read_route((0, None, '{"endpoint": "e"}')) == (0, "/", "e")
 
 
@@ -415,13 +417,18 @@ def test_a_replica_that_was_bad_while_its_endpoint_was_paused_keeps_its_last_goo
     book.put((*E, endpoint_row()))
     assert book.replicas() == {"r"}
 
+DIGEST = base64.b64encode(bytes(32)).decode()
+
 
 def test_nothing_changed_is_no_patch():
     book = with_endpoint((*R, replica_row()))
     assert book.put((*R, replica_row(generation="2", node="n2"))) is None
-    assert book.put((*E, endpoint_row(environment="other"))) is None
-    assert book.put(("Regions", ("eu",), ("READY", 1.0, None))) is None
-    assert book.put(("AuthTokens", ("aGFzaA==",), ("s", "main", None, None, None, None))) is None
+    assert book.put((*E, endpoint_row())) is None
+    region, token = ("READY", 1.0, None), ("s:wk-1", "main", None, None, None, None)
+    assert book.put(("Regions", ("eu",), region)) is not None
+    assert book.put(("Regions", ("eu",), region)) is None
+    assert book.put(("AuthTokens", (DIGEST,), token)) is not None
+    assert book.put(("AuthTokens", (DIGEST,), token)) is None
 
 
 def test_reasons_are_listed_up_to_a_bound():

@@ -2,13 +2,16 @@
 
 import pytest
 
-from router.config.static import ConfigError, EndpointEntry, build_table, read_file
+from router.config.static import ConfigError, EndpointEntry, File, build_table, read_file
 from router.routing.spec import (
+    AffinitySpec,
     ConnectionSpec,
     EndpointSpec,
     HealthSpec,
+    HoldSpec,
     LimitSpec,
     OutlierSpec,
+    RegionSpec,
     ReplicaSpec,
     RouteSpec,
     TableSpec,
@@ -17,6 +20,7 @@ from router.routing.spec import (
 )
 
 EVERYTHING = """
+model_hosts = ["inference.example.com"]
 [router]
 workers = 2
 [[endpoint]]
@@ -27,6 +31,16 @@ policy = "least_inflight"
 engine = "sglang"
 slow_start_s = 30
 retries = 1
+environment = "team-a"
+failover = ["us", "asia"]
+models = ["meta/llama", "llama-3"]
+[endpoint.affinity]
+load_factor = 1.5
+floor = 2
+[endpoint.hold]
+wait_s = 30
+max_waiting = 5
+only_tunnels = false
 [endpoint.health]
 kind = "http"
 path = "/ready2"
@@ -49,6 +63,7 @@ idle_s = 120
 [endpoint.limits]
 max_body_bytes = 1000
 max_concurrency = 64
+endpoint_concurrency = 640
 [endpoint.tls]
 verify = false
 server_name = "model.example"
@@ -61,8 +76,16 @@ address = "http://127.0.0.1:30000"
 weight = 2
 id = "one"
 state = "DRAINING"
+region = "eu"
 [[endpoint.replica]]
 address = "http://[::1]:30001"
+[[region]]
+name = "eu"
+failover = ["us"]
+[[region]]
+name = "us"
+state = "DRAINING"
+weight = 2.0
 """
 
 
@@ -74,7 +97,7 @@ def write(tmp_path, text):
 
 def build(tmp_path, text):
     file = read_file(write(tmp_path, text))
-    return build_table(file.endpoint, 7, "f")
+    return build_table(file, 7, "f")
 
 
 def test_every_key(tmp_path):
@@ -85,33 +108,42 @@ def test_every_key(tmp_path):
             EndpointSpec(
                 "llama",
                 (
-                    ReplicaSpec("one", "http://127.0.0.1:30000", 2.0, "DRAINING"),
+                    ReplicaSpec("one", "http://127.0.0.1:30000", 2.0, "DRAINING", region="eu"),
                     ReplicaSpec("::1:30001", "http://[::1]:30001"),
                 ),
-                "least_inflight",
-                30.0,
-                1,
                 HealthSpec("http", "/ready2", "/health2", 0.5, 1.5, 2, 3),
-                OutlierSpec(7, 1.0, 60.0, 0.25, 0.1),
-                TimeoutSpec(0.2, 30.0, 600.5, 120.0),
-                LimitSpec(1_000, 64),
-                "sglang",
-                TlsSpec(server_name="model.example", verify=False),
-                ConnectionSpec(2, 3, 0.0),
+                policy="least_inflight",
+                slow_start_s=30.0,
+                retries=1,
+                outlier=OutlierSpec(7, 1.0, 60.0, 0.25, 0.1),
+                timeouts=TimeoutSpec(0.2, 30.0, 600.5, 120.0),
+                limits=LimitSpec(1_000, 64, 640),
+                engine="sglang",
+                tls=TlsSpec(server_name="model.example", verify=False),
+                connections=ConnectionSpec(2, 3, 0.0),
+                environment="team-a",
+                failover=("us", "asia"),
+                affinity=AffinitySpec(1.5, 2),
+                hold=HoldSpec(30.0, 5, only_tunnels=False),
+                models=("meta/llama", "llama-3"),
             ),
         ),
-        tuple(
-            RouteSpec(host, prefix, "llama")
-            for host in ("llama.example.com", "*.llama.example.com", "[::1]:80", "*")
-            for prefix in ("/v1", "/health")
+        (
+            *(
+                RouteSpec(host, prefix, "llama")
+                for host in ("llama.example.com", "*.llama.example.com", "[::1]:80", "*")
+                for prefix in ("/v1", "/health")
+            ),
+            RouteSpec("inference.example.com", "/", "", by_model=True),
         ),
+        regions=(RegionSpec("eu", failover=("us",)), RegionSpec("us", "DRAINING", 2.0)),
     )
 
 
-@pytest.mark.parametrize("spec", [EndpointSpec, HealthSpec, OutlierSpec, TimeoutSpec, LimitSpec, ReplicaSpec])
+@pytest.mark.parametrize("spec", [EndpointSpec, HealthSpec, OutlierSpec, TimeoutSpec, LimitSpec, ReplicaSpec, AffinitySpec, HoldSpec, RegionSpec])
 def test_no_key_is_missing_in_the_text_above(spec):
     """`Every key of routing.spec may stand there`: a new one is to be added to the test."""
-    made = {"replicas", "slot", "address", "name"}
+    made = {"replicas", "slot", "address", "name", "needs_token"}  # the last is said of the whole router
     assert all(
         f"\n{field} = " in EVERYTHING or field in made or f"[endpoint.{field}]" in EVERYTHING
         for field in spec.__struct_fields__
@@ -213,4 +245,4 @@ def test_no_file(tmp_path):
 
 
 def test_the_same_route_twice_of_one_endpoint_is_no_conflict():
-    build_table([EndpointEntry("e", hosts=("a", "A"))], 1, "f")
+    build_table(File(endpoint=[EndpointEntry("e", hosts=("a", "A"))]), 1, "f")

@@ -228,7 +228,7 @@ async def test_a_host_that_leads_elsewhere_is_not_taken_over_unasked(writer):
 
 
 async def test_a_token_is_shown_once_and_kept_as_a_hash(store, writer):
-    made = await writer.create_token("team: a", "prod", ("chat", "embed"), "2030-01-31T00:00:00Z")
+    made = await writer.create_token("team: a", "prod", ("endpoint:chat", "endpoint:embed"), "2030-01-31T00:00:00Z")
     key, secret = made["key"], made["secret"]
     assert key.startswith("wk-")
     assert secret.startswith("ws-")
@@ -239,7 +239,7 @@ async def test_a_token_is_shown_once_and_kept_as_a_hash(store, writer):
     assert list(rows) == [(base64.b64encode(hashed).decode(),)]
     assert secret not in repr(rows)
     (listed,) = await writer.tokens()
-    assert (listed["key"], listed["subject"], listed["environment"], listed["scopes"]) == (key, "team: a", "prod", ["chat", "embed"])
+    assert (listed["key"], listed["subject"], listed["environment"], listed["scopes"]) == (key, "team: a", "prod", ["endpoint:chat", "endpoint:embed"])
     assert parse_timestamp(listed["not_after"]) == parse_timestamp("2030-01-31T00:00:00Z")
     assert listed["revoked_at"] is None
     assert "secret" not in listed

@@ -93,7 +93,7 @@ class Cluster:
             process("router", "store", "--data", self.folder, "--listen", f"unix:{self.folder}/s.sock", "--json")
         )
         await self.run("store", "init")
-        await self.run("endpoint", "create", "tiny", "--host", "*")
+        await self.run("endpoint", "create", "tiny", "--unauthenticated", "--host", "*")
         self.router = await self.stack.enter_async_context(
             process("router", "serve", "--store", self.store, "--state-dir", self.folder / "state", "--workers", 2,
                     "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--drain-settle-s", 0, "--json")

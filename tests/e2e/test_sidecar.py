@@ -111,7 +111,7 @@ async def store(folder):
     try:
         await found.start()
         async with found.writer() as writer:
-            await writer.put_endpoint("e", create=True, hosts=("*",))
+            await writer.put_endpoint("e", create=True, unauthenticated=True, hosts=("*",))
         yield found
     finally:
         await asyncio.to_thread(found.end)

@@ -61,7 +61,7 @@ def place(engine):
 async def fill(store, engines, names=None):
     """Endpoint e for any host, with a replica for each engine."""
     async with store.writer() as writer:
-        await writer.put_endpoint("e", create=True, hosts=("*",))
+        await writer.put_endpoint("e", create=True, unauthenticated=True, hosts=("*",))
         for i, engine in enumerate(engines):
             await writer.put_replica("e", f"r{i}", create=True, **place(engine))
 
@@ -223,9 +223,9 @@ async def test_rows_that_churn_under_traffic_fail_no_request(store, serve, engin
                 await writer.put_replica("e", name, create=True, **place(engines[turn % 2]))
             await writer.put_replica("e", "r0", create=False, weight=1.0 + turn % 3, state=("READY", "DRAINING")[turn % 2])
             if turn % 7 == 0:
-                await writer.put_endpoint("e", create=False, policy=f'{{"retries": {turn % 4 + 1}}}')
+                await writer.put_endpoint("e", create=False, policy=f'{{"retries": {turn % 4 + 1}, "unauthenticated": true}}')
             if turn % 11 == 0:
-                await writer.put_endpoint(f"other{turn}", create=True, hosts=(f"other{turn}.example",))
+                await writer.put_endpoint(f"other{turn}", create=True, unauthenticated=True, hosts=(f"other{turn}.example",))
         await stamp(router, client)
     assert traffic.failures == []
     assert traffic.done > 500
@@ -238,7 +238,7 @@ async def test_a_paused_endpoint_and_its_routes(store, serve, engines, client, u
     router = await serve()
     await ready(router, until)
     async with store.writer() as writer:
-        await writer.put_endpoint("f", create=True, hosts=("f.example",))
+        await writer.put_endpoint("f", create=True, unauthenticated=True, hosts=("f.example",))
         await writer.put_replica("f", "r", create=True, **place(engines[1]))
         await writer.delete_route("*", "/")
         await writer.put_endpoint("e", create=False, hosts=("e.example",))
@@ -287,7 +287,7 @@ async def test_bad_rows_are_shown_and_the_last_good_ones_serve(store, serve, eng
     metrics = (await router.ask("/metrics")).text
     assert "router_config_quarantined_rows 2" in metrics
     async with store.writer() as writer:
-        await writer.put_endpoint("e", create=False, policy="{}")
+        await writer.put_endpoint("e", create=False, policy='{"unauthenticated": true}')
         await writer.put_replica("e", "r0", create=False, **place(engines[0]))
 
     async def is_mended():

@@ -10,6 +10,8 @@ from router.core import Core
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.edge.admission import AdmissionGate
+from router.routing.credentials import RateBoard
+from router.walltime import WallTime
 from router.edge.listener import Listener
 from router.errors import Kind, ProxyError, Source
 from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
@@ -48,7 +50,7 @@ class Rig:
             (RouteSpec("*", "/", "none"), RouteSpec("*", "/slow", "slow")),
         )
         self.core = Core(
-            build(spec, clock.now), AdmissionGate(), NoPool(), clock, self.reactor.wheel, b"p"
+            build(spec, clock.now), AdmissionGate((), RateBoard(memoryview(bytearray(8))), WallTime()), NoPool(), clock, self.reactor.wheel, b"p"
         )
         self.listener = Listener(self.core, self.reactor, ServerLimits(), max_connections)
         self.clients = []

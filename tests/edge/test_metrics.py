@@ -19,6 +19,7 @@ from router.edge.metrics import Totals, render_metrics, serving_snapshots
 
 COUNTERS = {
     "router_requests", "router_responses", "router_errors", "router_aborts", "router_retries",
+    "router_affine_requests", "router_affinity_passed_over", "router_spilled_requests",
     "router_dropped_trailers", "router_received_bytes", "router_sent_bytes", "router_replica_requests",
     "router_replica_failures", "router_replica_backpressured", "router_replica_ejections",
     "router_connections_accepted", "router_connections_refused", "router_upstream_connects",
@@ -28,7 +29,7 @@ COUNTERS = {
     "router_tls_handshakes", "router_tls_handshake_failures", "router_proxy_headers_refused",
 }  # fmt: skip
 GAUGES = {
-    "router_requests_in_flight", "router_replica_ready", "router_replica_healthy", "router_replica_ejected",
+    "router_requests_in_flight", "router_requests_waiting", "router_replica_ready", "router_replica_healthy", "router_replica_ejected",
     "router_replica_in_flight", "router_replica_latency_seconds", "router_replica_pooled_connections",
     "router_connections_open", "router_upstream_connections_open", "router_table_version", "router_worker_up",
     "router_tls_certificate_expiry_timestamp_seconds", "router_last_reload_ok",

@@ -9,8 +9,9 @@ T0 = 100.0
 
 
 class Context:
-    def __init__(self, *tried):
+    def __init__(self, *tried, affinity=b""):
         self.tried = tried
+        self.affinity = affinity
 
 
 def specs(count, **kwargs):

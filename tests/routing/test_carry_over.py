@@ -5,7 +5,7 @@ from routekit import T0, build, occupy, pick, specs, swap
 
 from router.deadlines import TICK_S, DeadlineWheel
 from router.routing.image import TableImage
-from router.routing.load import BOARD_SLOTS, OUTCOME_FAILED, OUTCOME_OK, LoadBoard
+from router.routing.load import BOARD_CELLS, BOARD_SLOTS, ENDPOINT_SLOTS, OUTCOME_FAILED, OUTCOME_OK, LoadBoard
 from router.routing.spec import EndpointSpec, OutlierSpec, ReplicaSpec, TableSpec
 from router.routing.stage import Stage
 
@@ -179,8 +179,8 @@ class TestSlots:
 
     def test_a_replica_that_left_does_not_write_over_its_successor(self):
         """Cells of replicas that left are free from the next patch on; requests on them last longer."""
-        cells = bytearray(2 * 8 * 8)
-        ours, theirs = (LoadBoard(memoryview(cells), worker, 2, 8) for worker in (0, 1))
+        cells = bytearray(2 * BOARD_CELLS * 8)
+        ours, theirs = (LoadBoard(memoryview(cells), worker, 2, BOARD_CELLS) for worker in (0, 1))
         image, stage = TableImage(), Stage(ours)
 
         def follow(*names):
@@ -200,4 +200,4 @@ class TestSlots:
 
 
 def test_the_board_is_large_enough_for_its_slots():
-    assert BOARD_SLOTS * 8 == 1024 * 1024
+    assert BOARD_SLOTS + ENDPOINT_SLOTS == BOARD_CELLS

@@ -210,7 +210,7 @@ def test_parts_are_small_and_the_last_one_says_so():
 
 def test_an_empty_table_is_one_part():
     (part,) = TableImage().parts()
-    assert part == TablePatch(0, routes=())
+    assert part == TablePatch(0, routes=(), regions=())
     (part,) = parts_of(TablePatch(4))
     assert part == TablePatch(4)
 
@@ -276,8 +276,8 @@ def test_a_patch_costs_what_it_changes_whatever_the_size_of_the_table():
 
 def test_the_book_of_cells_knows_nobody_it_was_not_told_of():
     book = SlotBook()
-    book.leave("e", replica("a"))
+    book.leave(("e", "a", "http://a:1"))
     assert len(book) == 0
-    assert book.take("e", replica("a")).slot == book.take("e", replica("a")).slot
-    assert book.take("f", replica("a")).slot != book.take("e", replica("a")).slot
+    assert book.take(("e", "a")) == book.take(("e", "a"))
+    assert book.take(("f", "a")) != book.take(("e", "a"))
     assert len(book) == 2

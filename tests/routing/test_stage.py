@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from routekit import T0, occupy
 
-from router.routing.load import BOARD_SLOTS, OUTCOME_OK, LoadBoard
+from router.routing.load import BOARD_CELLS, OUTCOME_OK, LoadBoard
 from router.routing.spec import EndpointPatch, EndpointSpec, ReplicaSpec, RouteSpec, TablePatch
 from router.routing.stage import Stage
 
@@ -164,8 +164,8 @@ def test_an_endpoint_that_leaves_and_comes_back_in_later_parts_is_a_new_one():
 
 
 def test_all_that_leaves_departs_and_gives_its_cell_up():
-    board = LoadBoard(memoryview(bytearray(2 * BOARD_SLOTS * 8)), 0, 2, BOARD_SLOTS)
-    other = LoadBoard(board._cells.obj and memoryview(board._cells.obj), 1, 2, BOARD_SLOTS)
+    board = LoadBoard(memoryview(bytearray(2 * BOARD_CELLS * 8)), 0, 2, BOARD_CELLS)
+    other = LoadBoard(board._cells.obj and memoryview(board._cells.obj), 1, 2, BOARD_CELLS)
     stage = staged("e", "f", board=board)
     leases = [occupy(r, 2) for r in stage.table.endpoints["f"].replicas]
     slots = [r.slot for r in stage.table.endpoints["f"].replicas]
