@@ -98,9 +98,10 @@ class Cluster:
         target = parse_target(self.store)
         await asyncio.to_thread(initialise, target)
         async with open_writer(target) as writer:
-            await writer.put_endpoint(CHAT_ENDPOINT, create=True, unauthenticated=True, hosts=("*",))
-            await writer.put_endpoint(POLICY_ENDPOINT, create=True, unauthenticated=True, hosts=(POLICY_HOST,))
-            await writer.put_endpoint(GRPC_ENDPOINT, create=True, unauthenticated=True, hosts=("*",), prefixes=GRPC_PREFIXES)
+            anybody: dict[str, Any] = {"create": True, "unauthenticated": True}
+            await writer.put_endpoint(CHAT_ENDPOINT, hosts=("*",), **anybody)
+            await writer.put_endpoint(POLICY_ENDPOINT, hosts=(POLICY_HOST,), **anybody)
+            await writer.put_endpoint(GRPC_ENDPOINT, hosts=("*",), prefixes=GRPC_PREFIXES, **anybody)
 
     async def start_replicas(self, count: int, time_scale: float) -> None:
         """Start sidecars, each with its engine; they register themselves."""

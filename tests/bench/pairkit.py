@@ -5,10 +5,9 @@ from router.core import Core
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.edge.admission import AdmissionGate
-from router.routing.credentials import RateBoard
-from router.walltime import WallTime
 from router.edge.connection import ServerConnection
 from router.edge.listener import Listener
+from router.routing.credentials import RateBoard
 from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
 from router.routing.stage import build
 from router.transport.codec.h1.limits import ServerLimits
@@ -17,6 +16,7 @@ from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
 from router.transport.upstream.connection import UpstreamConnection
 from router.transport.upstream.pool import ConnectionPool
+from router.walltime import WallTime
 
 FIELDS = b"".join(b"x-field-%d: value %d\r\n" % (i, i) for i in range(8))
 REQUEST = b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\n" + FIELDS + b"Content-Length: 5\r\n\r\nhello"

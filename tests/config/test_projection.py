@@ -1,6 +1,7 @@
 """From rows to the table: every kind of unusable row, what waits for what, and the shrink guard."""
 
 import base64
+
 import pytest
 from configkit import Book, endpoint_row, fresh, host_row, replica_row, route_row, shape
 from hypothesis import HealthCheck, given, settings

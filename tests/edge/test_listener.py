@@ -10,16 +10,16 @@ from router.core import Core
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.edge.admission import AdmissionGate
-from router.routing.credentials import RateBoard
-from router.walltime import WallTime
 from router.edge.listener import Listener
 from router.errors import Kind, ProxyError, Source
+from router.routing.credentials import RateBoard
 from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
 from router.routing.stage import build
 from router.stream import PendingStream
 from router.transport.codec.h1.limits import ServerLimits
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
+from router.walltime import WallTime
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 CUT = ProxyError(Kind.DRAINING, Source.ROUTER)
