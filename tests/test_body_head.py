@@ -39,7 +39,7 @@ def test_found_in_one_that_is_cut_off(text):
 
 
 def test_escapes_are_read_as_json_has_them():
-    assert read('{"mod\\u0065l":"m\\u00e9\\"x"}') == "m\u00e9\"x"
+    assert read('{"mod\\u0065l":"m\\u00e9\\"x"}') == 'm\u00e9"x'
     assert read('{"a":"\\"model\\":\\"no\\"","model":"m\\\\","b":"' + LONG + '"}') == "m\\"
 
 

@@ -2,170 +2,26 @@
 
 import hypothesis.strategies as st
 import pytest
+from exchangekit import (
+    CLOSED,
+    GOES_AWAY,
+    GONE,
+    REFUSED,
+    STALE,
+    STREAM_REFUSED,
+    Bench,
+    FakeStream,
+    response,
+)
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from router.clock import Clock
-from router.core import Core, Peer
-from router.deadlines import DeadlineWheel
+from router.core import Peer
 from router.errors import Kind, ProxyError, Retry, Source
 from router.exchange import MAX_REPLAY_BYTES, Exchange
-from router.http import RequestHead, RequestShape, ResponseHead, ResponseShape
-from router.routing.credentials import ANYBODY
-from router.routing.spec import EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TableSpec, TimeoutSpec
-from router.routing.stage import build
-from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream
-
-GONE = ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM)
-REFUSED = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE)
-CLOSED = ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM)
-STREAM_REFUSED = ProxyError(Kind.UPSTREAM_RESET, Source.UPSTREAM, Retry.SAFE)
-GOES_AWAY = ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, Retry.SAFE)
-STALE = ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, Retry.IF_REUSED)
-
-
-class FakeStream:
-    """Records what it is told and refuses what the seam forbids."""
-
-    def __init__(self, reused=False, untouched=True):
-        self.may_be_untouched = reused
-        self.untouched = untouched
-        self.head = None
-        self.data = b""
-        self.informational = []
-        self.trailers = None
-        self.ended = False
-        self.error = None
-        self.holds = 0
-
-    def _check(self):
-        assert not self.ended, "sent after the end"
-        assert self.error is None, "sent after a reset"
-
-    def limit_idle(self, idle_s):
-        self.idle_s = idle_s
-
-    def send_informational(self, head):
-        self._check()
-        assert self.head is None
-        self.informational.append(head.shape.status)
-
-    def send_head(self, head, end):
-        self._check()
-        assert self.head is None, "two heads"
-        self.head = head
-        self.ended = end
-
-    def send_data(self, data, end):
-        self._check()
-        assert self.head is not None, "data before the head"
-        assert data or end, "empty data"
-        self.data += data
-        self.ended = end
-
-    def send_trailers(self, trailers):
-        self._check()
-        self.trailers = trailers
-        self.ended = True
-
-    def reset(self, error):
-        assert self.error is None
-        self.error = error
-
-    def hold(self, why):
-        self.holds |= why
-
-    def release(self, why):
-        self.holds &= ~why
-
-    def is_untouched(self):
-        return self.untouched
-
-
-class FakePending(PendingStream):
-    def __init__(self):
-        self.cancelled = False
-
-    def cancel(self):
-        self.cancelled = True
-
-
-class FakePool:
-    """Gives out pending opens, or the streams put into `warm`."""
-
-    def __init__(self):
-        self.warm = []
-        self.opened = []
-
-    def open(self, replica, receiver, dial, *, fresh):
-        stream = self.warm.pop() if self.warm and not fresh else FakePending()
-        self.opened.append((replica, stream))
-        return stream
-
-
-class OpenGate:
-    def check(self, head, endpoint, credentials, now):
-        return ANYBODY
-
-    def admit(self, found, endpoint, now):
-        return found
-
-
-class Bench:
-    """One exchange with everything around it faked."""
-
-    def __init__(self, replicas=2, **endpoint):
-        self.now = 100.0
-        self.clock = Clock(lambda: self.now)
-        spec = EndpointSpec("e", tuple(ReplicaSpec(f"r{i}", f"http://10.0.0.{i + 1}:80") for i in range(replicas)), **endpoint)
-        self.table = build(TableSpec(1, (spec,), (RouteSpec("*", "/", "e"),)), 100.0)
-        self.pool = FakePool()
-        self.records = []
-        self.core = Core(
-            self.table, OpenGate(), self.pool, self.clock, DeadlineWheel(100.0), b"p", self.records.append
-        )
-        self.down = FakeStream()
-        self.exchange = Exchange(self.core, self.down, Peer(b"192.0.2.1"))
-
-    @property
-    def endpoint(self):
-        return self.table.endpoints["e"]
-
-    def head(self, method=b"POST", length=None, end=False, upgrade=None, known=None, fields=()):
-        shape = RequestShape(method, b"/v1/x", b"example.com")
-        shape.upgrade = upgrade
-        shape.fields = list(fields)
-        if known:
-            shape.known = known
-        self.exchange.request_head(RequestHead(shape, length), end)
-
-    def warm(self, **kwargs):
-        stream = FakeStream(reused=True, **kwargs)
-        self.pool.warm.append(stream)
-        return stream
-
-    def connected(self):
-        stream = FakeStream()
-        self.exchange.upstream_ready(stream)
-        return stream
-
-    def in_flight(self):
-        return sum(replica.in_flight for replica in self.endpoint.replicas)
-
-    def finished(self):
-        assert len(self.records) <= 1
-        return len(self.records) == 1
-
-    @property
-    def flags(self):
-        return self.records[0][7].decode(), self.records[0][8].decode(), self.records[0][18]
-
-
-def response(status=200, length=None, event_stream=False, tunnel=False):
-    shape = ResponseShape(status)
-    shape.accepts_tunnel = tunnel
-    shape.is_event_stream = event_stream
-    return ResponseHead(shape, length)
+from router.http import RequestHead, RequestShape
+from router.routing.spec import LimitSpec, TimeoutSpec
+from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL
 
 
 def test_a_request_on_a_warm_connection():

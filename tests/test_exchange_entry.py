@@ -1,0 +1,261 @@
+"""How a request finds its endpoint and its replica: by model, by key, by name, after a wait; and what is counted."""
+
+import json
+
+import pytest
+from exchangekit import Bench, response
+
+from router.body_head import MAX_HEAD_BYTES, WAIT_S
+from router.errors import Kind, ProxyError, Retry, Source
+from router.exchange import LOOK_AGAIN_S
+from router.request_fields import AFFINITY_FIELDS, MAX_KEY_BYTES
+from router.routing.spec import EndpointSpec, HoldSpec, LimitSpec, ReplicaSpec, RouteSpec
+from router.stream import HOLD_NO_UPSTREAM
+
+BY_MODEL = (RouteSpec("*", "/", "", by_model=True),)
+
+
+def code(bench):
+    return bench.records[0][6], bench.flags[1]
+
+
+def model_bench(**endpoint):
+    others = (
+        EndpointSpec("f", (ReplicaSpec("f0", "http://10.1.0.1:80"),), models=("org/f",)),
+        EndpointSpec("hidden", (ReplicaSpec("h0", "http://10.2.0.1:80"),), environment="other", models=("org/h",)),
+    )
+    return Bench(more=others, routes=BY_MODEL, **endpoint)
+
+
+class TestByModel:
+    @pytest.mark.parametrize(("model", "replica"), [("org/f", "f0"), ("f", "f0")])
+    def test_the_body_names_the_endpoint_and_is_sent_behind_the_head(self, model, replica):
+        bench = model_bench()
+        up = bench.warm()
+        body = json.dumps({"model": model}).encode()
+        bench.head(length=len(body))
+        assert bench.pool.opened == []
+        bench.exchange.request_data(body[:5], False)
+        assert bench.pool.opened == []
+        bench.exchange.request_data(body[5:], True)
+        assert bench.pool.opened[0][0].id == replica
+        assert (up.data, up.ended) == (body, True)
+        bench.exchange.response_head(response(204), True)
+        assert code(bench) == (204, "")
+        assert bench.records[0][9] == b"f"
+
+    def test_the_rest_of_a_long_body_streams_on(self):
+        bench = model_bench()
+        up = bench.warm()
+        first = b'{"model":"f","p":"' + b"x" * MAX_HEAD_BYTES
+        bench.head()
+        bench.exchange.request_data(first, False)
+        assert up.data == first
+        bench.exchange.request_data(b'y"}', True)
+        assert (up.data, up.ended) == (first + b'y"}', True)
+
+    def test_while_the_replica_is_connected_the_rest_is_held_and_a_retry_has_the_whole(self):
+        bench = model_bench()
+        bench.head()
+        bench.exchange.request_data(b'{"model":"e"', False)
+        bench.exchange.request_data(b',"p":"' + b"x" * MAX_HEAD_BYTES, False)
+        assert bench.down.holds == HOLD_NO_UPSTREAM
+        bench.exchange.upstream_failed(ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE))
+        up = bench.connected()
+        assert bench.down.holds == 0
+        assert up.data.startswith(b'{"model":"e","p":"x')
+        assert not up.ended
+
+    @pytest.mark.parametrize(("body", "error"), [
+        (b'{"model":"nobody"}', (404, "model_not_found")), (b'{"model":"org/h"}', (404, "model_not_found")),
+        (b"{}", (400, "model_missing")), (b"not json", (400, "model_missing")), (b"", (400, "model_missing")),
+    ])  # fmt: skip
+    def test_what_names_nobody_of_ours(self, body, error):
+        bench = model_bench()
+        bench.head()
+        bench.exchange.request_data(body, True)
+        assert code(bench) == error
+        assert json.loads(bench.down.data)["error"]["code"] == error[1]
+        assert bench.pool.opened == []
+
+    def test_ten_megabytes_deep_it_is_not_looked_for(self):
+        bench = model_bench()
+        bench.head(length=10_000_020)
+        bench.exchange.request_data(b'{"p":"' + b"x" * MAX_HEAD_BYTES, False)
+        assert code(bench) == (400, "model_missing")
+        assert bench.exchange._replay is None
+
+    def test_a_body_that_does_not_come_is_waited_for_in_bounded_time(self):
+        bench = model_bench()
+        bench.head(length=100)
+        bench.exchange.request_data(b'{"mo', False)
+        bench.pass_time(WAIT_S - 0.1)
+        assert not bench.finished()
+        bench.pass_time(0.2)
+        assert code(bench) == (408, "request_timeout")
+
+    def test_a_client_that_leaves_meanwhile(self):
+        bench = model_bench()
+        bench.head(length=100)
+        bench.exchange.request_reset(ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM))
+        assert bench.finished()
+        assert bench.core.in_flight == 0
+
+    def test_trailers_end_the_body(self):
+        bench = model_bench()
+        up = bench.warm()
+        bench.head()
+        bench.exchange.request_data(b'{"model":"f"}', False)
+        bench.exchange.request_trailers([(b"x", b"y")])
+        assert (up.data, up.ended) == (b'{"model":"f"}', True)
+
+    def test_a_tunnel_names_it_in_its_query(self):
+        bench = model_bench()
+        bench.head(b"CONNECT", upgrade=b"websocket", path=b"/v1/realtime?a=b&model=org%2Ff")
+        assert bench.pool.opened[0][0].id == "f0"
+
+    def test_who_asks_to_continue_is_told_to(self):
+        bench = model_bench()
+        bench.head(length=13, expects_continue=True)
+        assert bench.down.informational == [100]
+
+    def test_the_models_are_listed_from_the_table(self):
+        bench = model_bench()
+        bench.head(b"GET", end=True, path=b"/v1/models?x=1")
+        listed = json.loads(bench.down.data)
+        assert listed["object"] == "list"
+        assert [model["id"] for model in listed["data"]] == ["e", "f", "org/f"]
+        assert bench.records[0][6] == 200
+        assert bench.pool.opened == []
+
+    def test_an_endpoint_that_refuses_the_client_is_not_counted_as_its_demand(self):
+        bench = model_bench()
+        bench.gate.refusals["f"] = ProxyError(Kind.FORBIDDEN, Source.DOWNSTREAM)
+        bench.head()
+        bench.exchange.request_data(b'{"model":"f"}', True)
+        assert code(bench) == (403, "forbidden")
+        assert bench.table.endpoints["f"].counters.requests == 0
+
+
+class TestHold:
+    def test_without_it_nothing_ready_is_503_at_once(self):
+        bench = Bench(replicas=0)
+        bench.head(end=True)
+        assert code(bench) == (503, "no_replica")
+        assert bench.endpoint.counters.codes == {"no_replica": 1}
+
+    def test_a_request_waits_for_a_cold_start_and_its_body_with_it(self):
+        bench = Bench(hold=HoldSpec(wait_s=5.0, only_tunnels=False))
+        for replica in bench.endpoint.replicas:
+            bench.endpoint.set_health(replica, is_healthy=False, now=bench.now)
+        bench.head(length=5)
+        assert bench.down.holds == HOLD_NO_UPSTREAM
+        assert bench.endpoint.counters.waiting == 1
+        bench.pass_time(2.0)
+        assert not bench.finished()
+        bench.endpoint.set_health(bench.endpoint.replicas[0], is_healthy=True, now=bench.now)
+        bench.pass_time(2 * LOOK_AGAIN_S)
+        assert bench.endpoint.counters.waiting == 0
+        up = bench.connected()
+        assert bench.down.holds == 0
+        bench.exchange.request_data(b"hello", True)
+        bench.exchange.response_head(response(204), True)
+        assert up.data == b"hello"
+        assert bench.endpoint.counters.overhead.sum_s < 0.1, "the wait is not what the router added"
+
+    def test_only_tunnels_by_default(self):
+        bench = Bench(replicas=0, hold=HoldSpec(wait_s=5.0))
+        bench.head(end=True)
+        assert code(bench) == (503, "no_replica")
+        tunnel = Bench(replicas=0, hold=HoldSpec(wait_s=5.0))
+        tunnel.head(b"CONNECT", upgrade=b"websocket")
+        assert not tunnel.finished()
+        tunnel.pass_time(4.9)
+        assert not tunnel.finished()
+        tunnel.pass_time(0.2)
+        assert code(tunnel) == (503, "no_replica")
+        assert tunnel.endpoint.counters.waiting == 0
+
+    def test_no_more_than_so_many_wait(self):
+        bench = Bench(replicas=0, hold=HoldSpec(wait_s=5.0, max_waiting=2, only_tunnels=False))
+        bench.endpoint.counters.waiting = 2
+        bench.head(end=True)
+        assert code(bench) == (503, "no_replica")
+        assert bench.endpoint.counters.waiting == 2
+
+    @pytest.mark.parametrize("how", ["client", "deadline"])
+    def test_the_wait_ends_with_the_client_or_its_time(self, how):
+        bench = Bench(replicas=0, hold=HoldSpec(wait_s=60.0, only_tunnels=False))
+        bench.head(end=True, known={b"x-request-timeout-ms": b"1500"})
+        if how == "client":
+            bench.exchange.request_reset(ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM))
+            assert bench.flags[0] == "DC"
+        else:
+            bench.pass_time(1.6)
+            assert code(bench) == (504, "deadline")
+        assert bench.endpoint.counters.waiting == 0
+
+    def test_at_capacity_does_not_wait(self):
+        bench = Bench(replicas=1, hold=HoldSpec(wait_s=5.0, only_tunnels=False), limits=LimitSpec(max_concurrency=1))
+        bench.endpoint.replicas[0].in_flight = 1
+        bench.head(end=True)
+        assert code(bench) == (503, "at_capacity")
+
+
+class TestKeys:
+    @pytest.mark.parametrize("name", AFFINITY_FIELDS)
+    def test_every_name_of_a_routing_key_works(self, name):
+        chosen = {Bench(replicas=8).pick_of({name: b"agent-7"}) for _ in range(20)}
+        assert len(chosen) == 1
+
+    def test_the_first_name_wins(self):
+        both = {b"x-session-id": b"b", b"modal-session-id": b"a"}
+        assert Bench(replicas=8).pick_of(both) == Bench(replicas=8).pick_of({b"modal-session-id": b"a"})
+
+    def test_a_key_too_long_is_refused_by_name(self):
+        bench = Bench()
+        bench.head(end=True, known={b"x-routing-key": b"k" * (MAX_KEY_BYTES + 1)})
+        assert code(bench) == (431, "head_too_large")
+        assert "x-routing-key" in json.loads(bench.down.data)["error"]["message"]
+
+
+class TestPin:
+    def test_the_named_replica_healthy_or_not(self):
+        bench = Bench(replicas=3)
+        bench.endpoint.set_health(bench.endpoint.replicas[2], is_healthy=False, now=bench.now)
+        assert bench.pick_of({b"x-router-replica": b"r2"}) == "r2"
+
+    @pytest.mark.parametrize("name", [b"nobody", b"r1"])
+    def test_one_that_is_not_up_is_503(self, name):
+        bench = Bench(replicas=2)
+        bench.endpoint.replicas[1].state = "DOWN"
+        bench.head(end=True, known={b"x-router-replica": name})
+        assert code(bench) == (503, "no_replica")
+
+    def test_it_does_not_move(self):
+        bench = Bench(replicas=3)
+        bench.head(end=True, known={b"x-router-replica": b"r1"})
+        bench.exchange.upstream_failed(ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE))
+        assert code(bench) == (503, "connect_failed")
+
+    def test_a_full_one_is_at_capacity(self):
+        bench = Bench(replicas=2, limits=LimitSpec(max_concurrency=1))
+        bench.endpoint.replicas[1].in_flight = 1
+        bench.head(end=True, known={b"x-router-replica": b"r1"})
+        assert code(bench) == (503, "at_capacity")
+
+
+def test_an_endpoint_takes_so_many_and_no_more():
+    bench = Bench(limits=LimitSpec(endpoint_concurrency=2))
+    bench.endpoint.counters.in_flight = 2
+    bench.head(end=True)
+    assert code(bench) == (503, "at_capacity")
+    assert bench.endpoint.counters.in_flight == 2
+
+
+def test_who_is_refused_at_the_gate_is_no_demand_of_the_endpoint():
+    bench = Bench(replicas=0)
+    bench.gate.refusals["e"] = ProxyError(Kind.UNAUTHENTICATED, Source.DOWNSTREAM)
+    bench.head(end=True)
+    assert code(bench) == (401, "unauthenticated")
+    assert (bench.endpoint.counters.requests, bench.endpoint.counters.codes) == (0, {})
