@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from router.config.addresses import UnixSocket
     from router.config.settings import Settings
     from router.control import ToWorker
+    from router.routing.explain import Asked
     from router.routing.spec import TableSpec
     from router.telemetry import WorkerSnapshot
 
@@ -394,10 +395,10 @@ class Supervisor:
             ],
         }
 
-    async def explain(self, host: str, path: str) -> dict[str, Any]:
+    async def explain(self, asked: Asked) -> dict[str, Any]:
         """Return where a request would go, by the first worker that answers."""
         for worker in self._workers:
-            found = await worker.explain(host, path, ASK_LIMIT_S)
+            found = await worker.explain(asked, ASK_LIMIT_S)
             if found is not None:
                 return found
         return {"error": "no worker answers"}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from router.routing.explain import Asked
 from router.routing.spec import TablePatch
 from router.telemetry import WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
@@ -70,8 +71,7 @@ class Explain(msgspec.Struct, tag="explain"):
     """Ask what would happen to a request."""
 
     question: int
-    host: str
-    path: str
+    asked: Asked
 
 
 class SetLogLevel(msgspec.Struct, tag="log"):

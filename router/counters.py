@@ -47,8 +47,6 @@ class EndpointCounters:
 
     __slots__ = (
         "aborts",
-        "affine",
-        "affinity_passed_over",
         "bytes_received",
         "bytes_sent",
         "codes",
@@ -58,6 +56,7 @@ class EndpointCounters:
         "first_byte",
         "grpc_statuses",
         "in_flight",
+        "keyed",
         "overhead",
         "requests",
         "retries",
@@ -73,8 +72,7 @@ class EndpointCounters:
         self.codes: dict[str, int] = {}
         self.grpc_statuses: dict[int, int] = {}
         self.aborts = 0
-        self.affine = 0  # went to the replica of their routing key, or the next one …
-        self.affinity_passed_over = 0  # … and those for whose key none could be found
+        self.keyed = 0  # had a routing key
         self.spilled = 0  # went to another region
         self.waiting = 0  # for a cold start, now
         self.retries = 0

@@ -69,8 +69,7 @@ class EndpointSnapshot(msgspec.Struct):
     codes: dict[str, int] = {}
     grpc_statuses: dict[int, int] = {}
     aborts: int = 0
-    affine: int = 0
-    affinity_passed_over: int = 0
+    keyed: int = 0
     spilled: int = 0
     waiting: int = 0
     retries: int = 0
@@ -131,8 +130,7 @@ def snapshot_endpoint(counters: EndpointCounters) -> EndpointSnapshot:
         codes=dict(counters.codes),
         grpc_statuses=dict(counters.grpc_statuses),
         aborts=counters.aborts,
-        affine=counters.affine,
-        affinity_passed_over=counters.affinity_passed_over,
+        keyed=counters.keyed,
         spilled=counters.spilled,
         waiting=counters.waiting,
         retries=counters.retries,

@@ -153,7 +153,7 @@ class Worker:
             case Ask():
                 spawn(self._count(message.question), "count")
             case Explain():
-                found = explain(self.core.table, message.host, message.path, self.clock.read())
+                found = explain(self.core.table, message.asked, self.clock.read())
                 self._control.send(Explained(message.question, msgspec.Raw(msgspec.msgpack.encode(found))))
             case Drain():
                 self._drained_by_s = monotonic() + message.deadline_s  # a second one may only hurry the first

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from router.control import ToWorker
+    from router.routing.explain import Asked
     from router.telemetry import WorkerSnapshot
 
 _log = logging.getLogger("router.supervisor")
@@ -95,9 +96,9 @@ class WorkerProcess:
             self.last = answer.snapshot
         return self.last
 
-    async def explain(self, host: str, path: str, limit_s: float) -> dict[str, object] | None:
+    async def explain(self, asked: Asked, limit_s: float) -> dict[str, object] | None:
         """Ask where a request would go."""
-        answer = await self._question(Explain(self._next_question(), host, path), limit_s)
+        answer = await self._question(Explain(self._next_question(), asked), limit_s)
         if not isinstance(answer, Explained):
             return None
         found: dict[str, object] = msgspec.msgpack.decode(answer.explanation)

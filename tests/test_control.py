@@ -27,6 +27,7 @@ from router.control import (
     pack,
     to_worker,
 )
+from router.routing.explain import Asked
 from router.routing.spec import EndpointPatch, EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TablePatch
 from router.telemetry import EndpointSnapshot, ReplicaSnapshot, WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
@@ -61,7 +62,7 @@ TO_WORKER = [
     Health("e", "r", False),
     Drain(5.0),
     Ask(1),
-    Explain(2, "host", "/path"),
+    Explain(2, Asked("host", "/path", "key", "model", "environment", "r1")),
     SetLogLevel("INFO"),
     ReopenLogs(),
 ]

@@ -19,6 +19,7 @@ from router.edge.connection import ServerConnection
 from router.errors import Kind, ProxyError, Source
 
 if TYPE_CHECKING:
+    from router.routing.explain import Asked
     from router.routing.spec import TableSpec
     from router.stream import DownstreamStream, RequestReceiver
     from router.telemetry import WorkerSnapshot
@@ -59,7 +60,7 @@ class AdminSource(Protocol):
         see `config.agent.ConfigAgent.status`; None for a static table).
         """
 
-    async def explain(self, host: str, path: str) -> dict[str, Any]:
+    async def explain(self, asked: Asked) -> dict[str, Any]:
         """Return what `routing.explain` says in a worker; without `route` when no worker answers."""
 
     async def add_replica(self, url: str, endpoint: str | None, weight: float) -> dict[str, Any]:

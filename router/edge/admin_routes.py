@@ -31,6 +31,7 @@ from router.edge.admin_views import (
 )
 from router.edge.dashboard import CONTENT_SECURITY_POLICY, page, summary
 from router.edge.metrics import Totals, render_metrics, serving_snapshots
+from router.routing.explain import Asked
 from router.routing.spec import Weight
 from router.transport.tasks import spawn
 
@@ -214,10 +215,15 @@ class AdminRoutes:
         )
 
     async def _debug_route(self, call: AdminCall) -> Reply:
-        path = call.query.get("path", "/")
-        if not path.startswith("/"):
+        """Say where a request would go: ?host=&path=&key=&model=&environment=, and &without=REPLICA for what if."""
+        for name in call.query:
+            if name not in Asked.__struct_fields__:
+                known = ", ".join(Asked.__struct_fields__)
+                return error_reply(400, "bad_request", f"{name}: there is no such field; there are {known}.", name)
+        asked = Asked(**call.query)
+        if not asked.path.startswith("/"):
             return error_reply(400, "bad_request", "path: it must begin with '/'.", "path")
-        found = await self._source.explain(call.query.get("host", ""), path)
+        found = await self._source.explain(asked)
         if "route" not in found:
             return error_reply(503, "no_worker", "No worker answered in time; try again.")
         return json_reply(found)

@@ -37,12 +37,12 @@ class PickContext(Protocol):
 class Picker:
     """Immutable over the tiers of an endpoint, nearest first. `rings` outlive it, by the regions they are of."""
 
-    __slots__ = ("_counters", "_rings", "_tiers", "eligible")
+    __slots__ = ("_counters", "_rings", "eligible", "tiers")
 
     def __init__(
         self, tiers: tuple[Tier, ...], counters: EndpointCounters, rings: dict[tuple[str, ...], Ring]
     ) -> None:
-        self._tiers = tiers
+        self.tiers = tiers
         self._counters = counters
         self._rings = rings
         self.eligible: tuple[Replica, ...] = ()
@@ -51,24 +51,34 @@ class Picker:
 
     def pick(self, context: PickContext, now: float) -> Lease | Kind:
         """Return a lease, or the kind of error: NO_REPLICA or AT_CAPACITY."""
+        found = self.choose(context.affinity, context.tried, now)
+        if isinstance(found, Kind):
+            return found
+        if found.rank > 0:
+            self._counters.spilled += 1
+        if context.affinity:
+            self._counters.keyed += 1
+        return Lease(found, now)
+
+    def choose(self, key: bytes, tried: tuple[Replica, ...], now: float) -> Replica | Kind:
+        """Return who would take a request, without taking a lease; else the kind of error."""
         refusal = Kind.NO_REPLICA
-        key, tried = context.affinity, context.tried
-        for tier in self._tiers:
+        for tier in self.tiers:
             if key:
                 replica = self.ring(tier).find(key, tier, tried, now)
                 if replica is not None:
-                    self._counters.affine += 1
-                    self._counters.spilled += tier.is_spill
-                    return Lease(replica, now)
-                self._counters.affinity_passed_over += 1
+                    return replica
             found = tier.choose(tried, now)
             if not isinstance(found, Kind):
-                if tier.is_spill:
-                    self._counters.spilled += 1
-                return Lease(found, now)
+                return found
             if found is Kind.AT_CAPACITY:
                 refusal = found
         return refusal
+
+    def imagined(self, missing: Replica | None) -> Picker:
+        """Return the picker as it would be if a replica could take nothing; its policies start anew."""
+        tiers = tuple(tier.imagined(missing) for tier in self.tiers if tier.eligible != (missing,))
+        return Picker(tiers, self._counters, self._rings)
 
     def ring(self, tier: Tier) -> Ring:
         """Return the ring of a tier's regions, made for the first request with a key."""

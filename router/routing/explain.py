@@ -1,61 +1,156 @@
-"""Where would this request go, and why: the hot path's own table, eligibility and loads, put into words."""
+"""Where would this request go, and why: the hot path's own table, tiers, ring and policies, put into words.
+
+Nothing is taken and nothing counted. `without` asks what would be if one replica could take nothing.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
+from router.errors import Kind
 from router.routing.outlier import is_ready
+from router.routing.regions import NOWHERE
 
 if TYPE_CHECKING:
+    from router.routing.balancer import Picker
     from router.routing.load import Replica
     from router.routing.table import Endpoint, Table
+    from router.routing.tier import Tier
 
 
-def explain(table: Table, host: str, path: str, now: float) -> dict[str, Any]:
-    """Return the route, and for each replica its load or why it is passed over. Takes no lease."""
-    route = table.routes.find(host.lower().encode(), path.encode())
+class Asked(msgspec.Struct):
+    """What is asked about: a request for `path` of `host`, with a routing key, or for a model in an environment."""
+
+    host: str = ""
+    path: str = "/"
+    key: str = ""
+    model: str = ""
+    environment: str = "main"
+    without: str = ""
+
+
+def explain(table: Table, asked: Asked, now: float) -> dict[str, Any]:
+    """Return the route, the choice, and for each replica its score or why it is passed over."""
+    found: dict[str, Any] = {
+        "host": asked.host, "path": asked.path, "table_version": table.version, "route": None, "error": "no_route",
+    }  # fmt: skip
+    route = table.routes.find(asked.host.lower().encode(), asked.path.encode())
     if route is None:
-        return {"host": host, "path": path, "route": None, "error": "no_route", "table_version": table.version}
-    endpoint = table.endpoints[route.endpoint]
-    candidates = [_candidate(endpoint, replica, now) for replica in endpoint.replicas]
+        return found
+    where: dict[str, Any] = {"host": route.host.decode(), "path_prefix": route.path_prefix.decode()}
+    endpoint = table.endpoints.get(route.endpoint)
+    if route.by_model:
+        endpoint = table.serving(asked.environment, asked.model)
+        where |= {"by_model": True, "model": asked.model, "environment": asked.environment}
+        if endpoint is None:
+            error = Kind.MODEL_NOT_FOUND if asked.model else Kind.MODEL_MISSING
+            return found | {"route": where, "error": error.value}
+    assert endpoint is not None, "a route leads to an endpoint of its table"
+    where |= {"endpoint": endpoint.name, "policy": endpoint.policy}
+    return found | {"route": where, "environment": endpoint.environment, "needs_token": endpoint.needs_token} | (
+        _of_endpoint(endpoint, asked, now)
+    )
+
+
+def _of_endpoint(endpoint: Endpoint, asked: Asked, now: float) -> dict[str, Any]:
+    picker, key = endpoint.picker, asked.key.encode()
+    missing = endpoint.find(asked.without.encode()) if asked.without else None
+    rank = NOWHERE
+    if missing is not None:
+        rank, missing.rank = missing.rank, NOWHERE
+    try:
+        # Even with nobody missing: the policies of the picker in force are not to move on for a question.
+        return _of_picker(endpoint, picker.imagined(missing), key, missing, now) | {
+            "panic": any(replica.ejected_until_s > now for replica in picker.eligible),
+            "ready": sum(is_ready(replica) for replica in endpoint.replicas),
+        }
+    finally:
+        if missing is not None:
+            missing.rank = rank
+
+
+def _of_picker(
+    endpoint: Endpoint, picker: Picker, key: bytes, missing: Replica | None, now: float
+) -> dict[str, Any]:
+    choice = picker.choose(key, (), now)
+    limit = endpoint.limits.endpoint_concurrency
+    error = choice.value if isinstance(choice, Kind) else None
+    if limit and endpoint.load.total() >= limit:
+        error = Kind.AT_CAPACITY.value
+    tiers = {tier.eligible[0].rank: tier for tier in picker.tiers}
+    candidates = []
+    for replica in endpoint.replicas:
+        why = "left out, as was asked" if replica is missing else _exclusion(endpoint, replica, now)
+        candidates.append(_candidate(endpoint, tiers.get(replica.rank), replica, why, key, now))
     open_now = [candidate for candidate in candidates if candidate["excluded"] is None]
-    ready = sum(is_ready(replica) for replica in endpoint.replicas)
     return {
-        "host": host,
-        "path": path,
-        "table_version": table.version,
-        "route": {
-            "host": route.host.decode(),
-            "path_prefix": route.path_prefix.decode(),
-            "endpoint": endpoint.name,
-            "policy": endpoint.policy,
-        },
-        "error": None if open_now else ("at_capacity" if endpoint.picker.eligible else "no_replica"),
-        "panic": any(replica.ejected_until_s > now for replica in endpoint.picker.eligible),
-        "ready": ready,
+        "error": error,
+        "choice": None if error or isinstance(choice, Kind) else choice.id,
+        "key": _key(picker, key, now) if key else None,
+        "tiers": [
+            {"rank": rank, "regions": list(tier.regions), "eligible": len(tier.eligible)}
+            for rank, tier in sorted(tiers.items())
+        ],
+        "in_flight": endpoint.load.total(),
+        "waiting": endpoint.counters.waiting,
         "least_loaded": min(open_now, key=lambda candidate: candidate["load"])["replica"] if open_now else None,
         "candidates": candidates,
     }
 
 
-def _candidate(endpoint: Endpoint, replica: Replica, now: float) -> dict[str, Any]:
-    return {
+def _key(picker: Picker, key: bytes, now: float) -> dict[str, Any]:
+    """Say whom a key belongs to in the nearest tier, and who was passed over on the way."""
+    if not picker.tiers:
+        return {"home": None, "passed_over": []}
+    tier = picker.tiers[0]
+    ring = picker.ring(tier)
+    passed: list[str] = []
+    for replica in ring.order(key):
+        if tier.takes_affine(replica, now):
+            break
+        passed.append(replica.id)
+    home = next(iter(ring.order(key)), None)
+    return {"home": None if home is None else home.id, "passed_over": passed}
+
+
+def _candidate(
+    endpoint: Endpoint, tier: Tier | None, replica: Replica, why: str | None, key: bytes, now: float
+) -> dict[str, Any]:
+    shown: dict[str, Any] = {
         "replica": replica.id,
         "address": replica.address,
-        "load": round(replica.load(now), 6),
+        "region": replica.region,
+        "tier": None if why is not None and replica.rank < 0 else endpoint.region_rank(replica.region),
+        "load": round(replica.load(now), 6) if replica.weight else None,
         "in_flight": replica.total_in_flight(),
         "weight": round(replica.weight, 6),
         "latency_ms": round(replica.latency_s * 1e3, 3),
-        "excluded": _exclusion(endpoint, replica, now),
+        "excluded": why,
     }
+    if key and tier is not None:
+        shown["key_bound"] = round(tier.bound(replica), 3)
+        shown["key_excluded"] = why or _key_exclusion(tier, replica, now)
+    return shown
+
+
+def _key_exclusion(tier: Tier, replica: Replica, now: float) -> str | None:
+    if replica.avoid_until_s > now:
+        return f"failed or refused; not for routing keys for another {replica.avoid_until_s - now:.1f} s"
+    if not tier.takes_affine(replica, now):
+        return f"loaded beyond its part of {tier.bound(replica):.1f} in flight"
+    return None
 
 
 def _exclusion(endpoint: Endpoint, replica: Replica, now: float) -> str | None:
     if replica.state != "READY":
         return f"state is {replica.state}"
+    if endpoint.region_rank(replica.region) == NOWHERE:
+        return f"region {replica.region} is not used: it drains, is down, or is not in the order of failover"
     if not replica.is_healthy:
         return "active health checks fail"
-    if replica not in endpoint.picker.eligible:
+    if replica.rank < 0:
         return f"ejected for another {max(0.0, replica.ejected_until_s - now):.1f} s"
     limit = endpoint.limits.max_concurrency
     if limit and replica.total_in_flight() >= limit:

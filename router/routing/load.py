@@ -88,13 +88,13 @@ class Replica:
         "host",
         "id",
         "in_flight",
-        "is_eligible",
         "is_healthy",
         "key",
         "latency_at_s",
         "latency_s",
         "owner",
         "port",
+        "rank",
         "region",
         "requests",
         "scheme",
@@ -118,7 +118,7 @@ class Replica:
         self.weight = spec.weight
         self.region = spec.region
         self.is_healthy = True
-        self.is_eligible = False  # as the newest picker of its endpoint has it
+        self.rank = -1  # of its tier in the newest picker of its endpoint; negative: in none
         self.avoid_until_s = 0.0  # by routing keys, since it failed or refused
         self.avoid_s = 0.0
         self.has_left = False  # the table: nothing of it is kept any more

@@ -13,6 +13,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from router.routing.load import Replica
     from router.routing.tier import Tier
 
@@ -69,6 +71,13 @@ class Ring:
                     return replica
                 last = replica
         return None
+
+    def order(self, key: bytes) -> Iterator[Replica]:
+        """Yield the replicas in the order in which `find` asks them, each once."""
+        points, owners = self._points, self._owners
+        at = bisect_right(points, hash_key(key))
+        walk = (points[at:] + points[:at])[:MAX_WALK]
+        yield from dict.fromkeys(owners[point] for point in walk)
 
 
 def hash_key(key: bytes) -> int:

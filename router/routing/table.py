@@ -120,25 +120,26 @@ class Endpoint:
             region = replica.region
             rank = ranks.get(region, -2)
             if rank == -2:
-                rank = ranks[region] = self._rank(region)
+                rank = ranks[region] = self.region_rank(region)
             if rank != NOWHERE:
                 members.setdefault(rank, []).append(replica)
         usable = [replica for rank in sorted(members) for replica in members[rank]]
         eligible = eligible_replicas(usable, self.outlier, now)
         for replica in self.replicas:
-            replica.is_eligible = False
+            replica.rank = NOWHERE
         for replica in eligible:
-            replica.is_eligible = True
+            replica.rank = ranks[replica.region]
         tiers = []
         for rank in sorted(members):
             mine = tuple(members[rank])
-            able = tuple(replica for replica in mine if replica.is_eligible)
+            able = tuple(replica for replica in mine if replica.rank >= 0)
             if able:
                 regions = tuple(sorted(region for region, found in ranks.items() if found == rank))
-                tiers.append(Tier(self.spec, self.load, regions, mine, able, is_spill=rank > 0))
+                tiers.append(Tier(self.spec, self.load, regions, mine, able))
         return tuple(tiers)
 
-    def _rank(self, region: str) -> int:
+    def region_rank(self, region: str) -> int:
+        """Return a region's place in this endpoint's order; NOWHERE for one that it does not use now."""
         if region and not self._geography.weight(region):
             return NOWHERE
         return self._geography.rank(region, self.spec.failover)

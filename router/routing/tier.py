@@ -27,8 +27,8 @@ class Tier:
         "_load",
         "_max_concurrency",
         "_share",
+        "_spec",
         "eligible",
-        "is_spill",
         "members",
         "regions",
         "ring",
@@ -41,13 +41,11 @@ class Tier:
         regions: tuple[str, ...],
         members: tuple[Replica, ...],
         eligible: tuple[Replica, ...],
-        *,
-        is_spill: bool,
     ) -> None:
+        self._spec = spec
         self.regions = regions
         self.members = members
         self.eligible = eligible
-        self.is_spill = is_spill
         self.ring: Ring | None = None  # made when the first request with a key comes
         self._load = load
         self._max_concurrency = spec.limits.max_concurrency
@@ -55,6 +53,13 @@ class Tier:
         self._floor = spec.affinity.floor
         self._share = spec.affinity.load_factor / sum(replica.weight for replica in eligible)
         self._is_bound = len(eligible) > 1
+
+    def imagined(self, missing: Replica | None) -> Tier:
+        """Return the tier as it would be if a replica could take nothing."""
+        left = tuple(replica for replica in self.eligible if replica is not missing)
+        tier = Tier(self._spec, self._load, self.regions, self.members, left)
+        tier.ring = self.ring
+        return tier
 
     def choose(self, tried: tuple[Replica, ...], now: float) -> Replica | Kind:
         """Return the replica of the policy's choice, or whether they are full or were all tried."""
@@ -69,7 +74,7 @@ class Tier:
 
     def takes_affine(self, replica: Replica, now: float) -> bool:
         """Whether a key's replica may take one more: eligible, not full, not failing, within the bound."""
-        if not replica.is_eligible or self.is_full(replica) or replica.avoid_until_s > now:
+        if replica.rank < 0 or self.is_full(replica) or replica.avoid_until_s > now:
             return False
         return not self._is_bound or replica.total_in_flight() < self.bound(replica)
 

@@ -145,7 +145,8 @@ class FakeSource:
     def state(self):
         return daemon_state(self.workers, reasons=self.reasons)
 
-    async def explain(self, host, path):
+    async def explain(self, asked):
+        host, path = asked.host, asked.path
         if self.hang is not None:
             try:
                 await self.hang.wait()

@@ -114,7 +114,8 @@ async def test_in_a_browser():
         counted = endpoint(10 * polls, codes={"no_replica": polls}, duration_s=[0.1] * 10 * polls, in_flight=4)
         return [snapshot(endpoints={ODD: counted, "": endpoint()}, replicas=[replica(ODD, in_flight=4)])]
 
-    async def explain(host, path):
+    async def explain(asked):
+        path = asked.path
         candidate = {"address": "http://a:1", "load": 1.5, "in_flight": 4, "weight": 1, "latency_ms": 2.0}
         return {
             "table_version": 3,

@@ -50,8 +50,8 @@ def weighted(*weights):
     return tuple(ReplicaSpec(f"r{i}", f"http://10.0.0.{i + 1}:80", weight) for i, weight in enumerate(weights))
 
 
-def pick(one, *tried, now=T0):
-    return one.picker.pick(Context(*tried), now)
+def pick(one, *tried, now=T0, affinity=b""):
+    return one.picker.pick(Context(*tried, affinity=affinity), now)
 
 
 def occupy(replica, count):

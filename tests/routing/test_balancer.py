@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from routekit import T0, build, endpoint, occupy, pick, weighted
 
 from router.errors import Kind
-from router.routing.explain import explain
+from router.routing.explain import Asked, explain
 from router.routing.load import OUTCOME_FAILED, OUTCOME_OK, Lease
 from router.routing.policies import POLICIES
-from router.routing.spec import LimitSpec, OutlierSpec, TableSpec
+from router.routing.spec import EndpointSpec, LimitSpec, OutlierSpec, ReplicaSpec, RouteSpec, TableSpec
 from router.routing.stage import build as build_table
 
 LIMIT_1 = LimitSpec(max_concurrency=1)
@@ -78,12 +78,12 @@ def test_one_that_is_not_ready_is_never_picked(policy):
 class TestExplain:
     def test_no_route(self):
         table = build_table(TableSpec(1), T0)
-        found = explain(table, "a", "/", T0)
+        found = explain(table, Asked("a"), T0)
         assert (found["route"], found["error"]) == (None, "no_route")
 
     def test_it_takes_no_lease(self):
         table = build(2)
-        found = explain(table, "A.Example", "/", T0)
+        found = explain(table, Asked("A.Example"), T0)
         assert found["error"] is None
         assert found["ready"] == 2
         assert all(replica.in_flight == replica.requests == 0 for _, replica in table.replicas())
@@ -104,7 +104,7 @@ class TestExplain:
                 one.note(replica, OUTCOME_FAILED, T0)
             one.set_health(replica, is_healthy=is_healthy, now=T0)
             occupy(replica, load)
-        found = explain(table, "a", "/", T0)
+        found = explain(table, Asked("a"), T0)
         open_now = {candidate["replica"] for candidate in found["candidates"] if candidate["excluded"] is None}
         picked = set()
         for _ in range(40):
@@ -133,7 +133,7 @@ class TestExplain:
         one.set_health(one.replicas[0], is_healthy=False, now=T0)
         one.note(one.replicas[1], OUTCOME_FAILED, T0)
         occupy(one.replicas[2], 2)
-        reasons = [candidate["excluded"] for candidate in explain(table, "a", "/", T0)["candidates"]]
+        reasons = [candidate["excluded"] for candidate in explain(table, Asked("a"), T0)["candidates"]]
         assert reasons == [
             "active health checks fail",
             "ejected for another 5.0 s",
@@ -143,5 +143,89 @@ class TestExplain:
 
 
 def test_explain_shows_weights():
-    found = explain(build(weighted(1.0, 4.0)), "a", "/", T0)
+    found = explain(build(weighted(1.0, 4.0)), Asked("a"), T0)
     assert [candidate["load"] for candidate in found["candidates"]] == [1.0, 0.25]
+
+
+class TestWhatIf:
+    def test_without_a_replica_its_keys_go_where_they_then_would(self):
+        table = build(5)
+        one = table.endpoints["e"]
+        home = explain(table, Asked("a", key="agent"), T0)["choice"]
+        second = explain(table, Asked("a", key="agent", without=home), T0)
+        assert second["choice"] not in (None, home)
+        assert next(c for c in second["candidates"] if c["replica"] == home)["excluded"] == "left out, as was asked"
+        assert explain(table, Asked("a", key="agent"), T0)["choice"] == home, "nothing has changed"
+        gone = next(replica for replica in one.replicas if replica.id == home)
+        one.set_health(gone, is_healthy=False, now=T0)
+        assert pick(one, affinity=b"agent").replica.id == second["choice"], "it is what happens then"
+
+    def test_without_the_last_one(self):
+        found = explain(build(1), Asked("a", without="r0"), T0)
+        assert (found["choice"], found["error"], found["tiers"]) == (None, "no_replica", [])
+
+    def test_of_nobody_it_is_the_same(self):
+        table = build(3)
+        assert explain(table, Asked("a", key="k", without="nobody"), T0) == explain(table, Asked("a", key="k"), T0)
+
+    def test_asking_moves_no_policy_and_counts_nothing(self):
+        table = build(3, policy="round_robin")
+        one = table.endpoints["e"]
+        before = one.picker.tiers[0]._chooser._next
+        for _ in range(7):
+            explain(table, Asked("a", key="k"), T0)
+        assert one.picker.tiers[0]._chooser._next == before
+        turns = [pick(one).replica.id for _ in range(3)]
+        assert len(set(turns)) == 3
+        assert (one.counters.keyed, one.counters.spilled, one.counters.in_flight) == (0, 0, 0)
+
+
+class TestExplainKeys:
+    def test_it_says_whom_a_key_passes_over_and_why(self):
+        table = build(4)
+        one = table.endpoints["e"]
+        home = pick(one, affinity=b"agent").replica
+        occupy(home, 9)
+        found = explain(table, Asked("a", key="agent"), T0)
+        assert found["key"]["home"] == home.id
+        assert found["key"]["passed_over"][0] == home.id
+        shown = next(c for c in found["candidates"] if c["replica"] == home.id)
+        assert "loaded beyond its part" in shown["key_excluded"]
+        assert shown["excluded"] is None
+        assert pick(one, affinity=b"agent").replica.id == found["choice"]
+
+    def test_a_key_is_not_for_who_just_failed(self):
+        table = build(4)
+        one = table.endpoints["e"]
+        home = pick(one, affinity=b"agent").replica
+        one.note(home, OUTCOME_FAILED, T0)
+        found = explain(table, Asked("a", key="agent"), T0)
+        shown = next(c for c in found["candidates"] if c["replica"] == home.id)
+        assert shown["key_excluded"] == "failed or refused; not for routing keys for another 1.0 s"
+        assert found["choice"] != home.id
+
+    def test_regions_and_tiers(self):
+        replicas = [
+            ReplicaSpec("near", "http://a:1", region="eu"), ReplicaSpec("far", "http://b:1", region="us"),
+            ReplicaSpec("never", "http://c:1", region="asia"),
+        ]  # fmt: skip
+        spec = EndpointSpec("e", tuple(replicas), failover=("us",))
+        table = build_table(TableSpec(1, (spec,), (RouteSpec("*", "/", "e"),)), T0, None, "eu")
+        found = explain(table, Asked("a"), T0)
+        assert [(tier["rank"], tier["regions"]) for tier in found["tiers"]] == [(0, ["eu"]), (1, ["us"])]
+        assert [c["tier"] for c in found["candidates"]] == [0, 1, None]
+        assert "region asia is not used" in found["candidates"][2]["excluded"]
+        assert found["choice"] == "near"
+
+    def test_by_model(self):
+        spec = EndpointSpec("e", (ReplicaSpec("r", "http://a:1"),), environment="team", models=("org/m",))
+        table = build_table(TableSpec(1, (spec,), (RouteSpec("*", "/", "", by_model=True),)), T0)
+        assert explain(table, Asked("a", model="org/m", environment="team"), T0)["choice"] == "r"
+        assert explain(table, Asked("a", model="org/m"), T0)["error"] == "model_not_found"
+        assert explain(table, Asked("a"), T0)["error"] == "model_missing"
+
+    def test_a_full_endpoint(self):
+        table = build(2, limits=LimitSpec(endpoint_concurrency=1))
+        table.endpoints["e"].counters.in_flight = 1
+        found = explain(table, Asked("a"), T0)
+        assert (found["choice"], found["error"]) == (None, "at_capacity")

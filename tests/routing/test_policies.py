@@ -65,7 +65,7 @@ def test_round_robin_bounds_its_sequence():
     one = endpoint(weighted(0.001, 1_000.0), policy="round_robin")
     assert shares(one, 17 * 10) == [10, MAX_RATIO * 10]
     many = endpoint(weighted(*[1.0, 16.0] * 300), policy="round_robin")
-    assert len(many.picker._tiers[0]._chooser._turns) <= MAX_TURNS
+    assert len(many.picker.tiers[0]._chooser._turns) <= MAX_TURNS
 
 
 def test_round_robin_starts_anywhere():

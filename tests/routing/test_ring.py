@@ -159,7 +159,7 @@ def test_what_was_tried_is_not_tried_again():
 def test_a_look_up_looks_at_few_replicas_whatever_their_number(size, monkeypatch):
     one = endpoint_of(build(size))
     looked_at = 0
-    tier = type(one.picker._tiers[0])
+    tier = type(one.picker.tiers[0])
     real = tier.takes_affine
 
     def counted(self, replica, now):
@@ -191,7 +191,7 @@ def test_the_walk_is_bounded():
     for replica in one.replicas[:999]:
         replica.avoid_until_s = T0 + 10.0
     counted = 0
-    tier = one.picker._tiers[0]
+    tier = one.picker.tiers[0]
 
     class Nobody:
         def takes_affine(self, replica, now):
