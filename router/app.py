@@ -27,7 +27,7 @@ from router.config.agent import ConfigAgent
 from router.config.certificates import WATCH_S, ServedCertificates
 from router.config.listeners import proxies
 from router.config.static_table import StaticTable
-from router.control import Health, Patch, ReopenLogs, SetLogLevel, SetTls, Start, pack
+from router.control import EngineLoads, Health, Patch, ReopenLogs, SetLogLevel, SetTls, Start, pack
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.edge.admin import AdminListener
@@ -37,6 +37,7 @@ from router.routing.spec import TablePatch
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
 from router.transport.tasks import spawn
+from router.transport.upstream.engine_loads import EngineLoadPoller
 from router.transport.upstream.probe import HealthMonitor
 from router.worker_process import WorkerProcess
 
@@ -70,6 +71,7 @@ class Supervisor:
         self._agent = ConfigAgent(settings, self._publish, self.end, self._replace) if settings.store else None
         self._image = TableImage()
         self._monitor = HealthMonitor(self._on_health)
+        self._loads = EngineLoadPoller(self._image, self._on_loads)
         self._sockets = ListeningSockets(settings)
         self._admin_file: UnixSocket | None = None
         self._workers: list[WorkerProcess] = []
@@ -128,6 +130,7 @@ class Supervisor:
         """End everything at once; nothing is left behind."""
         self._may_greet.set()
         self._monitor.close()
+        self._loads.close()
         if self._agent is not None:
             await self._agent.close()
         if self._admin is not None:
@@ -304,6 +307,10 @@ class Supervisor:
         for worker in self._workers:
             worker.send(Health(endpoint, replica, is_healthy))
 
+    def _on_loads(self, endpoint: str, loads: dict[str, float]) -> None:
+        for worker in self._workers:
+            worker.send(EngineLoads(endpoint, loads))
+
     def _publish(self, patch: TablePatch) -> None:
         """Bring the next version of the table to every worker. ValueError: it cannot be, and nothing changed."""
         for change in patch.endpoints:
@@ -316,6 +323,7 @@ class Supervisor:
             for worker in self._workers:
                 worker.send_packed(packed)
         self._monitor.follow(numbered, self._image)
+        self._loads.follow()
 
     def _replace(self, spec: TableSpec) -> None:
         """Bring the workers from the table in force to `spec`."""

@@ -1,7 +1,7 @@
-"""The memory that a host's workers share: what is in flight where, and when limited tokens may call again.
+"""The memory that a host's workers share: loads, the turns of limited tokens, who has computed which prefix.
 
 One file without a name, made by the supervisor and inherited by its workers. A row of the load board for each
-worker, then the rate board.
+worker, then the rate board, then the prefix board. Pages that nobody writes to take no room.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from router.routing.credentials import RateBoard
 from router.routing.load import BOARD_CELLS, BOARD_SLOTS, LoadBoard
+from router.routing.prefix import CELLS, PrefixBoard
 
 _CELL_BYTES = 8
 
@@ -21,19 +22,24 @@ class Boards(NamedTuple):
 
     load: LoadBoard | None
     rates: RateBoard
+    prefixes: PrefixBoard
 
 
 def make_boards(workers: int) -> int:
-    """Return the descriptor of the memory for so many workers. Pages that nobody writes to take no room."""
+    """Return the descriptor of the memory for so many workers."""
     fd = os.memfd_create("router-boards")
-    os.ftruncate(fd, (workers * BOARD_CELLS + BOARD_SLOTS) * _CELL_BYTES)
+    os.ftruncate(fd, _size(workers))
     return fd
 
 
 def map_boards(fd: int, worker: int, workers: int) -> Boards:
     """Return the boards as `worker` sees them; a single one needs no memory that others see."""
-    if workers == 1:
-        return Boards(None, RateBoard(memoryview(bytearray(BOARD_SLOTS * _CELL_BYTES))))
-    shared = memoryview(mmap.mmap(fd, (workers * BOARD_CELLS + BOARD_SLOTS) * _CELL_BYTES))
-    split = workers * BOARD_CELLS * _CELL_BYTES
-    return Boards(LoadBoard(shared[:split], worker, workers, BOARD_CELLS), RateBoard(shared[split:]))
+    memory = memoryview(mmap.mmap(-1 if workers == 1 else fd, _size(workers)))
+    rates = workers * BOARD_CELLS * _CELL_BYTES
+    prefixes = rates + BOARD_SLOTS * _CELL_BYTES
+    load = LoadBoard(memory[:rates], worker, workers, BOARD_CELLS) if workers > 1 else None
+    return Boards(load, RateBoard(memory[rates:prefixes]), PrefixBoard(memory[prefixes:]))
+
+
+def _size(workers: int) -> int:
+    return (workers * BOARD_CELLS + BOARD_SLOTS + CELLS) * _CELL_BYTES

@@ -55,6 +55,13 @@ class Health(msgspec.Struct, tag="health"):
     is_healthy: bool
 
 
+class EngineLoads(msgspec.Struct, tag="loads"):
+    """What the engines of an endpoint say of themselves, in requests, by replica."""
+
+    endpoint: str
+    loads: dict[str, float]
+
+
 class Drain(msgspec.Struct, tag="drain"):
     """Stop accepting, finish what is under way, then say how many were cut after `deadline_s`."""
 
@@ -116,7 +123,7 @@ class Drained(msgspec.Struct, tag="drained"):
     cut: int
 
 
-ToWorker = Start | Patch | Health | Drain | Ask | Explain | SetLogLevel | SetTls | ReopenLogs
+ToWorker = Start | Patch | Health | EngineLoads | Drain | Ask | Explain | SetLogLevel | SetTls | ReopenLogs
 FromWorker = Ready | Counted | Explained | Drained
 
 _encoder = msgspec.msgpack.Encoder()

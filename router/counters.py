@@ -57,7 +57,9 @@ class EndpointCounters:
         "grpc_statuses",
         "in_flight",
         "keyed",
+        "known_prompts",
         "overhead",
+        "prompts",
         "requests",
         "retries",
         "spilled",
@@ -73,6 +75,8 @@ class EndpointCounters:
         self.grpc_statuses: dict[int, int] = {}
         self.aborts = 0
         self.keyed = 0  # had a routing key
+        self.prompts = 0  # were looked up by their prompt …
+        self.known_prompts = 0  # … and went where its beginning was sent before
         self.spilled = 0  # went to another region
         self.waiting = 0  # for a cold start, now
         self.retries = 0

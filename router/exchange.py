@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from router.body_head import MAX_HEAD_BYTES, BodyHead, find_model
 from router.body_head import WAIT_S as BODY_HEAD_WAIT_S
-from router.body_head import BodyHead, find_model
 from router.by_model import find_serving, is_model_list, model_list, model_of_query
 from router.deadlines import NEVER
 from router.engine_manners import FirstEventGuard
@@ -27,6 +27,7 @@ from router.outcomes import move_outcome
 from router.request_fields import accepted_id, affinity_key, asked_timeout_s, forward_timeouts
 from router.routing.balancer import take_pinned
 from router.routing.load import OUTCOME_CANCELLED
+from router.routing.prefix import MAX_PROMPT_BYTES, Prompt
 from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream, ResponseReceiver
 
 if TYPE_CHECKING:
@@ -87,11 +88,7 @@ class Exchange(ExchangeEnding):
         elif end or shape.upgrade is not None:
             self._enter_by_model(model_of_query(shape.path))
         else:
-            if shape.expects_continue:  # nobody else is there yet to ask for the body
-                self._downstream.send_informational(ResponseHead(ResponseShape(100)))
-            self._body_head = BodyHead()
-            self._deadline_s = core.clock.now + BODY_HEAD_WAIT_S
-            core.wheel.watch(self)
+            self._wait_for_body(MAX_HEAD_BYTES)
 
     def _enter_by_model(self, model: str | None) -> None:
         """Go on with the endpoint that serves a model, if this client may know of it."""
@@ -127,7 +124,7 @@ class Exchange(ExchangeEnding):
         limit = limits.max_body_bytes
         if limit and shape.upgrade is None:
             self._max_body_bytes = limit
-            if head.length is not None and head.length > limit:
+            if (head.length or 0) > limit or self._received_bytes > limit:
                 detail = f"the limit is {limit} bytes"
                 self._refuse(ProxyError(Kind.BODY_TOO_LARGE, Source.DOWNSTREAM, detail=detail))
                 return
@@ -161,7 +158,29 @@ class Exchange(ExchangeEnding):
         if self._deadline_s:
             self._timeouts_at = len(head.added)
             core.wheel.watch(self)
-        self._open(fresh=False)
+        if endpoint.prefixes is None or not self._ask_for_prompt(endpoint, head):
+            self._open(fresh=False)
+
+    def _ask_for_prompt(self, endpoint: Endpoint, head: RequestHead) -> bool:
+        """Read the beginning of a body that may be a prompt; False where there is nothing to wait for."""
+        shape = head.shape
+        if shape.method != b"POST" or self._head_ends or self.affinity or self._pin or shape.is_grpc:
+            return False
+        if self._replay is not None:  # it has said already which model it is for
+            self.prompt = Prompt(b"".join(self._replay), endpoint.salt)
+            return False
+        self._wait_for_body(MAX_PROMPT_BYTES)
+        return True
+
+    def _wait_for_body(self, limit: int) -> None:
+        """Let the client send the beginning of its body, in bounded time."""
+        head, core = self._head, self._core
+        assert head is not None
+        if head.shape.expects_continue:  # nobody else is there yet to ask for the body
+            self._downstream.send_informational(ResponseHead(ResponseShape(100)))
+        self._body_head = BodyHead(limit)
+        self._look_again_s = core.clock.now + BODY_HEAD_WAIT_S
+        core.wheel.watch(self)
 
     def request_data(self, data: bytes, end: bool) -> None:
         """Relay body bytes; keep them while the request might have to be repeated."""
@@ -194,16 +213,25 @@ class Exchange(ExchangeEnding):
                 self._await_first_byte(self._core.clock.now)
 
     def _take_body_head(self, data: bytes, end: bool) -> None:
-        """Collect what may decide on the endpoint; what was read so far is sent behind the head."""
+        """Collect what may decide where the request goes."""
         body_head = self._body_head
         assert body_head is not None
         body_head.add(data, end)
         if body_head.is_whole:
-            self._body_head = None
-            self._deadline_s = 0.0
-            self._replay = body_head.pieces
-            self._replay_ended = end
+            self._decide_by_body(body_head)
+
+    def _decide_by_body(self, body_head: BodyHead) -> None:
+        """Go on with what is known of the body; it is sent behind the head."""
+        self._body_head = None
+        self._look_again_s = 0.0
+        self._replay = body_head.pieces
+        self._replay_ended = body_head.has_ended
+        endpoint = self._endpoint
+        if endpoint is None:
             self._enter_by_model(find_model(body_head))
+        else:
+            self.prompt = Prompt(body_head.text(), endpoint.salt)
+            self._open(fresh=False)
 
     def request_trailers(self, trailers: Headers) -> None:
         """Relay the trailers; a request that has them is not repeated."""
@@ -519,8 +547,11 @@ class Exchange(ExchangeEnding):
         first = self._first_byte_deadline_s
         if self._refusal is not None:
             self._fail(self._refusal)
-        elif self._body_head is not None:
-            self._fail(ProxyError(Kind.REQUEST_TIMEOUT, Source.DOWNSTREAM))
+        elif self._body_head is not None and not 0.0 < self._deadline_s <= now:
+            if self._endpoint is None:
+                self._fail(ProxyError(Kind.REQUEST_TIMEOUT, Source.DOWNSTREAM))
+            else:  # a prompt that comes slowly: it goes where any other does
+                self._decide_by_body(self._body_head)
         elif self._look_again_s and not 0.0 < self._deadline_s <= now:
             assert self._endpoint is not None
             # The one in force when the request came may be many versions old by now.

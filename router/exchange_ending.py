@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from router.http import RequestHead
     from router.routing.credentials import Credential
     from router.routing.load import Lease, Replica
+    from router.routing.prefix import Prompt
     from router.routing.table import Endpoint
     from router.stream import DownstreamStream, UpstreamStream
 
@@ -86,6 +87,7 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
         "_wait_until_s",
         "_waited_s",
         "affinity",
+        "prompt",
         "tried",
         "watch_tick",
     )
@@ -138,6 +140,7 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
         self._waited_s = 0.0
         self._pin = b""
         self.affinity = b""
+        self.prompt: Prompt | None = None
         self.tried: tuple[Replica, ...] = ()
         self.watch_tick = -1
 

@@ -70,6 +70,8 @@ class EndpointSnapshot(msgspec.Struct):
     grpc_statuses: dict[int, int] = {}
     aborts: int = 0
     keyed: int = 0
+    prompts: int = 0
+    known_prompts: int = 0
     spilled: int = 0
     waiting: int = 0
     retries: int = 0
@@ -131,6 +133,8 @@ def snapshot_endpoint(counters: EndpointCounters) -> EndpointSnapshot:
         grpc_statuses=dict(counters.grpc_statuses),
         aborts=counters.aborts,
         keyed=counters.keyed,
+        prompts=counters.prompts,
+        known_prompts=counters.known_prompts,
         spilled=counters.spilled,
         waiting=counters.waiting,
         retries=counters.retries,

@@ -30,6 +30,7 @@ from router.control import (
     Counted,
     Drain,
     Drained,
+    EngineLoads,
     Explain,
     Explained,
     Health,
@@ -103,7 +104,7 @@ class Worker:
         self.pool = ConnectionPool(self.reactor)
         self._walltime = WallTime()
         self.gate = AdmissionGate(start.tokens, boards.rates, self._walltime)
-        self._stage = Stage(boards.load, start.region)
+        self._stage = Stage(boards.load, start.region, boards.prefixes)
         self.access_log = (
             AccessLog(start.access_log, start.access_log_sample, self.counters) if start.access_log else None
         )
@@ -150,6 +151,8 @@ class Worker:
                 self.patch(message.patch)
             case Health():
                 self._set_health(message)
+            case EngineLoads():
+                self._note_engine_loads(message)
             case Ask():
                 spawn(self._count(message.question), "count")
             case Explain():
@@ -207,6 +210,16 @@ class Worker:
         for replica in endpoint.replicas:
             if replica.id == verdict.replica:
                 endpoint.set_health(replica, is_healthy=verdict.is_healthy, now=self.clock.read())
+
+    def _note_engine_loads(self, told: EngineLoads) -> None:
+        endpoint = self.core.table.endpoints.get(told.endpoint)
+        if endpoint is None:
+            return
+        now = self.clock.read()
+        for replica in endpoint.replicas:
+            load = told.loads.get(replica.id)
+            if load is not None:
+                replica.note_engine_load(load, now)
 
     def _tick(self) -> None:
         """Turn the wheel. How late this comes is the loop's lag: the time something else held the loop."""

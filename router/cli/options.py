@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 import msgspec
@@ -10,6 +10,7 @@ import msgspec
 from router.config.settings import Settings
 from router.config.static import ConfigError, read_file
 from router.forwarded import MAX_HOPS
+from router.routing.spec import Policy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +44,7 @@ _FLAGS: list[tuple[str, Any, str]] = [
     ("auth-token", str, "Token clients must send as Bearer or x-router-key; repeatable."),
     ("unauthenticated", bool, "Listen beyond loopback without a token: something in front checks."),
     ("region", str, "Region this router is in: its replicas come first."),
-    ("policy", click.Choice(["p2c", "round_robin", "random", "least_inflight"]), "How a replica is chosen."),
+    ("policy", click.Choice(get_args(Policy)), "How a replica is chosen."),
     ("engine", click.Choice(["any", "sglang"]), "Whose manners to mend: see the README."),
     ("health", click.Choice(["none", "tcp", "http", "grpc"]), "Active checks of the replicas."),
     ("health-path", str, "Path of http checks; /health is asked where it answers 404."),

@@ -46,6 +46,8 @@ _ENDPOINT_COUNTERS = (
     ("router_aborts", "Responses cut after their head was sent.", "aborts"),
     ("router_retries", "Requests sent on to another replica: they provably never reached the first.", "retries"),
     ("router_keyed_requests", "Requests with a routing key.", "keyed"),
+    ("router_prompts", "Requests that were looked up by the beginning of their prompt.", "prompts"),
+    ("router_known_prompts", "Those of them that went where it was sent before.", "known_prompts"),
     ("router_spilled_requests", "Requests sent to another region than the router's own.", "spilled"),
     ("router_dropped_trailers", "Trailer sections that the other side could not take.", "dropped_trailers"),
     ("router_received_bytes", "Body bytes received from clients.", "bytes_received"),

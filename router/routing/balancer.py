@@ -6,7 +6,8 @@ attribute store; a pick never blocks. Rules, in order:
 1. the nearest tier of regions first; the next one when nobody there is ready, or all are full;
 2. in a tier the replica that the request's routing key belongs to, unless it is full, failing or loaded beyond
    its part;
-3. else the policy's choice among the eligible;
+3. else the policy's choice among the eligible: with `prefix_affinity` that of who computed the longest part of
+   the prompt before, within the same bounds;
 4. one that was already tried for this request, or is at its concurrency limit, is passed over for the
    next best by load;
 5. none left: at capacity if a limit was the reason, else no replica.
@@ -23,25 +24,32 @@ from router.routing.ring import Ring
 if TYPE_CHECKING:
     from router.counters import EndpointCounters
     from router.routing.load import Replica
+    from router.routing.prefix import PrefixBoard, Prompt
     from router.routing.table import Endpoint
     from router.routing.tier import Tier
 
 
 class PickContext(Protocol):
-    """What a pick may look at: a routing key or none, and the replicas this request already failed on."""
+    """What a pick may look at: a routing key, a prompt, or neither; the replicas this request already failed on."""
 
     affinity: bytes
+    prompt: Prompt | None
     tried: tuple[Replica, ...]
 
 
 class Picker:
     """Immutable over the tiers of an endpoint, nearest first. `rings` outlive it, by the regions they are of."""
 
-    __slots__ = ("_counters", "_rings", "eligible", "tiers")
+    __slots__ = ("_counters", "_prefixes", "_rings", "eligible", "tiers")
 
     def __init__(
-        self, tiers: tuple[Tier, ...], counters: EndpointCounters, rings: dict[tuple[str, ...], Ring]
+        self,
+        tiers: tuple[Tier, ...],
+        counters: EndpointCounters,
+        rings: dict[tuple[str, ...], Ring],
+        prefixes: PrefixBoard | None = None,
     ) -> None:
+        self._prefixes = prefixes
         self.tiers = tiers
         self._counters = counters
         self._rings = rings
@@ -51,16 +59,23 @@ class Picker:
 
     def pick(self, context: PickContext, now: float) -> Lease | Kind:
         """Return a lease, or the kind of error: NO_REPLICA or AT_CAPACITY."""
-        found = self.choose(context.affinity, context.tried, now)
+        prompt = context.prompt
+        found = self.choose(context.affinity, prompt, context.tried, now)
         if isinstance(found, Kind):
             return found
+        if prompt is not None and self._prefixes is not None:
+            self._counters.prompts += 1
+            self._counters.known_prompts += self._prefixes.find(prompt)[0] == found.slot
+            self._prefixes.record(prompt, found.slot)
         if found.rank > 0:
             self._counters.spilled += 1
         if context.affinity:
             self._counters.keyed += 1
         return Lease(found, now)
 
-    def choose(self, key: bytes, tried: tuple[Replica, ...], now: float) -> Replica | Kind:
+    def choose(
+        self, key: bytes, prompt: Prompt | None, tried: tuple[Replica, ...], now: float
+    ) -> Replica | Kind:
         """Return who would take a request, without taking a lease; else the kind of error."""
         refusal = Kind.NO_REPLICA
         for tier in self.tiers:
@@ -68,7 +83,7 @@ class Picker:
                 replica = self.ring(tier).find(key, tier, tried, now)
                 if replica is not None:
                     return replica
-            found = tier.choose(tried, now)
+            found = tier.choose(prompt, tried, now)
             if not isinstance(found, Kind):
                 return found
             if found is Kind.AT_CAPACITY:
@@ -78,7 +93,7 @@ class Picker:
     def imagined(self, missing: Replica | None) -> Picker:
         """Return the picker as it would be if a replica could take nothing; its policies start anew."""
         tiers = tuple(tier.imagined(missing) for tier in self.tiers if tier.eligible != (missing,))
-        return Picker(tiers, self._counters, self._rings)
+        return Picker(tiers, self._counters, self._rings, self._prefixes)
 
     def ring(self, tier: Tier) -> Ring:
         """Return the ring of a tier's regions, made for the first request with a key."""

@@ -74,7 +74,7 @@ def _of_endpoint(endpoint: Endpoint, asked: Asked, now: float) -> dict[str, Any]
 def _of_picker(
     endpoint: Endpoint, picker: Picker, key: bytes, missing: Replica | None, now: float
 ) -> dict[str, Any]:
-    choice = picker.choose(key, (), now)
+    choice = picker.choose(key, None, (), now)
     limit = endpoint.limits.endpoint_concurrency
     error = choice.value if isinstance(choice, Kind) else None
     if limit and endpoint.load.total() >= limit:
@@ -127,6 +127,8 @@ def _candidate(
         "in_flight": replica.total_in_flight(),
         "weight": round(replica.weight, 6),
         "latency_ms": round(replica.latency_s * 1e3, 3),
+        "engine_load": None if replica.engine_load_at_s < 0 else round(replica.engine_load, 3),
+        "engine_load_age_s": None if replica.engine_load_at_s < 0 else round(now - replica.engine_load_at_s, 3),
         "excluded": why,
     }
     if key and tier is not None:

@@ -19,6 +19,7 @@ BOARD_SLOTS = 131_072  # replicas of one table …
 ENDPOINT_SLOTS = 16_384  # … and endpoints, whose cells lie behind theirs; one beyond that counts for itself …
 BOARD_CELLS = BOARD_SLOTS + ENDPOINT_SLOTS  # … in shared memory, 1.1 MiB a worker
 NO_SLOT: Final = -1
+NEVER_S: Final = -1e9
 LATENCY_DECAY_S = 10.0  # time constant of the peak EWMA, as in linkerd's load
 PENALTY_DECAY_S = 1.0
 PENALTY_CAP = 64.0
@@ -82,6 +83,9 @@ class Replica:
         "board",
         "ejected_until_s",
         "ejections",
+        "engine_load",
+        "engine_load_at_s",
+        "engine_sent",
         "failures",
         "failures_in_a_row",
         "has_left",
@@ -132,6 +136,9 @@ class Replica:
         self.warm_from_s = 0.0
         self.latency_s = 0.0
         self.latency_at_s = 0.0
+        self.engine_load = 0.0  # as it said of itself, in requests …
+        self.engine_load_at_s = NEVER_S  # … at that time …
+        self.engine_sent = 0  # … when this host had so many in flight there
         self._penalty = 0.0
         self._penalty_at_s = 0.0
 
@@ -169,6 +176,17 @@ class Replica:
         if self._penalty:
             return (in_flight + 1 + self._decayed_penalty(now)) / self.weight
         return (in_flight + 1) / self.weight
+
+    def note_engine_load(self, load: float, now: float) -> None:
+        """Take what the engine said."""
+        self.engine_load = load
+        self.engine_load_at_s = now
+        self.engine_sent = self.total_in_flight()
+
+    def expected_engine_load(self, now: float) -> float:
+        """Return what the engine said, with what was sent to it since, by weight as `load` is."""
+        since = max(0, self.total_in_flight() - self.engine_sent)
+        return (self.engine_load + since + 1 + self._decayed_penalty(now)) / self.weight
 
     def penalise(self, now: float) -> None:
         """Count one fast refusal."""

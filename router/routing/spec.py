@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-Policy = Literal["p2c", "round_robin", "random", "least_inflight"]
+Policy = Literal["p2c", "round_robin", "random", "least_inflight", "prefix_affinity", "engine_load"]
 State = Literal["STARTING", "READY", "DRAINING", "DOWN"]
 Engine = Literal["any", "sglang"]
 """Whose manners to mend; see `engine_manners`."""

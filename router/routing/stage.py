@@ -20,6 +20,7 @@ from router.routing.table import Endpoint, ModelIndex, RouteIndex, Table, make_m
 
 if TYPE_CHECKING:
     from router.routing.load import LoadBoard
+    from router.routing.prefix import PrefixBoard
     from router.routing.spec import EndpointSpec, RegionSpec, ReplicaSpec, TableSpec, TokenSpec
 
 
@@ -55,13 +56,15 @@ class Draft:
         if self.older is not None:
             replica.warm_from_s = now  # new beside others that are warm
 
-    def finish(self, geography: Geography, board: LoadBoard | None, now: float) -> Endpoint:
+    def finish(
+        self, geography: Geography, board: LoadBoard | None, prefixes: PrefixBoard | None, now: float
+    ) -> Endpoint:
         """Make the endpoint; from here on the replicas are its own."""
         older = self.older
         replicas = tuple(self.replicas.values())
         for replica_id, spec in self.updates.items():
             self.replicas[replica_id].update(spec)
-        endpoint = Endpoint(self.spec, replicas, geography, older, board)
+        endpoint = Endpoint(self.spec, replicas, geography, older, board, prefixes)
         endpoint.load.move(self.slot)
         for replica in replicas:
             replica.owner = endpoint
@@ -89,6 +92,7 @@ class Stage:
         "_geography",
         "_gone",
         "_model_host",
+        "_prefixes",
         "_regions",
         "_revoked",
         "_routes",
@@ -96,8 +100,11 @@ class Stage:
         "table",
     )
 
-    def __init__(self, board: LoadBoard | None = None, region: str = "") -> None:
+    def __init__(
+        self, board: LoadBoard | None = None, region: str = "", prefixes: PrefixBoard | None = None
+    ) -> None:
         """`region` is the router's own."""
+        self._prefixes = prefixes
         self._geography = Geography(region)
         self._model_host = make_model_host()
         self.table = Table(0, {}, RouteIndex(), Credentials(), ModelIndex(), self._model_host)
@@ -171,7 +178,9 @@ class Stage:
         for draft in self._drafts.values():
             if draft.older is None or draft.older.spec is not draft.spec:
                 models.change(None if draft.older is None else draft.older.spec, draft.spec)
-        made = [draft.finish(self._geography, self._board, now) for draft in self._drafts.values()]
+        made = [
+            draft.finish(self._geography, self._board, self._prefixes, now) for draft in self._drafts.values()
+        ]
         for endpoint in made:
             endpoints[endpoint.name] = endpoint
         credentials = self._change_credentials()

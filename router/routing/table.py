@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import insort
 from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 from router.counters import EndpointCounters
 from router.routing.balancer import Picker
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from router.routing.credentials import Credentials
     from router.routing.load import LoadBoard, Replica
+    from router.routing.prefix import PrefixBoard
     from router.routing.ring import Ring
     from router.routing.spec import RouteSpec
 
@@ -53,9 +55,11 @@ class Endpoint:
         "outlier",
         "picker",
         "policy",
+        "prefixes",
         "refreshed_s",
         "replicas",
         "rings",
+        "salt",
         "slow_start_s",
         "spec",
         "timeouts",
@@ -70,6 +74,7 @@ class Endpoint:
         geography: Geography,
         older: Endpoint | None = None,
         board: LoadBoard | None = None,
+        prefixes: PrefixBoard | None = None,
     ) -> None:
         """`older` is the endpoint of the table before, whose counters and rings this one goes on with."""
         counters = EndpointCounters() if older is None else older.counters
@@ -77,6 +82,8 @@ class Endpoint:
         self._geography = geography
         self.rings: dict[tuple[str, ...], Ring] = {} if older is None else older.rings
         self.by_model = False
+        self.prefixes = prefixes if spec.policy == "prefix_affinity" else None
+        self.salt = crc32(spec.name.encode())
         self.load: EndpointLoad = EndpointLoad(counters, board) if older is None else older.load
         self.environment = spec.environment
         self.needs_token = spec.needs_token
@@ -106,7 +113,7 @@ class Endpoint:
         for replica in self.replicas:
             factor = geography.weight(replica.region) if replica.region else 1.0
             replica.weight = warmed_weight(replica, self.slow_start_s, now) * factor
-        self.picker = Picker(self._tiers(now), self.counters, self.rings)
+        self.picker = Picker(self._tiers(now), self.counters, self.rings, self.prefixes)
         if len(self.rings) > MAX_RINGS:
             self.rings.clear()
         if self.watch_again is not None:
@@ -135,7 +142,7 @@ class Endpoint:
             able = tuple(replica for replica in mine if replica.rank >= 0)
             if able:
                 regions = tuple(sorted(region for region, found in ranks.items() if found == rank))
-                tiers.append(Tier(self.spec, self.load, regions, mine, able))
+                tiers.append(Tier(self.spec, self.load, regions, mine, able, self.prefixes))
         return tuple(tiers)
 
     def region_rank(self, region: str) -> int:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from router.errors import Kind
 from router.routing.policies import POLICIES
+from router.routing.prefix import MIN_SHARE
 
 if TYPE_CHECKING:
     from router.routing.load import EndpointLoad, Replica
+    from router.routing.prefix import PrefixBoard, Prompt
     from router.routing.ring import Ring
     from router.routing.spec import EndpointSpec
 
@@ -21,11 +23,13 @@ class Tier:
     """Never empty. `members` are all replicas of its regions, `eligible` those that may be picked now."""
 
     __slots__ = (
+        "_by_slot",
         "_chooser",
         "_floor",
         "_is_bound",
         "_load",
         "_max_concurrency",
+        "_prefixes",
         "_share",
         "_spec",
         "eligible",
@@ -41,7 +45,10 @@ class Tier:
         regions: tuple[str, ...],
         members: tuple[Replica, ...],
         eligible: tuple[Replica, ...],
+        prefixes: PrefixBoard | None = None,
     ) -> None:
+        self._prefixes = prefixes
+        self._by_slot: dict[int, Replica] = {}  # made when the first prompt comes
         self._spec = spec
         self.regions = regions
         self.members = members
@@ -57,16 +64,31 @@ class Tier:
     def imagined(self, missing: Replica | None) -> Tier:
         """Return the tier as it would be if a replica could take nothing."""
         left = tuple(replica for replica in self.eligible if replica is not missing)
-        tier = Tier(self._spec, self._load, self.regions, self.members, left)
+        tier = Tier(self._spec, self._load, self.regions, self.members, left, self._prefixes)
         tier.ring = self.ring
         return tier
 
-    def choose(self, tried: tuple[Replica, ...], now: float) -> Replica | Kind:
+    def choose(self, prompt: Prompt | None, tried: tuple[Replica, ...], now: float) -> Replica | Kind:
         """Return the replica of the policy's choice, or whether they are full or were all tried."""
+        if prompt is not None:
+            known = self.find_known(prompt)
+            if known is not None and self.takes_affine(known, now) and known not in tried:
+                return known
         replica = self._chooser.choose(now)
         if tried or (self._max_concurrency and self.is_full(replica)):
             return self._next_best(tried, now)
         return replica
+
+    def find_known(self, prompt: Prompt) -> Replica | None:
+        """Return who was sent enough of a prompt's beginning; it may not be able to take it now."""
+        if self._prefixes is None:
+            return None
+        slot, size = self._prefixes.find(prompt)
+        if size < prompt.size * MIN_SHARE:
+            return None
+        if not self._by_slot:
+            self._by_slot = {replica.slot: replica for replica in self.eligible}
+        return self._by_slot.get(slot)
 
     def is_full(self, replica: Replica) -> bool:
         """Whether it has as much as it may have at once."""

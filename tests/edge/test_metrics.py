@@ -19,7 +19,7 @@ from router.edge.metrics import Totals, render_metrics, serving_snapshots
 
 COUNTERS = {
     "router_requests", "router_responses", "router_errors", "router_aborts", "router_retries",
-    "router_keyed_requests", "router_spilled_requests",
+    "router_keyed_requests", "router_prompts", "router_known_prompts", "router_spilled_requests",
     "router_dropped_trailers", "router_received_bytes", "router_sent_bytes", "router_replica_requests",
     "router_replica_failures", "router_replica_backpressured", "router_replica_ejections",
     "router_connections_accepted", "router_connections_refused", "router_upstream_connects",

@@ -9,7 +9,8 @@ T0 = 100.0
 
 
 class Context:
-    def __init__(self, *tried, affinity=b""):
+    def __init__(self, *tried, affinity=b"", prompt=None):
+        self.prompt = prompt
         self.tried = tried
         self.affinity = affinity
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from router.routing.policies.engine_load import EngineLoad
 from router.routing.policies.least_inflight import LeastInFlight
 from router.routing.policies.p2c import P2C
 from router.routing.policies.random import Random
@@ -28,4 +29,6 @@ POLICIES: dict[Policy, Callable[[Sequence[Replica]], Chooser]] = {
     "round_robin": RoundRobin,
     "random": Random,
     "least_inflight": LeastInFlight,
+    "prefix_affinity": P2C,  # for what no replica has begun; see `tier`
+    "engine_load": EngineLoad,
 }

@@ -40,15 +40,32 @@ async def check_port(address: str) -> None:
 
 async def ask_http(address: str, path: str, tls: TlsSpec = NO_TLS) -> int:
     """Return the status of GET `path`."""
+    return (await fetch_http(address, path, tls, wants_body=False))[0]
+
+
+async def fetch_http(
+    address: str, path: str, tls: TlsSpec = NO_TLS, *, wants_body: bool = True
+) -> tuple[int, bytes]:
+    """Return status and body of GET `path`, of which no more than `MAX_ANSWER_BYTES` is read."""
     reader, writer, authority, is_h2 = await _connect(address, tls, ALPN)
     try:
         if not is_h2:
-            return await _ask_h1(reader, writer, authority, path)
+            status = await _ask_h1(reader, writer, authority, path)
+            return status, await _read_to_end(reader) if wants_body else b""
         shape = RequestShape(b"GET", path.encode(), authority)
         answer = await _ask_h2(reader, writer, shape, b"")
-        return answer.status
+        return answer.status, answer.body
     finally:
         writer.close()
+
+
+async def _read_to_end(reader: asyncio.StreamReader) -> bytes:
+    body = bytearray()
+    while data := await reader.read(READ_BYTES):
+        body += data
+        if len(body) > MAX_ANSWER_BYTES:
+            raise ValueError("the answer is too long")
+    return bytes(body)
 
 
 async def ask_grpc_health(address: str, tls: TlsSpec) -> str:
@@ -88,7 +105,8 @@ async def _connect(
 
 
 async def _ask_h1(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, authority: bytes, path: str) -> int:
-    writer.write(b"GET %b HTTP/1.1\r\nhost: %b\r\nconnection: close\r\n\r\n" % (path.encode(), authority))
+    # HTTP/1.0 has no chunks: the body is what comes before the end.
+    writer.write(b"GET %b HTTP/1.0\r\nhost: %b\r\nconnection: close\r\n\r\n" % (path.encode(), authority))
     try:
         raw = await reader.readuntil(b"\r\n\r\n")
     except (asyncio.IncompleteReadError, asyncio.LimitOverrunError):
