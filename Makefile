@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
 
-.PHONY: run test test-slow install compile lint bench bench-kv bench-store loadtest clean
+.PHONY: run test test-slow install compile lint bench bench-fleet bench-kv bench-store loadtest clean
 
 run: compile            ## two simulated replicas, the router, a check of every protocol; then serves
 	$(BIN)/router up $(ARGS)
@@ -33,6 +33,9 @@ lint: install           ## ruff and mypy --strict
 
 bench: compile          ## against Envoy, nginx, HAProxy and sglang-router, in one interleaved run
 	$(BIN)/python -m loadtest.compare $(ARGS)
+
+bench-fleet: compile    ## what tokens, regions and keys cost, and how fast a token is revoked
+	$(BIN)/python -m loadtest.fleet $(ARGS)
 
 bench-kv: compile       ## what each policy does to the engines' prefix caches, on simulated engines
 	$(BIN)/python -m loadtest.kv $(ARGS)
