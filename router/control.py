@@ -54,9 +54,13 @@ class Health(msgspec.Struct, tag="health"):
 
 
 class Drain(msgspec.Struct, tag="drain"):
-    """Stop accepting, finish what is under way, then say how many were cut after `deadline_s`."""
+    """Stop accepting, finish what is under way, then say how many were cut after `deadline_s`.
+
+    `is_handed_over`: another process accepts on the same sockets, and clients need not know in advance.
+    """
 
     deadline_s: float
+    is_handed_over: bool = False
 
 
 class Ask(msgspec.Struct, tag="ask"):

@@ -157,7 +157,7 @@ class Worker:
                 self._drained_by_s = monotonic() + message.deadline_s  # a second one may only hurry the first
                 if not self.draining:
                     self.draining = True
-                    spawn(self._drain(), "drain")
+                    spawn(self._drain(is_handed_over=message.is_handed_over), "drain")
             case SetLogLevel():
                 logging.getLogger().setLevel(message.level)
             case SetTls():
@@ -217,15 +217,18 @@ class Worker:
             self._next_tick_s = monotonic() + TICK_S
             self._loop.call_later(TICK_S, self._tick)
 
-    async def _drain(self) -> None:
+    async def _drain(self, *, is_handed_over: bool) -> None:
         """Finish what is under way; cut what is left at the deadline, WebSockets with 1012."""
-        self.listener.stop_accepting()
-        self.listener.drain()
+        if is_handed_over:
+            self.listener.retire()
+        else:
+            self.listener.stop_accepting()
+            self.listener.drain()
         # A client of HTTP/2 that has not read its GOAWAY yet may still begin requests: connections count, too.
         while self._is_busy() and monotonic() < self._drained_by_s:  # noqa: ASYNC110 - no event on the hot path for this
             await asyncio.sleep(DRAIN_POLL_S)
         self.clock.read()
-        cut = self.listener.cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self.core.in_flight else 0
+        cut = self.listener.cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self._is_busy() else 0
         while self.listener.open_connections and monotonic() < self._drained_by_s + 1.0:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL_S)
         self._control.send(Drained(cut))
@@ -233,7 +236,7 @@ class Worker:
         self._control.end()
 
     def _is_busy(self) -> bool:
-        return bool(self.core.in_flight or self.listener.open_connections)
+        return bool(self.core.in_flight or not self.listener.is_idle)
 
     def close(self) -> None:
         """Write the log's rest."""

@@ -81,10 +81,11 @@ class AdminSource(Protocol):
 class AdminListener:
     """Serves `source` on bound sockets, TCP or Unix. `token` empty or None: no authentication."""
 
-    __slots__ = ("_connections", "_servers", "limits", "reactor", "routes")
+    __slots__ = ("_connections", "_servers", "is_retiring", "limits", "reactor", "routes")
 
     def __init__(self, source: AdminSource, reactor: Reactor, limits: ServerLimits, token: str | None) -> None:
         self.reactor = reactor
+        self.is_retiring = False
         self.limits = limits
         self.routes = AdminRoutes(source, token or "")
         self._connections: set[ServerConnection] = set()
@@ -97,15 +98,27 @@ class AdminListener:
             create: Any = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
             self._servers.append(await create(lambda: ServerConnection(self), sock=sock, backlog=BACKLOG))
 
+    def retire(self) -> None:
+        """Stop accepting: another process does. Connections end with their next answer."""
+        self.is_retiring = True
+        self._close_servers()
+        now = self.reactor.clock.read()
+        for connection in list(self._connections):
+            connection.codec.retire(now)
+        self.reactor.outbox.flush()
+
     def close(self) -> None:
         """Stop accepting, end what is under way, close every connection."""
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        self._close_servers()
         self.reactor.clock.read()
         for connection in list(self._connections):
             connection.codec.cut(ProxyError(Kind.DRAINING, Source.ROUTER))
         self.reactor.outbox.flush()
+
+    def _close_servers(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
 
     def admit(self, connection: ServerConnection) -> bool:
         """Keep a new connection; False when there are too many."""

@@ -30,6 +30,7 @@ class ConnectionOwner(Protocol):
 
     reactor: Reactor
     limits: ServerLimits
+    is_retiring: bool  # another process accepts in its place: connections end when their clients can know
 
     def admit(self, connection: ServerConnection) -> bool:
         """Keep a new connection; False when there are too many."""
@@ -91,6 +92,8 @@ class ServerConnection(TcpShell):
         else:
             codec = H1Server(self._on_request, owner.note_refused, owner.limits, self, now)
         self.codec = codec
+        if owner.is_retiring:
+            codec.retire(now)
         return codec
 
     def _on_flood(self) -> None:

@@ -38,6 +38,7 @@ class Listener:
         "_proxies",
         "_servers",
         "core",
+        "is_retiring",
         "limits",
         "reactor",
     )
@@ -54,6 +55,7 @@ class Listener:
         self.core = core
         self.reactor = reactor
         self.limits = limits
+        self.is_retiring = False
         self._max_connections = max_connections
         self._connections: set[ServerConnection] = set()
         self._servers: list[asyncio.AbstractServer] = []
@@ -90,6 +92,8 @@ class Listener:
             return False
         counters.connections_accepted += 1
         counters.connections_open += 1
+        if self.is_retiring:  # it was accepted before, and told to us only now
+            connection.codec.retire(self.reactor.clock.now)
         return True
 
     def forget(self, connection: ServerConnection) -> None:
@@ -113,14 +117,28 @@ class Listener:
 
     def stop_accepting(self) -> None:
         """Close the listening sockets of this process; the supervisor's copies stay."""
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        self._close_servers()
         if self._arrivals is not None:
             self._arrivals.close()
 
+    def retire(self) -> None:
+        """Leave the listening sockets to another process, and lose no request of a client that cannot know.
+
+        Idle connections are kept a little longer, since a request may be on its way; each answer from now on is its
+        connection's last.
+        """
+        self.is_retiring = True
+        self._close_servers()
+        if self._arrivals is not None:
+            self._arrivals.stop()
+        now = self.reactor.clock.read()
+        for connection in list(self._connections):
+            connection.codec.retire(now)
+        self.reactor.outbox.flush()
+
     def drain(self) -> None:
         """Close idle connections and have the others say `Connection: close`."""
+        self.is_retiring = True
         for connection in list(self._connections):
             connection.codec.drain()
         self.reactor.outbox.flush()
@@ -132,6 +150,16 @@ class Listener:
             connection.codec.cut(error)
         self.reactor.outbox.flush()
         return cut
+
+    def _close_servers(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody is connected, or about to be."""
+        return not self._connections and not (self._arrivals is not None and self._arrivals.waiting)
 
     @property
     def open_connections(self) -> int:

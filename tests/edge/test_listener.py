@@ -197,6 +197,34 @@ async def test_drain_closes_idle_ones_and_lets_the_others_finish(rig):
     await until(lambda: rig.listener.open_connections == 0)
 
 
+async def test_retired_it_loses_no_request_of_whoever_connected_before(rig):
+    """Another process has the sockets; what was accepted here is answered here, and then ends."""
+    idle, fresh = await rig.connect(), await rig.connect()
+    await ask(idle)
+    await read(idle, b"}}")
+    await rig.accepted(2)
+    rig.listener.retire()
+    assert not rig.listener.is_idle
+    for sock in (idle, fresh):
+        await ask(sock)
+        answer = await read(sock)
+        assert answer.startswith(b"HTTP/1.1 503 ") and b"connection: close" in answer
+    await until(lambda: rig.listener.is_idle)
+
+
+async def test_retired_it_closes_who_says_nothing(rig):
+    rig.listener.limits = ServerLimits(retire_s=0.05)
+    sock = await rig.connect()
+    await rig.accepted(1)
+    rig.listener.retire()
+    async with asyncio.timeout(5):
+        while not rig.listener.is_idle:
+            rig.reactor.wheel.turn(rig.reactor.clock.read())
+            rig.reactor.outbox.flush()
+            await asyncio.sleep(0.01)
+    assert await read(sock) == b""
+
+
 async def test_a_cut_counts_requests_not_connections(rig):
     await rig.connect()
     await rig.connect()
