@@ -7,6 +7,7 @@ stalled), and carries signals to the workers:
     SIGTERM  not ready -> settle -> drain, exit 0, or 4 when the deadline cut something
     SIGINT   at once, exit 130
     SIGHUP   read file and certificates again; what is bad is refused and the old stays
+    SIGQUIT  start the same command anew, hand it the sockets when it is ready, drain; see `upgrade`
 """
 
 from __future__ import annotations
@@ -22,7 +23,6 @@ from typing import TYPE_CHECKING, Any
 
 from router import __version__
 from router.clock import Clock
-from router.config.addresses import bind, parse_listen, unix_path
 from router.config.agent import ConfigAgent
 from router.config.certificates import WATCH_S, ServedCertificates
 from router.config.listeners import proxies
@@ -31,10 +31,11 @@ from router.control import Health, Patch, ReopenLogs, SetLogLevel, SetTls, Start
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.edge.admin import AdminListener
-from router.listening import BindError, ListeningSockets, bind_unix
 from router.routing.image import TableImage, parts_of
 from router.routing.load import BOARD_SLOTS, LoadBoard
 from router.routing.spec import TablePatch
+from router.service import notify
+from router.succession import Succession
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
 from router.transport.tasks import spawn
@@ -42,11 +43,11 @@ from router.transport.upstream.probe import HealthMonitor
 from router.worker_process import WorkerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from router.config.addresses import UnixSocket
     from router.config.settings import Settings
     from router.control import ToWorker
+    from router.handover import Predecessor
     from router.routing.spec import TableSpec
     from router.telemetry import WorkerSnapshot
 
@@ -60,31 +61,36 @@ DRAIN_GRACE_S = 3.0
 
 
 class Supervisor:
-    """One daemon. `start`, then `run` until a signal or `stop`."""
+    """One daemon. `start`, then `run` until a signal or `stop`.
 
-    def __init__(self, settings: Settings) -> None:
+    `command` starts it again, for an upgrade; None: it cannot be. `predecessor`: it takes over from that one.
+    """
+
+    def __init__(
+        self, settings: Settings, command: list[str] | None = None, predecessor: Predecessor | None = None
+    ) -> None:
         self._settings = settings
-        self.admin = ""
         self._certificates = ServedCertificates(settings)
         self._static = None if settings.store else StaticTable(settings)
         self._agent = ConfigAgent(settings, self._publish, self.end, self._replace) if settings.store else None
         self._image = TableImage()
         self._monitor = HealthMonitor(self._on_health)
-        self._sockets = ListeningSockets(settings)
-        self._admin_file: UnixSocket | None = None
+        self._succession = Succession(
+            settings, command, predecessor, self._agent, self._static, self._drain_after
+        )
         self._workers: list[WorkerProcess] = []
         self._may_greet = asyncio.Event()
+        self._may_accept = asyncio.Event()
         self._board_fd = os.memfd_create("router-load-board")
         self._board = self._map_board()
         self._admin: AdminListener | None = None
         self._done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._is_started = False
         self._is_draining = False
-        self._failed_by_operator = False
+        self._is_told_to_end = False
         self._started_epoch_s = time.time()
         self._refused: dict[str, str] = {}  # of what was read again last: the table, the certificates
         self._last_reload: dict[str, Any] = {"ok": True, "error": "", "at_epoch_s": self._started_epoch_s}
-        self._publish(TablePatch(0) if self._static is None else self._image.diff(self._static.spec()))
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -95,27 +101,48 @@ class Supervisor:
             loop.add_signal_handler(signal.SIGTERM, self._on_term)
             loop.add_signal_handler(signal.SIGINT, self.end, 128 + signal.SIGINT)
             loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+            loop.add_signal_handler(signal.SIGQUIT, self.upgrade)
         _raise_file_limit()
-        self._sockets.bind()
-        await self._start_admin()
-        for index, sockets in enumerate(self._sockets.by_worker):
+        await self._succession.bind()
+        self._publish(TablePatch(0) if self._static is None else self._image.diff(self._static.spec()))
+        is_first = self._succession.predecessor is None
+        if is_first:
+            await self._start_admin()
+            self._may_accept.set()
+        for index, sockets in enumerate(self._succession.sockets.by_worker):
             self._workers.append(
-                WorkerProcess(index, self._greet, self._board_fd, sockets, self._on_death, self._may_greet)
+                WorkerProcess(
+                    index, self._greet, self._board_fd, sockets, self._on_death, self._may_greet, self._may_accept
+                )
             )
-        try:
-            async with asyncio.timeout(START_LIMIT_S):
-                for worker in self._workers:  # they import while this process reads its checkpoint
-                    await worker.has_process.wait()
-                if self._agent is not None:
-                    self._agent.start()
-                self._may_greet.set()
-                for worker in self._workers:
-                    await worker.ready.wait()
-        except TimeoutError:
-            raise RuntimeError(f"a worker did not start within {START_LIMIT_S:g} s") from None
+        await self._workers_are(lambda worker: worker.has_process)  # they import while this reads its checkpoint
+        if self._agent is not None:
+            self._agent.start()
+        self._may_greet.set()
+        await self._workers_are(lambda worker: worker.built)
+        if not is_first:
+            await self._succession.know_enough(self._monitor, self._done.done)
+            self._may_accept.set()
+        await self._workers_are(lambda worker: worker.ready)
+        if not is_first:
+            if self._done.done():
+                raise RuntimeError("it was told to end")
+            await self._start_admin()
+            await self._succession.take_over()
         self._is_started = True
+        self._succession.pid_file.write()
+        notify("READY=1")
         if self._certificates.tls is not None:
             asyncio.get_running_loop().call_later(WATCH_S, self._watch_certificates)
+
+    async def _workers_are(self, stage: Callable[[WorkerProcess], asyncio.Event]) -> None:
+        """Wait until each worker has come that far."""
+        try:
+            async with asyncio.timeout(START_LIMIT_S):
+                for worker in self._workers:
+                    await stage(worker).wait()
+        except TimeoutError:
+            raise RuntimeError(f"a worker did not start within {START_LIMIT_S:g} s") from None
 
     async def run(self) -> int:
         """Serve until a signal; return the exit code."""
@@ -127,14 +154,13 @@ class Supervisor:
     async def close(self) -> None:
         """End everything at once; nothing is left behind."""
         self._may_greet.set()
+        await self._succession.abort("the daemon ends")
         self._monitor.close()
         if self._agent is not None:
             await self._agent.close()
         if self._admin is not None:
             self._admin.close()
-        self._sockets.close()
-        if self._admin_file is not None:
-            self._admin_file.remove()
+        self._succession.close()
         await asyncio.gather(*(worker.kill() for worker in self._workers))
         if self._board is not None:
             self._board.close()
@@ -148,9 +174,10 @@ class Supervisor:
     def _on_term(self) -> None:
         if not self._is_started:
             self.end(EXIT_CLEAN)
-        elif self._is_draining:
+        elif self._is_told_to_end:
             self.end(EXIT_CUT)  # asked twice: no longer patient
         else:
+            self._is_told_to_end = True  # who drains already, for an upgrade or an operator, is not hurried by it
             spawn(self.drain(), "drain")
 
     async def drain(self) -> None:
@@ -158,6 +185,8 @@ class Supervisor:
         if self._is_draining:
             return
         self._is_draining = True
+        notify("STOPPING=1")
+        await self._succession.abort("the daemon drains")
         _log.info("draining: not ready, settling for %g s", self._settings.drain_settle_s)
         await asyncio.sleep(self._settings.drain_settle_s)
         cut = await self.drain_workers(self._settings.drain_deadline_s)
@@ -167,9 +196,32 @@ class Supervisor:
     async def drain_workers(self, deadline_s: float) -> int:
         """Stop accepting, let requests finish for so long; return how many were cut. Workers are gone then."""
         self._is_draining = True
-        self._sockets.close()  # else the kernel would go on queueing connections that nobody accepts
-        await asyncio.gather(*(worker.drain(deadline_s, DRAIN_GRACE_S) for worker in self._workers))
+        is_handed_over = self._succession.is_handed_over
+        self._succession.sockets.close()  # else the kernel would go on queueing connections that nobody accepts
+        await asyncio.gather(
+            *(worker.drain(deadline_s, DRAIN_GRACE_S, is_handed_over=is_handed_over) for worker in self._workers)
+        )
         return sum(worker.cut for worker in self._workers)
+
+    def upgrade(self) -> str:
+        """Begin to start the same command anew and hand over to it; return why not. Also behind POST /upgrade."""
+        is_serving = self._is_started and not self._is_draining and not self._done.done()
+        return self._succession.upgrade(is_serving=is_serving)
+
+    async def _drain_after(self) -> int:
+        """Finish what is under way here: a successor serves. Return how many requests were cut."""
+        self._is_draining = True
+        if self._admin is not None:
+            self._admin.retire()
+        self._succession.admin.close()
+        cut = await self.drain_workers(self._settings.drain_deadline_s)
+        _log.info("drained after the upgrade; %d requests were cut", cut)
+        self.end(EXIT_CUT if cut else EXIT_CLEAN)
+        return cut
+
+    def refuse(self, reason: str) -> None:
+        """Tell the predecessor, if there is one, why this process does not take over."""
+        self._succession.refuse(reason)
 
     def ready_replicas(self) -> int:
         """Return how many replicas the table has that are READY."""
@@ -235,7 +287,12 @@ class Supervisor:
     @property
     def listen(self) -> list[str]:
         """The addresses that are listened on, as URLs."""
-        return self._sockets.shown
+        return self._succession.sockets.shown
+
+    @property
+    def admin(self) -> str:
+        """The address of the admin listener as a URL; empty if there is none."""
+        return self._succession.admin.shown
 
     # -- parts ----------------------------------------------------------------------------------------
 
@@ -248,27 +305,14 @@ class Supervisor:
         return LoadBoard(memoryview(mmap.mmap(self._board_fd, size)), 0, workers, BOARD_SLOTS)
 
     async def _start_admin(self) -> None:
-        where = self._settings.admin
-        if where == "none":
+        if not self.admin:
             return
-        if where.startswith("unix:"):
-            self._admin_file = bind_unix(unix_path(where, "--admin"), "--admin")
-            sock = self._admin_file.sock
-            self.admin = where
-        else:
-            host, port = parse_listen(where, "--admin")
-            try:
-                sock = bind(host, port, reuse_port=False)
-            except OSError as failure:
-                raise BindError(f"--admin {where}: {failure.strerror or failure}") from None
-            shown = f"[{host}]" if ":" in host else host
-            self.admin = f"http://{shown}:{sock.getsockname()[1]}"
         clock = Clock()
         outbox = Outbox(clock)
         wheel = DeadlineWheel(clock.now)
         reactor = Reactor(clock, outbox, wheel, WorkerCounters())
         self._admin = AdminListener(self, reactor, self._settings.server_limits(), self._settings.admin_token)
-        await self._admin.listen([sock])
+        await self._admin.listen(self._succession.admin.accepting())
         loop = asyncio.get_running_loop()
 
         def tick() -> None:
@@ -289,7 +333,7 @@ class Supervisor:
             limits=settings.server_limits(),
             max_connections=settings.max_connections,
             tokens=settings.auth_token,
-            tls_listeners=len(settings.listen_tls),
+            tls_listeners=self._succession.sockets.tls_count[index],
             tls=self._certificates.tls,
             proxies=proxies(settings),
             trusted_hops=settings.trusted_hops,
@@ -372,7 +416,7 @@ class Supervisor:
         reasons = []
         if self._is_draining:
             reasons.append("draining")
-        if self._failed_by_operator:
+        if self._succession.is_failed:
             reasons.append("failed by the operator")
         if not any(worker.state == "ready" for worker in self._workers):
             reasons.append("no worker accepts")
@@ -389,6 +433,7 @@ class Supervisor:
             "config_staleness_s": 0.0 if config is None else config["staleness_s"],
             "config": config,
             "listen": self.listen,
+            **self._succession.state(),
             "certificates": self._certificates.shown(),
             "workers": [
                 {
@@ -436,7 +481,7 @@ class Supervisor:
 
     def set_ready(self, ready: bool) -> None:
         """Fail or restore readiness by hand."""
-        self._failed_by_operator = not ready
+        self._succession.is_failed = not ready
 
     def set_log_level(self, level: str) -> None:
         """Change the log level everywhere."""

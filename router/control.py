@@ -1,8 +1,9 @@
 """What supervisor and workers say to each other: length-prefixed msgpack over a socket pair.
 
-A worker is told its settings first, then the table in parts, and says that it is ready once it accepts. What
-follows is small: a patch of the table, a verdict on a replica's health, a question with a number that its
-answer repeats. The channel's end means that the other process is gone.
+A worker is told its settings first, then the table in parts, says that it is built, is told to accept, and says
+that it does: the workers of a new generation all begin, or none. What follows is small: a patch of the table, a
+verdict on a replica's health, a question with a number that its answer repeats. The channel's end means that the
+other process is gone.
 """
 
 from __future__ import annotations
@@ -93,6 +94,14 @@ class ReopenLogs(msgspec.Struct, tag="reopen"):
     """Open the access log anew: it was rotated."""
 
 
+class Accept(msgspec.Struct, tag="accept"):
+    """Begin to accept: whoever else must be ready is."""
+
+
+class Built(msgspec.Struct, tag="built"):
+    """The worker has its table and waits to be told to accept."""
+
+
 class Ready(msgspec.Struct, tag="ready"):
     """The worker accepts."""
 
@@ -119,8 +128,8 @@ class Drained(msgspec.Struct, tag="drained"):
     cut: int
 
 
-ToWorker = Start | Patch | Health | Drain | Ask | Explain | SetLogLevel | SetTls | ReopenLogs
-FromWorker = Ready | Counted | Explained | Drained
+ToWorker = Start | Patch | Health | Accept | Drain | Ask | Explain | SetLogLevel | SetTls | ReopenLogs
+FromWorker = Built | Ready | Counted | Explained | Drained
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -26,7 +26,9 @@ import uvloop
 
 from router.clock import Clock
 from router.control import (
+    Accept,
     Ask,
+    Built,
     Counted,
     Drain,
     Drained,
@@ -165,7 +167,7 @@ class Worker:
             case ReopenLogs():
                 if self.access_log is not None:
                     self.access_log.reopen()
-            case Start():
+            case Start() | Accept():
                 raise ValueError("a worker starts once")
             case _:
                 assert_never(message)
@@ -356,17 +358,19 @@ class ControlProtocol(asyncio.Protocol):
         if isinstance(message, Start):
             logging.getLogger().setLevel(message.log_level)
             self._worker = Worker(message, self._make_board(message), self)
+        elif self._worker is not None and isinstance(message, Accept):
+            spawn(self._run(self._worker), "start")
         elif self._worker is not None:
             is_new = not self._worker.has_table
             self._worker.obey(message)
             if is_new and self._worker.has_table:
-                spawn(self._run(self._worker), "start")
+                self.send(Built())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the process."""
         self.end()
 
-    def send(self, message: Ready | Counted | Explained | Drained) -> None:
+    def send(self, message: Built | Ready | Counted | Explained | Drained) -> None:
         """Answer the supervisor."""
         self._transport.write(pack(message))
 

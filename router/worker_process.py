@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from router.control import (
+    Accept,
     Ask,
+    Built,
     Counted,
     Drain,
     Drained,
@@ -32,7 +34,7 @@ from router.transport.tasks import spawn
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from router.control import ToWorker
+    from router.control import FromWorker, ToWorker
     from router.telemetry import WorkerSnapshot
 
 _log = logging.getLogger("router.supervisor")
@@ -54,6 +56,7 @@ class WorkerProcess:
         sockets: list[socket.socket],
         on_death: Callable[[int], None],
         may_greet: asyncio.Event,
+        may_accept: asyncio.Event,
     ) -> None:
         self.index = index
         self.pid = 0
@@ -68,6 +71,9 @@ class WorkerProcess:
         self._sockets = sockets
         self._on_death = on_death
         self._may_greet = may_greet
+        self._may_accept = may_accept
+        self.built = asyncio.Event()
+        self._accepting: asyncio.Task[None] | None = None
         self.has_process = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._channel: asyncio.StreamWriter | None = None
@@ -103,13 +109,13 @@ class WorkerProcess:
         found: dict[str, object] = msgspec.msgpack.decode(answer.explanation)
         return found
 
-    async def drain(self, deadline_s: float, grace_s: float) -> None:
-        """Let it finish; kill it when it does not end by itself."""
+    async def drain(self, deadline_s: float, grace_s: float, *, is_handed_over: bool = False) -> None:
+        """Let it finish; kill it when it does not end by itself. See `control.Drain`."""
         was_serving = self.state == "ready"
         self._is_stopping = True
         self._stop.set()
         self.state = "draining"
-        self.send(Drain(deadline_s))
+        self.send(Drain(deadline_s, is_handed_over))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._task), deadline_s + grace_s)
         if was_serving and not self._has_drained:
@@ -120,6 +126,8 @@ class WorkerProcess:
         """End it at once."""
         self._is_stopping = True
         self._stop.set()
+        if self._accepting is not None:
+            self._accepting.cancel()  # who is about to be killed must take no connection
         if self._process is None and not self._task.done() and self.state == "starting":
             self._task.cancel()  # not even started
         elif self._process is not None and self._process.returncode is None:
@@ -214,8 +222,17 @@ class WorkerProcess:
         self._channel.close()
         await self._process.wait()
 
-    def _take(self, message: Ready | Counted | Explained | Drained) -> None:
-        if isinstance(message, Ready):
+    async def _accept(self) -> None:
+        process = self._process
+        await self._may_accept.wait()
+        if process is self._process:  # else another's turn has come, which is not built yet
+            self.send(Accept())
+
+    def _take(self, message: FromWorker) -> None:
+        if isinstance(message, Built):
+            self.built.set()
+            self._accepting = spawn(self._accept(), "accept")
+        elif isinstance(message, Ready):
             if self.state != "draining":
                 self.state = "ready"
             self.ready.set()
@@ -228,6 +245,7 @@ class WorkerProcess:
                 future.set_result(message)
 
     def _forget_process(self) -> None:
+        self.built.clear()
         self.ready.clear()
         self._channel = None
         for future in self._questions.values():

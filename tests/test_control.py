@@ -7,7 +7,9 @@ from hypothesis import given, settings
 
 from router.control import (
     MAX_MESSAGE_BYTES,
+    Accept,
     Ask,
+    Built,
     Counted,
     Drain,
     Drained,
@@ -59,13 +61,16 @@ TO_WORKER = [
     Patch(PATCH),
     Patch(TablePatch(1)),
     Health("e", "r", False),
+    Accept(),
     Drain(5.0),
+    Drain(5.0, is_handed_over=True),
     Ask(1),
     Explain(2, "host", "/path"),
     SetLogLevel("INFO"),
     ReopenLogs(),
 ]
 FROM_WORKER = [
+    Built(),
     Ready(1),
     Counted(1, SNAPSHOT),
     Explained(2, msgspec.Raw(msgspec.msgpack.encode({"a": [1, None]}))),

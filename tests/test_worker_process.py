@@ -24,11 +24,13 @@ async def place(tmp_path, monkeypatch):
     deaths = []
     may_greet = asyncio.Event()
     may_greet.set()
+    may_accept = asyncio.Event()
+    may_accept.set()
     with contextlib.ExitStack() as stack, (tmp_path / "board").open("wb") as board:
         sock = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
 
         def make():
-            made.append(WorkerProcess(0, start, board.fileno(), [sock], deaths.append, may_greet))
+            made.append(WorkerProcess(0, start, board.fileno(), [sock], deaths.append, may_greet, may_accept))
             made[-1].deaths = deaths
             return made[-1]
 

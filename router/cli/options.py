@@ -67,6 +67,8 @@ _FLAGS: list[tuple[str, Any, str]] = [
     ("log-level", click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), "Of the process log on stderr."),
     ("drain-settle-s", _SECONDS, "After SIGTERM, time in which load balancers learn that it is not ready."),
     ("drain-deadline-s", _SECONDS, "After that, time in which requests may finish before they are cut."),
+    ("upgrade-timeout-s", _POSITIVE, "After SIGQUIT, time for the new process to be ready, else the old goes on."),
+    ("pid-file", str, "File for the number of the process that serves; an upgrade writes the new one."),
     ("json", bool, "Print one JSON line on stdout once ready: its addresses."),
 ]
 

@@ -13,9 +13,13 @@ import uvloop
 from router.app import EXIT_BIND, EXIT_FATAL, Supervisor
 from router.cli.options import make_settings, settings_options
 from router.config.target import parse_target
+from router.handover import HandoverError, Predecessor, refuse_on, take_pair
 from router.listening import BindError
+from router.upgrade import own_command
 
 if TYPE_CHECKING:
+    import socket
+
     from router.config.settings import Settings
 
 
@@ -30,9 +34,19 @@ def serve(check: bool, **values: Any) -> None:
     router serve --config router.toml --workers 2
     router serve --store embedded
 
-    SIGTERM drains, SIGINT ends at once, SIGHUP reads the file again and reopens the access log.
+    SIGTERM drains, SIGINT ends at once, SIGHUP reads the file again and reopens the access log. SIGQUIT starts this
+    command line anew, hands the sockets over when the new process is ready, and drains.
     """
-    settings = make_settings(values)
+    try:
+        pair = take_pair()
+    except HandoverError as refusal:
+        raise click.UsageError(str(refusal)) from None
+    try:
+        settings = make_settings(values)
+    except click.UsageError as refusal:
+        if pair is not None:
+            refuse_on(pair, refusal.message)
+        raise
     if check and settings.store:
         click.echo(f"ok: {parse_target(settings.store, settings.state_dir)}")
         return
@@ -42,7 +56,7 @@ def serve(check: bool, **values: Any) -> None:
         click.echo(f"ok: {len(table.endpoints)} endpoints, {replicas} replicas")
         return
     configure_logging(settings.log_level)
-    sys.exit(uvloop.run(_serve(settings)))
+    sys.exit(uvloop.run(_serve(settings, pair)))
 
 
 def configure_logging(level: str) -> None:
@@ -61,19 +75,17 @@ async def start(supervisor: Supervisor) -> int:
     """Start; return 0, or the exit code of what went wrong, which was said on stderr."""
     try:
         await supervisor.start()
-    except BindError as refusal:
-        click.echo(f"Error: {refusal}", err=True)
-        await supervisor.close()
-        return EXIT_BIND
-    except RuntimeError as failure:
+    except (BindError, HandoverError, RuntimeError) as failure:
         click.echo(f"Error: {failure}", err=True)
+        supervisor.refuse(str(failure))
         await supervisor.close()
-        return EXIT_FATAL
+        return EXIT_BIND if isinstance(failure, BindError) else EXIT_FATAL
     return 0
 
 
-async def _serve(settings: Settings) -> int:
-    supervisor = Supervisor(settings)
+async def _serve(settings: Settings, pair: socket.socket | None) -> int:
+    predecessor = None if pair is None else Predecessor(pair)
+    supervisor = Supervisor(settings, own_command(), predecessor)
     code = await start(supervisor)
     if code:
         return code

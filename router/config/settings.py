@@ -84,6 +84,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     log_level: str = "INFO"
     drain_settle_s: float = 5.0
     drain_deadline_s: float = 30.0
+    upgrade_timeout_s: float = 60.0
+    pid_file: str = ""
     json: bool = False
 
     def public(self) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class AdminSource(Protocol):
         `ready`, `reasons` (why not), `workers` (each `index`, `pid`, `state`, `restarts`, `stalled`; it serves
         in the states `ready` and `draining`), `started_epoch_s`, `version`, `draining`, `last_reload`
         (`ok`, `error`, `at_epoch_s`; or None), `config_staleness_s` (0 for a static table), `config` (of the store,
-        see `config.agent.ConfigAgent.status`; None for a static table).
+        see `config.agent.ConfigAgent.status`; None for a static table), and of upgrades (`succession.Succession.state`).
         """
 
     async def explain(self, host: str, path: str) -> dict[str, Any]:
@@ -70,6 +70,9 @@ class AdminSource(Protocol):
 
     async def drain(self) -> None:
         """Drain the whole daemon; may return long after, or never."""
+
+    def upgrade(self) -> str:
+        """Begin to start a new process that takes over; return why not, empty if it began."""
 
     def set_ready(self, ready: bool) -> None:
         """Fail or restore readiness by hand."""
