@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -12,6 +13,7 @@ import uvloop
 
 from router.app import EXIT_BIND, EXIT_FATAL, Supervisor
 from router.cli.options import make_settings, settings_options
+from router.cli.upgrade import upgrade
 from router.config.target import parse_target
 from router.handover import HandoverError, Predecessor, refuse_on, take_pair
 from router.listening import BindError
@@ -19,34 +21,56 @@ from router.upgrade import own_command
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Iterator
 
     from router.config.settings import Settings
 
 
-@click.command()
+class _ServeCommand(click.Command):
+    """Tells the daemon that started this one to take over from it what is wrong with flags or file."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        try:
+            ctx.obj = take_pair()
+        except HandoverError as refusal:
+            raise click.UsageError(str(refusal), ctx) from None
+        with _told(ctx.obj):
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _told(ctx.obj):
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _told(pair: socket.socket | None) -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as refusal:
+        if pair is not None:
+            refuse_on(pair, refusal.message)
+        raise
+
+
+@click.command(cls=_ServeCommand)
 @settings_options
 @click.option("--check", is_flag=True, help="Check settings and table, say so, and exit 0 or 2.")
-def serve(check: bool, **values: Any) -> None:
+@click.option("--upgrade", "is_upgrade", is_flag=True, help="Have the running daemon (by --admin or --pid-file) "
+              "replace itself by a new process; exit 0 once that serves, 1 if the old goes on.")  # fmt: skip
+@click.pass_obj
+def serve(pair: socket.socket | None, /, check: bool, is_upgrade: bool, **values: Any) -> None:
     r"""Relay requests to replicas: those named here, those of a file, or those of a store.
 
     \b
     router serve --replica http://127.0.0.1:30000 --replica http://127.0.0.1:30001
     router serve --config router.toml --workers 2
     router serve --store embedded
+    router serve --config router.toml --upgrade     # the one that runs, without losing a request
 
     SIGTERM drains, SIGINT ends at once, SIGHUP reads the file again and reopens the access log. SIGQUIT starts this
     command line anew, hands the sockets over when the new process is ready, and drains.
     """
-    try:
-        pair = take_pair()
-    except HandoverError as refusal:
-        raise click.UsageError(str(refusal)) from None
-    try:
-        settings = make_settings(values)
-    except click.UsageError as refusal:
-        if pair is not None:
-            refuse_on(pair, refusal.message)
-        raise
+    settings = make_settings(values)
     if check and settings.store:
         click.echo(f"ok: {parse_target(settings.store, settings.state_dir)}")
         return
@@ -55,6 +79,8 @@ def serve(check: bool, **values: Any) -> None:
         replicas = sum(len(endpoint.replicas) for endpoint in table.endpoints)
         click.echo(f"ok: {len(table.endpoints)} endpoints, {replicas} replicas")
         return
+    if is_upgrade and pair is None:
+        sys.exit(upgrade(settings))
     configure_logging(settings.log_level)
     sys.exit(uvloop.run(_serve(settings, pair)))
 
