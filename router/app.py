@@ -27,7 +27,7 @@ from router.config.agent import ConfigAgent
 from router.config.certificates import WATCH_S, ServedCertificates
 from router.config.listeners import proxies
 from router.config.static_table import StaticTable
-from router.control import Health, Patch, ReopenLogs, SetLogLevel, SetTls, Start, pack
+from router.control import PULSE_S, Health, Patch, ReopenLogs, SetLogLevel, SetTls, Start, pack
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.edge.admin import AdminListener
@@ -40,7 +40,7 @@ from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
 from router.transport.tasks import spawn
 from router.transport.upstream.probe import HealthMonitor
-from router.worker_process import WorkerProcess
+from router.worker_process import START_LIMIT_S, WorkerProcess
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -54,7 +54,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger("router.supervisor")
 
 EXIT_CLEAN, EXIT_FATAL, EXIT_USAGE, EXIT_BIND, EXIT_CUT = 0, 1, 2, 3, 4
-START_LIMIT_S = 30.0
 ASK_LIMIT_S = 0.25
 ADMIN_TICK_S = 0.25  # slow heads and idle connections of operators can wait that long
 DRAIN_GRACE_S = 3.0
@@ -127,13 +126,22 @@ class Supervisor:
         if not is_first:
             if self._done.done():
                 raise RuntimeError("it was told to end")
-            await self._start_admin()
             await self._succession.take_over()
+            await self._start_admin()
         self._is_started = True
         self._succession.pid_file.write()
         notify("READY=1")
         if self._certificates.tls is not None:
             asyncio.get_running_loop().call_later(WATCH_S, self._watch_certificates)
+        if self._settings.stuck_worker_s:
+            self._watch_workers()
+
+    def _watch_workers(self) -> None:
+        try:
+            for worker in self._workers:
+                worker.watch(self._settings.stuck_worker_s)
+        finally:
+            asyncio.get_running_loop().call_later(PULSE_S, self._watch_workers)
 
     async def _workers_are(self, stage: Callable[[WorkerProcess], asyncio.Event]) -> None:
         """Wait until each worker has come that far."""
@@ -340,6 +348,7 @@ class Supervisor:
             access_log=settings.access_log,
             access_log_sample=settings.access_log_sample,
             log_level=settings.log_level,
+            overload=settings.overload_limits(),
         )
         for part in self._image.parts():
             yield Patch(part)
@@ -442,6 +451,8 @@ class Supervisor:
                     "state": worker.state,
                     "restarts": worker.restarts,
                     "stalled": worker.is_stalled,
+                    "stuck": worker.stuck,
+                    "overload": worker.overload,
                 }
                 for worker in self._workers
             ],

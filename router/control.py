@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from router.overload import OverloadLimits
 from router.routing.spec import TablePatch
 from router.telemetry import WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
@@ -20,6 +21,7 @@ from router.transport.server_tls import ServerTls
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PULSE_S = 0.5
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024  # the counters of 10^5 busy replicas are some 20 MB
 
 
@@ -38,6 +40,7 @@ class Start(msgspec.Struct, tag="start"):
     access_log: str = ""
     access_log_sample: float = 1.0
     log_level: str = "INFO"
+    overload: OverloadLimits = OverloadLimits()
 
 
 class Patch(msgspec.Struct, tag="patch"):
@@ -108,6 +111,12 @@ class Ready(msgspec.Struct, tag="ready"):
     pid: int
 
 
+class Alive(msgspec.Struct, tag="alive"):
+    """The worker's loop goes round: sent each `PULSE_S`. `overload` says what it suffers from, if anything."""
+
+    overload: str
+
+
 class Counted(msgspec.Struct, tag="counted"):
     """The answer to `Ask`."""
 
@@ -129,7 +138,7 @@ class Drained(msgspec.Struct, tag="drained"):
 
 
 ToWorker = Start | Patch | Health | Accept | Drain | Ask | Explain | SetLogLevel | SetTls | ReopenLogs
-FromWorker = Built | Ready | Counted | Explained | Drained
+FromWorker = Built | Ready | Alive | Counted | Explained | Drained
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
+from router.core import OVERLOADED
 from router.counters import BOUNDS_S
 from router.deadlines import NEVER
 from router.engine_manners import FirstEventGuard, abort
@@ -154,7 +155,7 @@ class Exchange(RequestReceiver, ResponseReceiver):
             self._peer = self._peer.behind(known, core.trusted_hops)
             host = known.get(b"x-forwarded-host", host)
         endpoint = core.table.route(shape.authority, shape.path)
-        refusal = core.gate.check(head, self._peer)
+        refusal = OVERLOADED if core.shed_share and core.sheds() else core.gate.check(head, self._peer)
         if refusal is not None or endpoint is None:
             # A table without any endpoint is one that has not come yet: try again, rather than never.
             missing = Kind.NO_ROUTE if core.table.endpoints else Kind.NO_REPLICA

@@ -9,6 +9,7 @@ grpc nor protobuf. Settings and table come over the control channel; counters go
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import logging
 import mmap
@@ -26,7 +27,9 @@ import uvloop
 
 from router.clock import Clock
 from router.control import (
+    PULSE_S,
     Accept,
+    Alive,
     Ask,
     Built,
     Counted,
@@ -54,6 +57,7 @@ from router.edge.admission import AdmissionGate
 from router.edge.arrivals import TrustedPeers
 from router.edge.listener import Listener
 from router.errors import Kind, ProxyError, Source
+from router.overload import Overload
 from router.routing.explain import explain
 from router.routing.load import BOARD_SLOTS, LoadBoard
 from router.routing.outlier import is_ready
@@ -84,6 +88,7 @@ _log = logging.getLogger("router.worker")
 GC_THRESHOLDS = (50_000, 20, 50)
 DRAIN_POLL_S = 0.05
 MAX_PENDING = 4_096  # messages; beyond it the supervisor's writes have to wait
+MAX_UNHEARD_BYTES = 65_536
 TURN_S = 0.002  # of messages in one turn of the loop; requests come between
 SLICE = 256  # endpoints or replicas counted in one turn of the loop
 MAX_LISTED = 1_024  # of a larger table only the replicas that something happened to are counted one by one
@@ -118,7 +123,13 @@ class Worker:
             start.trusted_hops,
         )
         proxies = None if start.proxies is None else TrustedPeers(start.proxies)
-        self.listener = Listener(self.core, self.reactor, start.limits, start.max_connections, proxies)
+        limits = start.overload
+        self.listener = Listener(
+            self.core, self.reactor, start.limits, start.max_connections, proxies, limits.connections_per_address
+        )
+        self.overload = Overload(limits)
+        self._shed_before = 0
+        self._pulse_s = 0.0
         self._tls_listeners = start.tls_listeners
         if start.tls is not None:
             self.listener.set_context(server_context(start.tls))
@@ -211,13 +222,31 @@ class Worker:
     def _tick(self) -> None:
         """Turn the wheel. How late this comes is the loop's lag: the time something else held the loop."""
         now = self.clock.read()
-        self.counters.loop_lag.observe(max(0.0, now - self._next_tick_s))
+        lag_s = max(0.0, now - self._next_tick_s)
+        self.counters.loop_lag.observe(lag_s)
         try:
+            self._weigh(lag_s, now)
             self.wheel.turn(now)
             self.outbox.flush()
         finally:  # whatever happened: without this no deadline would ever pass again
             self._next_tick_s = monotonic() + TICK_S
             self._loop.call_later(TICK_S, self._tick)
+
+    def _weigh(self, lag_s: float, now: float) -> None:
+        """Decide how much of what is new can be taken on, and tell the supervisor that this loop goes round."""
+        core, overload = self.core, self.overload
+        if core.shed_requests != self._shed_before:
+            shed, self._shed_before = core.shed_requests - self._shed_before, core.shed_requests
+            if overload.reason == "memory":
+                self.counters.shed_memory += shed
+            else:
+                self.counters.shed_lag += shed
+        overload.tick(lag_s, now)
+        core.shed_share = overload.share
+        self.listener.refuses_connections = overload.refuses_connections
+        if now >= self._pulse_s:
+            self._pulse_s = now + PULSE_S
+            self._control.pulse(Alive(overload.describe()))
 
     async def _drain(self, *, is_handed_over: bool) -> None:
         """Finish what is under way; cut what is left at the deadline, WebSockets with 1012."""
@@ -370,6 +399,11 @@ class ControlProtocol(asyncio.Protocol):
         """End the process."""
         self.end()
 
+    def pulse(self, message: Alive) -> None:
+        """Say that all is well, unless a supervisor that does not listen has not taken what was said before."""
+        if self._transport.get_write_buffer_size() < MAX_UNHEARD_BYTES:
+            self._transport.write(pack(message))
+
     def send(self, message: Built | Ready | Counted | Explained | Drained) -> None:
         """Answer the supervisor."""
         self._transport.write(pack(message))
@@ -426,9 +460,10 @@ def main() -> None:
     """Run one worker; see the module."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s", stream=sys.stderr)
     # A terminal or a service manager signals every process; what it means is the supervisor's to say.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     sys.unraisablehook = _report_unraisable
+    faulthandler.enable()  # a worker that is stuck is ended by SIGABRT, and says where it was
     gc.disable()  # until the first table is there: all of it stays
     control_fd, board_fd, *listen_fds = map(int, sys.argv[1:])
     uvloop.run(_serve(control_fd, board_fd, listen_fds))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -16,7 +17,9 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from router.control import (
+    PULSE_S,
     Accept,
+    Alive,
     Ask,
     Built,
     Counted,
@@ -43,6 +46,9 @@ READ_BYTES = 262_144
 RESTART_FLOOR_S = 0.1  # the wait before a replacement doubles while workers die young
 RESTART_CEILING_S = 5.0
 OLD_AGE_S = 10.0
+START_LIMIT_S = 30.0
+MIN_MISSED = 3  # pulses, however short the limit: one or two may be late under load
+ABORT_GRACE_S = 1.0  # for a stuck worker to say where it is
 
 
 class WorkerProcess:
@@ -65,6 +71,10 @@ class WorkerProcess:
         self.cut = 0
         self.last: WorkerSnapshot | None = None
         self.is_stalled = False
+        self.overload = ""  # what it suffers from, as it last said
+        self.stuck = 0  # times that it was ended because its loop stood still
+        self._is_heard = False
+        self._missed = 0  # turns of the watch in a row without a word
         self.ready = asyncio.Event()
         self._greet = greet
         self._board_fd = board_fd
@@ -108,6 +118,33 @@ class WorkerProcess:
             return None
         found: dict[str, object] = msgspec.msgpack.decode(answer.explanation)
         return found
+
+    def watch(self, stuck_s: float) -> None:
+        """Take one turn of the supervisor's watch, each `PULSE_S`: who is silent for so long is replaced.
+
+        Turns are counted, not time: a supervisor that itself stood still has heard nothing meanwhile. A worker
+        that starts says nothing yet, and has `START_LIMIT_S`.
+        """
+        process = self._process
+        if self._is_heard or process is None or process.returncode is not None:
+            self._is_heard = False
+            self._missed = 0
+            return
+        self._missed += 1
+        limit_s = stuck_s if self.state in ("ready", "draining") else max(stuck_s, START_LIMIT_S)
+        if self._missed == max(MIN_MISSED, round(limit_s / PULSE_S)):
+            spawn(self._end_stuck(process, limit_s), "stuck worker")
+
+    async def _end_stuck(self, process: asyncio.subprocess.Process, silent_s: float) -> None:
+        """End a process whose loop stands still; where it stands is written to stderr, if it can."""
+        self.stuck += 1
+        _log.error("worker %d (process %d) said nothing for %g s and is ended", self.index, process.pid, silent_s)
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGABRT)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), ABORT_GRACE_S)
+                return
+            process.kill()
 
     async def drain(self, deadline_s: float, grace_s: float, *, is_handed_over: bool = False) -> None:
         """Let it finish; kill it when it does not end by itself. See `control.Drain`."""
@@ -229,7 +266,10 @@ class WorkerProcess:
             self.send(Accept())
 
     def _take(self, message: FromWorker) -> None:
-        if isinstance(message, Built):
+        self._is_heard = True
+        if isinstance(message, Alive):
+            self.overload = message.overload
+        elif isinstance(message, Built):
             self.built.set()
             self._accepting = spawn(self._accept(), "accept")
         elif isinstance(message, Ready):
@@ -248,5 +288,6 @@ class WorkerProcess:
         self.built.clear()
         self.ready.clear()
         self._channel = None
+        self.overload = ""
         for future in self._questions.values():
             future.cancel()

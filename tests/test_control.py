@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from router.control import (
     MAX_MESSAGE_BYTES,
     Accept,
+    Alive,
     Ask,
     Built,
     Counted,
@@ -29,6 +30,7 @@ from router.control import (
     pack,
     to_worker,
 )
+from router.overload import OverloadLimits
 from router.routing.spec import EndpointPatch, EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TablePatch
 from router.telemetry import EndpointSnapshot, ReplicaSnapshot, WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
@@ -56,7 +58,7 @@ SNAPSHOT = WorkerSnapshot(
 )  # fmt: skip
 TLS = ServerTls((CertificatePair("/c", b"cert", b"key", ("a", "*.b"), 1.5),), b"ca", "1.3")
 TO_WORKER = [
-    Start(1, 2, ServerLimits(head_s=1.0), 10, ["t"], 1, TLS, ["::1/128"], 2, "-", 0.5, "DEBUG"),
+    Start(1, 2, ServerLimits(head_s=1.0), 10, ["t"], 1, TLS, ["::1/128"], 2, "-", 0.5, "DEBUG", OverloadLimits(0.2, 5, 3)),
     SetTls(TLS),
     Patch(PATCH),
     Patch(TablePatch(1)),
@@ -71,6 +73,7 @@ TO_WORKER = [
 ]
 FROM_WORKER = [
     Built(),
+    Alive("lag 120 ms"),
     Ready(1),
     Counted(1, SNAPSHOT),
     Explained(2, msgspec.Raw(msgspec.msgpack.encode({"a": [1, None]}))),

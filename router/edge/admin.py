@@ -53,10 +53,10 @@ class AdminSource(Protocol):
     def state(self) -> dict[str, Any]:
         """Return the daemon's state.
 
-        `ready`, `reasons` (why not), `workers` (each `index`, `pid`, `state`, `restarts`, `stalled`; it serves
-        in the states `ready` and `draining`), `started_epoch_s`, `version`, `draining`, `last_reload`
-        (`ok`, `error`, `at_epoch_s`; or None), `config_staleness_s` (0 for a static table), `config` (of the store,
-        see `config.agent.ConfigAgent.status`; None for a static table), and of upgrades (`succession.Succession.state`).
+        `ready`, `reasons` (why not), `workers` (each `index`, `pid`, `state`, `restarts`, `stalled`, `stuck`,
+        `overload`; it serves in the states `ready` and `draining`), `started_epoch_s`, `version`, `draining`,
+        `last_reload` (`ok`, `error`, `at_epoch_s`; or None), `config_staleness_s` (0 for a static table), `config`
+        (of the store, see `config.agent.ConfigAgent.status`; None for a static table), and that of upgrades.
         """
 
     async def explain(self, host: str, path: str) -> dict[str, Any]:

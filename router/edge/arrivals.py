@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterable
 
-    from router.edge.connection import ConnectionOwner
+    from router.edge.listener import Listener
 
 _log = logging.getLogger("router.arrivals")
 
@@ -78,7 +78,7 @@ class Arrivals:
 
     __slots__ = ("_listening", "_loop", "_owner", "_proxies", "_waiting", "context")
 
-    def __init__(self, owner: ConnectionOwner, proxies: TrustedPeers | None) -> None:
+    def __init__(self, owner: Listener, proxies: TrustedPeers | None) -> None:
         self._owner = owner
         self._proxies = proxies
         self._loop = asyncio.get_running_loop()
@@ -145,6 +145,8 @@ class Arrivals:
             address = host.encode() or b"unix"
             if self._proxies is not None:
                 address = await self._take_header(sock, host, ends_s) or address
+            if is_tls and not self._owner.has_room(address):
+                return  # a handshake is the dearest thing that a client can ask for
             connection = arrival.connection = ServerConnection(
                 self._owner, Peer(address, b"https" if is_tls else b"http")
             )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 
 from router.edge.arrivals import Arrivals
@@ -32,15 +33,18 @@ class Listener:
 
     __slots__ = (
         "_arrivals",
+        "_by_address",
         "_connections",
         "_context",
         "_max_connections",
+        "_max_per_address",
         "_proxies",
         "_servers",
         "core",
         "is_retiring",
         "limits",
         "reactor",
+        "refuses_connections",
     )
 
     def __init__(
@@ -50,13 +54,20 @@ class Listener:
         limits: ServerLimits,
         max_connections: int,
         proxies: TrustedPeers | None = None,
+        max_per_address: int = 0,
     ) -> None:
-        """`proxies`: every connection begins with a PROXY header, and these may send one."""
+        """`proxies`: every connection begins with a PROXY header, and these may send one.
+
+        `max_per_address`: connections of one client, 0 for any number; see `client_of`.
+        """
         self.core = core
         self.reactor = reactor
         self.limits = limits
         self.is_retiring = False
+        self.refuses_connections = False  # new ones, for want of memory
         self._max_connections = max_connections
+        self._max_per_address = max_per_address
+        self._by_address: dict[bytes, int] = {}  # never more than there are connections
         self._connections: set[ServerConnection] = set()
         self._servers: list[asyncio.AbstractServer] = []
         self._proxies = proxies
@@ -90,14 +101,45 @@ class Listener:
         if len(self._connections) > self._max_connections:
             counters.connections_refused += 1
             return False
+        if self.refuses_connections:
+            counters.refused_memory += 1
+            return False
+        if self._max_per_address:
+            client = client_of(connection.peer.address)
+            count = self._by_address.get(client, 0) if client else 0
+            if count >= self._max_per_address:
+                counters.refused_address += 1
+                return False
+            if client:
+                self._by_address[client] = count + 1
+                connection.counted = client
         counters.connections_accepted += 1
         counters.connections_open += 1
         if self.is_retiring:  # it was accepted before, and told to us only now
             connection.codec.retire(self.reactor.clock.now)
         return True
 
+    def has_room(self, address: bytes) -> bool:
+        """Whether a connection of that address would be taken, before a handshake is spent on it; counts if not."""
+        counters = self.reactor.counters
+        if self.refuses_connections:
+            counters.refused_memory += 1
+            return False
+        if self._max_per_address and self._by_address.get(client_of(address), 0) >= self._max_per_address:
+            counters.refused_address += 1
+            return False
+        return True
+
     def forget(self, connection: ServerConnection) -> None:
         """Drop a connection that is gone."""
+        client = connection.counted
+        if client:
+            connection.counted = b""
+            count = self._by_address[client] - 1
+            if count:
+                self._by_address[client] = count
+            else:
+                del self._by_address[client]
         if connection in self._connections:
             self._connections.remove(connection)
             self.reactor.counters.connections_open = len(self._connections)
@@ -165,3 +207,17 @@ class Listener:
     def open_connections(self) -> int:
         """How many connections are open."""
         return len(self._connections)
+
+
+def client_of(address: bytes) -> bytes:
+    """Return what one client's connections are counted by: an IPv4 address, or the /64 that an IPv6 one is of.
+
+    Empty for a Unix socket, whose clients have none.
+    """
+    if address == b"unix":
+        return b""
+    if b":" not in address:
+        return address
+    found = IPv6Address(address.decode().partition("%")[0])
+    mapped = found.ipv4_mapped
+    return found.packed[:8] if mapped is None else str(mapped).encode()
