@@ -8,7 +8,8 @@
     drains; Gone, or its end           -------->
 
 Nothing changes for the predecessor until it has read Ready, and nothing of what both hold is shut down or removed
-before: a socket is the same one in both processes. After Ready the successor goes on whatever becomes of the other.
+before: a socket is the same one in both processes. A predecessor that ends before Ready takes the successor with
+it, as it does its workers; after Ready the successor goes on whatever becomes of the other.
 Messages are msgpack with their length before them, as in `control`.
 """
 
@@ -19,15 +20,11 @@ import os
 import socket
 import struct
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import msgspec
 
 from router.control import Unpacker
 from router.transport.tasks import spawn
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 VARIABLE = "ROUTER_HANDOVER"  # the number of the successor's end of the pair
 VERSION = 1
@@ -125,7 +122,6 @@ class Predecessor:
         self._writer: asyncio.StreamWriter | None = None
         self._first: asyncio.Future[Handover] = asyncio.get_running_loop().create_future()
         self._yours = asyncio.Event()
-        self._on_gone: Callable[[], None] | None = None
 
     async def receive(self) -> None:
         """Wait for the description and check that it fits this process. HandoverError says what is wrong."""
@@ -143,20 +139,23 @@ class Predecessor:
 
     def sockets(self) -> list[tuple[HandedSocket, socket.socket]]:
         """Return the sockets as objects of this process, which owns them; HandoverError if one is none."""
-        found = []
-        for entry in self.handover.sockets:
-            try:
-                sock = socket.socket(fileno=entry.fd)
-            except OSError as failure:
-                raise HandoverError(f"descriptor {entry.fd} for {entry.address}: {failure.strerror}") from None
-            sock.set_inheritable(False)
-            if sock.type != entry.kind:
-                raise HandoverError(f"descriptor {entry.fd} for {entry.address} is another kind of socket")
-            found.append((entry, sock))
+        found: list[tuple[HandedSocket, socket.socket]] = []
+        try:
+            for entry in self.handover.sockets:
+                found.append((entry, _adopted(entry)))
+        except OSError as failure:
+            for _, sock in found:
+                sock.close()
+            raise HandoverError(f"descriptor {entry.fd} for {entry.address}: {failure.strerror}") from None
         return found
 
     async def ready(self, taken: list[int]) -> None:
-        """Say that this process accepts; return once the other has let go, or is gone."""
+        """Say that this process accepts; return once the other has let go, or is gone.
+
+        HandoverError if it was gone before: whoever ended it did not want another in its place.
+        """
+        if self.is_gone:
+            raise HandoverError("the predecessor ended")
         self._send(Ready(taken))
         with suppress(TimeoutError):
             async with asyncio.timeout(ANSWER_LIMIT_S):
@@ -165,12 +164,6 @@ class Predecessor:
     def refuse(self, reason: str) -> None:
         """Say why it cannot be."""
         self._send(Refused(reason))
-
-    def watch(self, on_gone: Callable[[], None]) -> None:
-        """Have `on_gone` called when the other process has ended, at once if it has."""
-        self._on_gone = on_gone
-        if self.is_gone:
-            on_gone()
 
     def close(self) -> None:
         """Let the pair go."""
@@ -196,8 +189,7 @@ class Predecessor:
         self._yours.set()
         if not self._first.done():
             self._first.set_exception(failure)
-        if self._on_gone is not None:
-            self._on_gone()
+        self.close()
 
     def _take(self, message: FromPredecessor) -> None:
         if isinstance(message, Handover):
@@ -207,6 +199,15 @@ class Predecessor:
             self._yours.set()
         else:
             self.cut = message.cut
+
+
+def _adopted(entry: HandedSocket) -> socket.socket:
+    sock = socket.socket(fileno=entry.fd)
+    sock.set_inheritable(False)
+    if sock.type != entry.kind:
+        sock.close()
+        raise OSError(0, "it is another kind of socket")
+    return sock
 
 
 def take_pair() -> socket.socket | None:
@@ -237,5 +238,7 @@ def take_pair() -> socket.socket | None:
 def refuse_on(pair: socket.socket, reason: str) -> None:
     """Say on a bare pair why this process does not even begin: its settings are wrong."""
     with suppress(OSError):
+        pair.settimeout(DESCRIPTION_LIMIT_S)
+        pair.recv(READ_BYTES)  # what is closed unread would reach the other end before our words
         pair.sendall(frame(Refused(reason)))
     pair.close()

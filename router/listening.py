@@ -80,6 +80,7 @@ class Inheritance:
             wanted = _names(flag, address)
             same = [pair for pair in self._left if wanted and _name(pair[1]) in wanted]
         same = [pair for pair in same if pair[1].type == socket.SOCK_STREAM]
+        same = [pair for pair in same if _name(pair[1]) == _name(same[0][1])]  # port 0 may stand there twice
         for pair in same:
             self._left.remove(pair)
             self.taken.append(pair[0].fd)

@@ -89,9 +89,10 @@ class Succession:
 
     async def know_enough(self, monitor: HealthMonitor, is_over: Callable[[], bool]) -> None:
         """Wait for the table, and for which replicas are ill; RuntimeError when there is no way on."""
+        assert self.predecessor is not None
         while self._agent is not None and not self._agent.has_table:  # the predecessor's limit of time holds
             await asyncio.sleep(LOOK_S)
-            if is_over():
+            if is_over() or self.predecessor.is_gone:
                 raise RuntimeError("there is no table to serve from")
         ends_s = time.monotonic() + FIRST_CHECKS_S
         while not monitor.has_checked_all() and time.monotonic() < ends_s:  # noqa: ASYNC110

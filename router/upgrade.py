@@ -14,6 +14,7 @@ import asyncio
 import logging
 import os
 import socket
+import subprocess
 import sys
 import time
 from contextlib import suppress
@@ -33,15 +34,20 @@ if TYPE_CHECKING:
 _log = logging.getLogger("router.supervisor")
 
 MAX_OLDER = 8  # generations that drain beside the one that serves
+POLL_S = 0.01
 END_LIMIT_S = 5.0  # for a successor that has closed its end to be gone
 
 
 class Successor:
-    """One process that was started to take over."""
+    """One process that was started to take over.
+
+    By `subprocess`, not by the loop: uvloop leaves copies of stdin, stdout and stderr open in a child, three more
+    with each generation.
+    """
 
     def __init__(self) -> None:
         self.pid = 0
-        self._process: asyncio.subprocess.Process | None = None
+        self._process: subprocess.Popen[bytes] | None = None
         self._writer: asyncio.StreamWriter | None = None
 
     async def start(self, command: list[str], handover: Handover) -> FromSuccessor:
@@ -49,8 +55,8 @@ class Successor:
         ours, theirs = socket.socketpair()
         fds = (theirs.fileno(), *(entry.fd for entry in handover.sockets))
         try:
-            self._process = await asyncio.create_subprocess_exec(
-                *command, stdin=asyncio.subprocess.DEVNULL, pass_fds=fds,
+            self._process = subprocess.Popen(  # noqa: ASYNC220, S603 - milliseconds; our own command line
+                command, stdin=subprocess.DEVNULL, pass_fds=fds,
                 env={**os.environ, VARIABLE: str(theirs.fileno())},
             )  # fmt: skip
         except OSError as failure:
@@ -69,14 +75,22 @@ class Successor:
             while data := await reader.read(READ_BYTES):
                 for body in unpacker.feed(data):
                     return from_successor.decode(body)
-        except (OSError, ValueError, msgspec.DecodeError) as failure:
+        except ConnectionError:
+            pass  # it ended without having read what we said
+        except (ValueError, msgspec.DecodeError) as failure:
             return Refused(f"its words cannot be read: {failure}")
-        assert self._process is not None
         with suppress(TimeoutError):
             async with asyncio.timeout(END_LIMIT_S):
-                code = await self._process.wait()
+                code = await self._ended()
                 return Refused(f"it ended with exit code {code} before it was ready; its log says why")
         return Refused("it closed its end and did not go")
+
+    async def _ended(self) -> int:
+        """Return the exit code. Polled, since only an attempt that failed waits for it."""
+        assert self._process is not None
+        while (code := self._process.poll()) is None:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
+        return code
 
     def tell(self, message: FromPredecessor) -> None:
         """Say something, if it is still there."""
@@ -84,10 +98,9 @@ class Successor:
 
     async def kill(self) -> None:
         """End it: it is not to take over any more."""
-        if self._process is not None and self._process.returncode is None:
-            with suppress(ProcessLookupError):
-                self._process.kill()
-            await self._process.wait()
+        if self._process is not None and self._process.poll() is None:
+            self._process.kill()
+            await self._ended()
         if self._writer is not None:
             self._writer.close()
 

@@ -25,6 +25,7 @@ LAYERS = [
     ("router.app", 5, "app"),
     ("router.handover", 5, "app"),
     ("router.service", 5, "app"),
+    ("router.succession", 5, "app"),
     ("router.upgrade", 5, "app"),
     ("router.cli", 5, "app"),
     ("router.__main__", 5, "app"),
