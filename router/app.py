@@ -31,6 +31,7 @@ from router.control import PULSE_S, Health, Patch, ReopenLogs, SetLogLevel, SetT
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.edge.admin import AdminListener
+from router.handover import BusyReplica
 from router.routing.image import TableImage, parts_of
 from router.routing.load import BOARD_SLOTS, LoadBoard
 from router.routing.spec import TablePatch
@@ -57,6 +58,7 @@ EXIT_CLEAN, EXIT_FATAL, EXIT_USAGE, EXIT_BIND, EXIT_CUT = 0, 1, 2, 3, 4
 ASK_LIMIT_S = 0.25
 ADMIN_TICK_S = 0.25  # slow heads and idle connections of operators can wait that long
 DRAIN_GRACE_S = 3.0
+BUSY_S = 0.5  # between two words of a daemon that drains about what it still has
 
 
 class Supervisor:
@@ -82,6 +84,9 @@ class Supervisor:
         self._may_accept = asyncio.Event()
         self._board_fd = os.memfd_create("router-load-board")
         self._board = self._map_board()
+        self._busy_slots: list[int] = []  # of the board, in which a predecessor has something
+        if predecessor is not None:
+            predecessor.on_busy = self._note_busy
         self._admin: AdminListener | None = None
         self._done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._is_started = False
@@ -172,6 +177,7 @@ class Supervisor:
         await asyncio.gather(*(worker.kill() for worker in self._workers))
         if self._board is not None:
             self._board.close()
+            self._board = None  # a predecessor's last word may still come
         os.close(self._board_fd)
 
     def end(self, code: int = EXIT_CLEAN) -> None:
@@ -216,16 +222,43 @@ class Supervisor:
         is_serving = self._is_started and not self._is_draining and not self._done.done()
         return self._succession.upgrade(is_serving=is_serving)
 
-    async def _drain_after(self) -> int:
+    async def _drain_after(self, report: Callable[[list[BusyReplica]], None]) -> int:
         """Finish what is under way here: a successor serves. Return how many requests were cut."""
         self._is_draining = True
         if self._admin is not None:
             self._admin.retire()
         self._succession.admin.close()
+        reporting = spawn(self._report_busy(report), "busy replicas")
         cut = await self.drain_workers(self._settings.drain_deadline_s)
+        reporting.cancel()
         _log.info("drained after the upgrade; %d requests were cut", cut)
         self.end(EXIT_CUT if cut else EXIT_CLEAN)
         return cut
+
+    async def _report_busy(self, report: Callable[[list[BusyReplica]], None]) -> None:
+        """Tell the successor what is still on each replica: a replica's limit is for both together."""
+        while True:
+            counts: dict[tuple[str, str], int] = {}
+            for snapshot in await self.snapshots():
+                for seen in snapshot.replicas:
+                    if seen.in_flight:
+                        name = (seen.endpoint, seen.id)
+                        counts[name] = counts.get(name, 0) + seen.in_flight
+            report([BusyReplica(*name, count) for name, count in counts.items()])
+            await asyncio.sleep(BUSY_S)
+
+    def _note_busy(self, replicas: list[BusyReplica]) -> None:
+        """Put what a predecessor still has into its row of the load board, where every worker counts it."""
+        if self._board is None:
+            return
+        for slot in self._busy_slots:
+            self._board.publish(slot, 0)
+        self._busy_slots.clear()
+        for busy in replicas:
+            known = self._image.replicas.get(busy.endpoint, {}).get(busy.id)
+            if known is not None:
+                self._board.publish(known.slot, busy.in_flight)
+                self._busy_slots.append(known.slot)
 
     def refuse(self, reason: str) -> None:
         """Tell the predecessor, if there is one, why this process does not take over."""
@@ -308,9 +341,10 @@ class Supervisor:
         workers = self._settings.workers
         if workers == 1:
             return None
-        size = workers * BOARD_SLOTS * 8
+        rows = workers + 1  # the last one is a predecessor's
+        size = rows * BOARD_SLOTS * 8
         os.ftruncate(self._board_fd, size)
-        return LoadBoard(memoryview(mmap.mmap(self._board_fd, size)), 0, workers, BOARD_SLOTS)
+        return LoadBoard(memoryview(mmap.mmap(self._board_fd, size)), workers, rows, BOARD_SLOTS)
 
     async def _start_admin(self) -> None:
         if not self.admin:

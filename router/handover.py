@@ -5,7 +5,8 @@
     set by hand                                   its workers, waits for its table and its first health checks
                                        <--------  Ready, with the sockets it took; or Refused, and the end
     Yours: stops accepting, lets go    -------->  owns files of sockets, pid file, checkpoints
-    drains; Gone, or its end           -------->
+    drains: Busy now and then; Gone,   -------->  counts that against the replicas' limits
+    or its end
 
 Nothing changes for the predecessor until it has read Ready, and nothing of what both hold is shut down or removed
 before: a socket is the same one in both processes. A predecessor that ends before Ready takes the successor with
@@ -20,11 +21,15 @@ import os
 import socket
 import struct
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from router.control import Unpacker
 from router.transport.tasks import spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 VARIABLE = "ROUTER_HANDOVER"  # the number of the successor's end of the pair
 VERSION = 1
@@ -87,13 +92,27 @@ class Yours(msgspec.Struct, tag="yours"):
     """The predecessor stopped accepting and let go of what only one may have."""
 
 
+class BusyReplica(msgspec.Struct):
+    """How many requests the predecessor still has on a replica."""
+
+    endpoint: str
+    id: str
+    in_flight: int
+
+
+class Busy(msgspec.Struct, tag="busy"):
+    """What the predecessor still has under way, now and then while it drains; replicas without are left out."""
+
+    replicas: list[BusyReplica]
+
+
 class Gone(msgspec.Struct, tag="gone"):
     """The predecessor has drained and ends; so many requests were cut."""
 
     cut: int
 
 
-FromPredecessor = Handover | Yours | Gone
+FromPredecessor = Handover | Yours | Busy | Gone
 FromSuccessor = Ready | Refused
 
 _encoder = msgspec.msgpack.Encoder()
@@ -118,6 +137,7 @@ class Predecessor:
         self.handover = Handover(VERSION, 0, 0, [])
         self.is_gone = False
         self.cut: int | None = None
+        self.on_busy: Callable[[list[BusyReplica]], None] = lambda _: None
         self._pair = pair
         self._writer: asyncio.StreamWriter | None = None
         self._first: asyncio.Future[Handover] = asyncio.get_running_loop().create_future()
@@ -186,6 +206,7 @@ class Predecessor:
         except (OSError, ValueError, msgspec.DecodeError) as wrong:
             failure = HandoverError(f"the predecessor's words cannot be read: {wrong}")
         self.is_gone = True
+        self.on_busy([])
         self._yours.set()
         if not self._first.done():
             self._first.set_exception(failure)
@@ -197,6 +218,8 @@ class Predecessor:
                 self._first.set_result(message)
         elif isinstance(message, Yours):
             self._yours.set()
+        elif isinstance(message, Busy):
+            self.on_busy(message.replicas)
         else:
             self.cut = message.cut
 

@@ -14,7 +14,7 @@ import os
 import time
 from typing import TYPE_CHECKING, Any
 
-from router.handover import VERSION, AddedReplica, Handover, Yours
+from router.handover import VERSION, AddedReplica, Busy, Handover, Yours
 from router.listening import AdminSocket, Inheritance, ListeningSockets
 from router.service import PidFile, notify
 from router.upgrade import Upgrade
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from router.config.agent import ConfigAgent
     from router.config.settings import Settings
     from router.config.static_table import StaticTable
-    from router.handover import Predecessor, Ready
+    from router.handover import BusyReplica, Predecessor, Ready
     from router.transport.upstream.probe import HealthMonitor
     from router.upgrade import Successor
 
@@ -36,9 +36,10 @@ LOOK_S = 0.02  # between two looks at what a successor waits for
 
 
 class Succession:
-    """One per daemon. `command` starts it again, None: it cannot be; `drain` is the owner's, after a hand-over.
+    """One per daemon. `command` starts it again; None: it cannot be.
 
-    `is_failed`: an operator took the daemon out of the rotation, which outlives an upgrade.
+    `drain` is the owner's, after a hand-over: it says now and then what is still under way, and returns how many
+    requests were cut. `is_failed`: an operator took the daemon out of the rotation, which outlives an upgrade.
     """
 
     def __init__(
@@ -48,7 +49,7 @@ class Succession:
         predecessor: Predecessor | None,
         agent: ConfigAgent | None,
         static: StaticTable | None,
-        drain: Callable[[], Awaitable[int]],
+        drain: Callable[[Callable[[list[BusyReplica]], None]], Awaitable[int]],
     ) -> None:
         self.sockets = ListeningSockets(settings)
         self.admin = AdminSocket()
@@ -153,7 +154,7 @@ class Succession:
         self.admin.disown(taken)
         notify(f"MAINPID={successor.pid}")
         successor.tell(Yours())
-        return await self._drain()
+        return await self._drain(lambda replicas: successor.tell(Busy(replicas)))
 
     # -- what is known of it ----------------------------------------------------------------------------
 

@@ -433,8 +433,9 @@ class LoadBoardMaker:
         """Return this worker's view of the board."""
         if start.workers == 1:
             return None
-        shared = mmap.mmap(self._fd, start.workers * BOARD_SLOTS * 8)
-        return LoadBoard(memoryview(shared), start.worker, start.workers, BOARD_SLOTS)
+        rows = start.workers + 1  # the last one is what a predecessor of this daemon still has
+        shared = mmap.mmap(self._fd, rows * BOARD_SLOTS * 8)
+        return LoadBoard(memoryview(shared), start.worker, rows, BOARD_SLOTS)
 
 
 async def _serve(control_fd: int, board_fd: int, listen_fds: list[int]) -> None:

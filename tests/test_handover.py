@@ -11,6 +11,8 @@ import pytest
 from router.handover import (
     VARIABLE,
     VERSION,
+    Busy,
+    BusyReplica,
     FromPredecessor,
     Gone,
     HandedSocket,
@@ -67,12 +69,16 @@ async def test_all_goes_well(pair):
     pair.say(Yours())
     await waiting
     assert not pair.successor.is_gone
+    told = []
+    pair.successor.on_busy = told.append
+    pair.say(Busy([BusyReplica("e", "r", 2)]))
     pair.say(Gone(4))
     pair.ours.close()
     async with asyncio.timeout(5):
         while not pair.successor.is_gone:
             await asyncio.sleep(0.01)
     assert pair.successor.cut == 4
+    assert told == [[BusyReplica("e", "r", 2)], []], "nothing is on them when it is gone"
 
 
 async def test_a_predecessor_that_dies_after_ready_has_let_go(pair):

@@ -324,6 +324,41 @@ async def test_a_stream_that_outlives_the_deadline_is_cut_and_said(start_router,
         await until(known)
 
 
+async def test_what_the_old_one_still_has_counts_against_a_replicas_limit(start_router, start_server, until, gone):
+    router = await start_router(
+        "--health", "none", "--max-concurrency", 3, *FLAGS, replicas=[await start_server(loadkit.replica)], workers=2
+    )
+    streams = [await asyncio.open_connection("127.0.0.1", router.port) for _ in range(3)]
+    for reader, writer in streams:
+        writer.write(b"GET /events HTTP/1.1\r\nhost: h\r\n\r\n")
+        await reader.readuntil(b"data: 0")
+
+    async def ask():
+        reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+        writer.write(b"GET / HTTP/1.1\r\nhost: h\r\nconnection: close\r\n\r\n")
+        answer = await reader.read()
+        writer.close()
+        return answer.lower()
+
+    assert b"x-router-error: at_capacity" in await ask()
+    async with lineage(router, until, gone) as line:
+        await line.upgrade()
+
+        async def is_full():
+            return b"x-router-error: at_capacity" in await ask()
+
+        await until(is_full)
+        for reader, writer in streams:
+            assert (await reader.read()).endswith(b"0\r\n\r\n")
+            writer.close()
+        await line.settled()
+
+        async def is_free():
+            return (await ask()).startswith(b"http/1.1 200 ")
+
+        await until(is_free)
+
+
 async def test_what_an_operator_did_by_hand_outlives_it(start_router, start_server, until, gone):
     first, second = await start_server(loadkit.replica), await start_server(loadkit.replica)
     router = await start_router("--health", "none", replicas=[first])
