@@ -225,9 +225,9 @@ class Worker:
         lag_s = max(0.0, now - self._next_tick_s)
         self.counters.loop_lag.observe(lag_s)
         try:
-            self._weigh(lag_s, now)
             self.wheel.turn(now)
             self.outbox.flush()
+            self._weigh(lag_s, now)
         finally:  # whatever happened: without this no deadline would ever pass again
             self._next_tick_s = monotonic() + TICK_S
             self._loop.call_later(TICK_S, self._tick)
@@ -401,8 +401,9 @@ class ControlProtocol(asyncio.Protocol):
 
     def pulse(self, message: Alive) -> None:
         """Say that all is well, unless a supervisor that does not listen has not taken what was said before."""
-        if self._transport.get_write_buffer_size() < MAX_UNHEARD_BYTES:
-            self._transport.write(pack(message))
+        transport = self._transport
+        if not transport.is_closing() and transport.get_write_buffer_size() < MAX_UNHEARD_BYTES:
+            transport.write(pack(message))
 
     def send(self, message: Built | Ready | Counted | Explained | Drained) -> None:
         """Answer the supervisor."""

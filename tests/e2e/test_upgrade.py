@@ -324,6 +324,27 @@ async def test_a_stream_that_outlives_the_deadline_is_cut_and_said(start_router,
         await until(known)
 
 
+@pytest.mark.parametrize("signals", [1, 2])
+async def test_a_sigterm_hurries_the_old_one_only_when_it_is_said_twice(
+    start_router, start_server, until, gone, signals
+):
+    """A service manager may signal every process of the group: the streams of the old one have their time."""
+    router = await start_router("--health", "none", *FLAGS, replicas=[await start_server(loadkit.replica)])
+    reader, writer = await asyncio.open_connection("127.0.0.1", router.port)
+    writer.write(b"GET /events HTTP/1.1\r\nhost: h\r\n\r\n")
+    await reader.readuntil(b"data: 0")
+    async with lineage(router, until, gone) as line:
+        await line.upgrade()
+        for _ in range(signals):
+            os.kill(router.pid, signal.SIGTERM)
+            await asyncio.sleep(0.1)  # two at once are one
+        text = await reader.read()
+        writer.close()
+        assert text.endswith(b"0\r\n\r\n") is (signals == 1)
+        assert await router.wait() == (0 if signals == 1 else 4)
+        assert (await router.ask("/readyz")).status_code == 200
+
+
 async def test_what_the_old_one_still_has_counts_against_a_replicas_limit(start_router, start_server, until, gone):
     router = await start_router(
         "--health", "none", "--max-concurrency", 3, *FLAGS, replicas=[await start_server(loadkit.replica)], workers=2
