@@ -7,6 +7,7 @@ stalled), and carries signals to the workers:
     SIGTERM  not ready -> settle -> drain, exit 0, or 4 when the deadline cut something
     SIGINT   at once, exit 130
     SIGHUP   read file and certificates again; what is bad is refused and the old stays
+    SIGQUIT  start the same command anew, hand it the sockets when it is ready, drain; see `upgrade`
 """
 
 from __future__ import annotations
@@ -22,31 +23,32 @@ from typing import TYPE_CHECKING, Any
 from router import __version__
 from router.boards import make_boards, map_boards
 from router.clock import Clock
-from router.config.addresses import bind, parse_listen, unix_path
 from router.config.agent import ConfigAgent
 from router.config.certificates import WATCH_S, ServedCertificates
 from router.config.listeners import proxies
 from router.config.static_table import StaticTable
-from router.control import EngineLoads, Health, Patch, ReopenLogs, SetLogLevel, SetTls, Start, pack
+from router.control import PULSE_S, EngineLoads, Health, Patch, ReopenLogs, SetLogLevel, SetTls, Start, pack
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.edge.admin import AdminListener
-from router.listening import BindError, ListeningSockets, bind_unix
+from router.handover import BusyReplica
 from router.routing.image import TableImage, parts_of
 from router.routing.spec import TablePatch
+from router.service import notify
+from router.succession import Succession
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
 from router.transport.tasks import spawn
 from router.transport.upstream.engine_loads import EngineLoadPoller
 from router.transport.upstream.probe import HealthMonitor
-from router.worker_process import WorkerProcess
+from router.worker_process import START_LIMIT_S, WorkerProcess
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from router.config.addresses import UnixSocket
     from router.config.settings import Settings
     from router.control import ToWorker
+    from router.handover import Predecessor
     from router.routing.explain import Asked
     from router.routing.spec import TableSpec
     from router.telemetry import WorkerSnapshot
@@ -54,39 +56,47 @@ if TYPE_CHECKING:
 _log = logging.getLogger("router.supervisor")
 
 EXIT_CLEAN, EXIT_FATAL, EXIT_USAGE, EXIT_BIND, EXIT_CUT = 0, 1, 2, 3, 4
-START_LIMIT_S = 30.0
 ASK_LIMIT_S = 0.25
 ADMIN_TICK_S = 0.25  # slow heads and idle connections of operators can wait that long
 DRAIN_GRACE_S = 3.0
+BUSY_S = 0.5  # between two words of a daemon that drains about what it still has
 
 
 class Supervisor:
-    """One daemon. `start`, then `run` until a signal or `stop`."""
+    """One daemon. `start`, then `run` until a signal or `stop`.
 
-    def __init__(self, settings: Settings) -> None:
+    `command` starts it again, for an upgrade; None: it cannot be. `predecessor`: it takes over from that one.
+    """
+
+    def __init__(
+        self, settings: Settings, command: list[str] | None = None, predecessor: Predecessor | None = None
+    ) -> None:
         self._settings = settings
-        self.admin = ""
         self._certificates = ServedCertificates(settings)
         self._static = None if settings.store else StaticTable(settings)
         self._agent = ConfigAgent(settings, self._publish, self.end, self._replace) if settings.store else None
         self._image = TableImage()
         self._monitor = HealthMonitor(self._on_health)
         self._loads = EngineLoadPoller(self._image, self._on_loads)
-        self._sockets = ListeningSockets(settings)
-        self._admin_file: UnixSocket | None = None
+        self._succession = Succession(
+            settings, command, predecessor, self._agent, self._static, self._drain_after
+        )
         self._workers: list[WorkerProcess] = []
         self._may_greet = asyncio.Event()
+        self._may_accept = asyncio.Event()
         self._board_fd = make_boards(settings.workers)
-        self._board = map_boards(self._board_fd, 0, settings.workers).load
+        self._board = map_boards(self._board_fd, settings.workers, settings.workers).load
+        self._busy_slots: list[int] = []  # of the board, in which a predecessor has something
+        if predecessor is not None:
+            predecessor.on_busy = self._note_busy
         self._admin: AdminListener | None = None
         self._done: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._is_started = False
         self._is_draining = False
-        self._failed_by_operator = False
+        self._is_told_to_end = False
         self._started_epoch_s = time.time()
         self._refused: dict[str, str] = {}  # of what was read again last: the table, the certificates
         self._last_reload: dict[str, Any] = {"ok": True, "error": "", "at_epoch_s": self._started_epoch_s}
-        self._publish(TablePatch(0) if self._static is None else self._image.diff(self._static.spec()))
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -97,27 +107,57 @@ class Supervisor:
             loop.add_signal_handler(signal.SIGTERM, self._on_term)
             loop.add_signal_handler(signal.SIGINT, self.end, 128 + signal.SIGINT)
             loop.add_signal_handler(signal.SIGHUP, self._on_hangup)
+            loop.add_signal_handler(signal.SIGQUIT, self.upgrade)
         _raise_file_limit()
-        self._sockets.bind()
-        await self._start_admin()
-        for index, sockets in enumerate(self._sockets.by_worker):
+        await self._succession.bind()
+        self._publish(TablePatch(0) if self._static is None else self._image.diff(self._static.spec()))
+        is_first = self._succession.predecessor is None
+        if is_first:
+            await self._start_admin()
+            self._may_accept.set()
+        for index, sockets in enumerate(self._succession.sockets.by_worker):
             self._workers.append(
-                WorkerProcess(index, self._greet, self._board_fd, sockets, self._on_death, self._may_greet)
+                WorkerProcess(
+                    index, self._greet, self._board_fd, sockets, self._on_death, self._may_greet, self._may_accept
+                )
             )
-        try:
-            async with asyncio.timeout(START_LIMIT_S):
-                for worker in self._workers:  # they import while this process reads its checkpoint
-                    await worker.has_process.wait()
-                if self._agent is not None:
-                    self._agent.start()
-                self._may_greet.set()
-                for worker in self._workers:
-                    await worker.ready.wait()
-        except TimeoutError:
-            raise RuntimeError(f"a worker did not start within {START_LIMIT_S:g} s") from None
+        await self._workers_are(lambda worker: worker.has_process)  # they import while this reads its checkpoint
+        if self._agent is not None:
+            self._agent.start()
+        self._may_greet.set()
+        await self._workers_are(lambda worker: worker.built)
+        if not is_first:
+            await self._succession.know_enough(self._monitor, self._done.done)
+            self._may_accept.set()
+        await self._workers_are(lambda worker: worker.ready)
+        if not is_first:
+            if self._done.done():
+                raise RuntimeError("it was told to end")
+            await self._succession.take_over()
+            await self._start_admin()
         self._is_started = True
+        self._succession.pid_file.write()
+        notify("READY=1")
         if self._certificates.tls is not None:
             asyncio.get_running_loop().call_later(WATCH_S, self._watch_certificates)
+        if self._settings.stuck_worker_s:
+            self._watch_workers()
+
+    def _watch_workers(self) -> None:
+        try:
+            for worker in self._workers:
+                worker.watch(self._settings.stuck_worker_s)
+        finally:
+            asyncio.get_running_loop().call_later(PULSE_S, self._watch_workers)
+
+    async def _workers_are(self, stage: Callable[[WorkerProcess], asyncio.Event]) -> None:
+        """Wait until each worker has come that far."""
+        try:
+            async with asyncio.timeout(START_LIMIT_S):
+                for worker in self._workers:
+                    await stage(worker).wait()
+        except TimeoutError:
+            raise RuntimeError(f"a worker did not start within {START_LIMIT_S:g} s") from None
 
     async def run(self) -> int:
         """Serve until a signal; return the exit code."""
@@ -129,18 +169,18 @@ class Supervisor:
     async def close(self) -> None:
         """End everything at once; nothing is left behind."""
         self._may_greet.set()
+        await self._succession.abort("the daemon ends")
         self._monitor.close()
         self._loads.close()
         if self._agent is not None:
             await self._agent.close()
         if self._admin is not None:
             self._admin.close()
-        self._sockets.close()
-        if self._admin_file is not None:
-            self._admin_file.remove()
+        self._succession.close()
         await asyncio.gather(*(worker.kill() for worker in self._workers))
         if self._board is not None:
             self._board.close()
+            self._board = None  # a predecessor's last word may still come
         os.close(self._board_fd)
 
     def end(self, code: int = EXIT_CLEAN) -> None:
@@ -151,9 +191,10 @@ class Supervisor:
     def _on_term(self) -> None:
         if not self._is_started:
             self.end(EXIT_CLEAN)
-        elif self._is_draining:
+        elif self._is_told_to_end:
             self.end(EXIT_CUT)  # asked twice: no longer patient
         else:
+            self._is_told_to_end = True  # who drains already, for an upgrade or an operator, is not hurried by it
             spawn(self.drain(), "drain")
 
     async def drain(self) -> None:
@@ -161,6 +202,8 @@ class Supervisor:
         if self._is_draining:
             return
         self._is_draining = True
+        notify("STOPPING=1")
+        await self._succession.abort("the daemon drains")
         _log.info("draining: not ready, settling for %g s", self._settings.drain_settle_s)
         await asyncio.sleep(self._settings.drain_settle_s)
         cut = await self.drain_workers(self._settings.drain_deadline_s)
@@ -170,9 +213,59 @@ class Supervisor:
     async def drain_workers(self, deadline_s: float) -> int:
         """Stop accepting, let requests finish for so long; return how many were cut. Workers are gone then."""
         self._is_draining = True
-        self._sockets.close()  # else the kernel would go on queueing connections that nobody accepts
-        await asyncio.gather(*(worker.drain(deadline_s, DRAIN_GRACE_S) for worker in self._workers))
+        is_handed_over = self._succession.is_handed_over
+        self._succession.sockets.close()  # else the kernel would go on queueing connections that nobody accepts
+        await asyncio.gather(
+            *(worker.drain(deadline_s, DRAIN_GRACE_S, is_handed_over=is_handed_over) for worker in self._workers)
+        )
         return sum(worker.cut for worker in self._workers)
+
+    def upgrade(self) -> str:
+        """Begin to start the same command anew and hand over to it; return why not. Also behind POST /upgrade."""
+        is_serving = self._is_started and not self._is_draining and not self._done.done()
+        return self._succession.upgrade(is_serving=is_serving)
+
+    async def _drain_after(self, report: Callable[[list[BusyReplica]], None]) -> int:
+        """Finish what is under way here: a successor serves. Return how many requests were cut."""
+        self._is_draining = True
+        if self._admin is not None:
+            self._admin.retire()
+        self._succession.admin.close()
+        reporting = spawn(self._report_busy(report), "busy replicas")
+        cut = await self.drain_workers(self._settings.drain_deadline_s)
+        reporting.cancel()
+        _log.info("drained after the upgrade; %d requests were cut", cut)
+        self.end(EXIT_CUT if cut else EXIT_CLEAN)
+        return cut
+
+    async def _report_busy(self, report: Callable[[list[BusyReplica]], None]) -> None:
+        """Tell the successor what is still on each replica: a replica's limit is for both together."""
+        while True:
+            counts: dict[tuple[str, str], int] = {}
+            for snapshot in await self.snapshots():
+                for seen in snapshot.replicas:
+                    if seen.in_flight:
+                        name = (seen.endpoint, seen.id)
+                        counts[name] = counts.get(name, 0) + seen.in_flight
+            report([BusyReplica(*name, count) for name, count in counts.items()])
+            await asyncio.sleep(BUSY_S)
+
+    def _note_busy(self, replicas: list[BusyReplica]) -> None:
+        """Put what a predecessor still has into its row of the load board, where every worker counts it."""
+        if self._board is None:
+            return
+        for slot in self._busy_slots:
+            self._board.publish(slot, 0)
+        self._busy_slots.clear()
+        for busy in replicas:
+            known = self._image.replicas.get(busy.endpoint, {}).get(busy.id)
+            if known is not None:
+                self._board.publish(known.slot, busy.in_flight)
+                self._busy_slots.append(known.slot)
+
+    def refuse(self, reason: str) -> None:
+        """Tell the predecessor, if there is one, why this process does not take over."""
+        self._succession.refuse(reason)
 
     def ready_replicas(self) -> int:
         """Return how many replicas the table has that are READY."""
@@ -238,32 +331,24 @@ class Supervisor:
     @property
     def listen(self) -> list[str]:
         """The addresses that are listened on, as URLs."""
-        return self._sockets.shown
+        return self._succession.sockets.shown
+
+    @property
+    def admin(self) -> str:
+        """The address of the admin listener as a URL; empty if there is none."""
+        return self._succession.admin.shown
 
     # -- parts ----------------------------------------------------------------------------------------
 
     async def _start_admin(self) -> None:
-        where = self._settings.admin
-        if where == "none":
+        if not self.admin:
             return
-        if where.startswith("unix:"):
-            self._admin_file = bind_unix(unix_path(where, "--admin"), "--admin")
-            sock = self._admin_file.sock
-            self.admin = where
-        else:
-            host, port = parse_listen(where, "--admin")
-            try:
-                sock = bind(host, port, reuse_port=False)
-            except OSError as failure:
-                raise BindError(f"--admin {where}: {failure.strerror or failure}") from None
-            shown = f"[{host}]" if ":" in host else host
-            self.admin = f"http://{shown}:{sock.getsockname()[1]}"
         clock = Clock()
         outbox = Outbox(clock)
         wheel = DeadlineWheel(clock.now)
         reactor = Reactor(clock, outbox, wheel, WorkerCounters())
         self._admin = AdminListener(self, reactor, self._settings.server_limits(), self._settings.admin_token)
-        await self._admin.listen([sock])
+        await self._admin.listen(self._succession.admin.accepting())
         loop = asyncio.get_running_loop()
 
         def tick() -> None:
@@ -285,13 +370,14 @@ class Supervisor:
             max_connections=settings.max_connections,
             tokens=settings.auth_token,
             region=settings.region,
-            tls_listeners=len(settings.listen_tls),
+            tls_listeners=self._succession.sockets.tls_count[index],
             tls=self._certificates.tls,
             proxies=proxies(settings),
             trusted_hops=settings.trusted_hops,
             access_log=settings.access_log,
             access_log_sample=settings.access_log_sample,
             log_level=settings.log_level,
+            overload=settings.overload_limits(),
         )
         for part in self._image.parts():
             yield Patch(part)
@@ -373,7 +459,7 @@ class Supervisor:
         reasons = []
         if self._is_draining:
             reasons.append("draining")
-        if self._failed_by_operator:
+        if self._succession.is_failed:
             reasons.append("failed by the operator")
         if not any(worker.state == "ready" for worker in self._workers):
             reasons.append("no worker accepts")
@@ -390,6 +476,7 @@ class Supervisor:
             "config_staleness_s": 0.0 if config is None else config["staleness_s"],
             "config": config,
             "listen": self.listen,
+            **self._succession.state(),
             "certificates": self._certificates.shown(),
             "workers": [
                 {
@@ -398,6 +485,8 @@ class Supervisor:
                     "state": worker.state,
                     "restarts": worker.restarts,
                     "stalled": worker.is_stalled,
+                    "stuck": worker.stuck,
+                    "overload": worker.overload,
                 }
                 for worker in self._workers
             ],
@@ -437,7 +526,7 @@ class Supervisor:
 
     def set_ready(self, ready: bool) -> None:
         """Fail or restore readiness by hand."""
-        self._failed_by_operator = not ready
+        self._succession.is_failed = not ready
 
     def set_log_level(self, level: str) -> None:
         """Change the log level everywhere."""

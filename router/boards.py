@@ -33,13 +33,17 @@ def make_boards(workers: int) -> int:
 
 
 def map_boards(fd: int, worker: int, workers: int) -> Boards:
-    """Return the boards as `worker` sees them; a single one needs no memory that others see."""
+    """Return the boards as `worker` sees them; a single one needs no memory that others see.
+
+    The supervisor's own row, behind the workers', is for what a predecessor of the daemon still has in flight.
+    """
     memory = memoryview(mmap.mmap(-1 if workers == 1 else fd, _size(workers)))
-    rates = workers * BOARD_CELLS * _CELL_BYTES
+    rows = workers + 1
+    rates = rows * BOARD_CELLS * _CELL_BYTES
     prefixes = rates + BOARD_SLOTS * _CELL_BYTES
-    load = LoadBoard(memory[:rates], worker, workers, BOARD_CELLS) if workers > 1 else None
+    load = LoadBoard(memory[:rates], worker, rows, BOARD_CELLS) if workers > 1 else None
     return Boards(load, RateBoard(memory[rates:prefixes]), PrefixBoard(memory[prefixes:]))
 
 
 def _size(workers: int) -> int:
-    return (workers * BOARD_CELLS + BOARD_SLOTS + CELLS) * _CELL_BYTES
+    return ((workers + 1) * BOARD_CELLS + BOARD_SLOTS + CELLS) * _CELL_BYTES

@@ -1,8 +1,9 @@
 """What supervisor and workers say to each other: length-prefixed msgpack over a socket pair.
 
-A worker is told its settings first, then the table in parts, and says that it is ready once it accepts. What
-follows is small: a patch of the table, a verdict on a replica's health, a question with a number that its
-answer repeats. The channel's end means that the other process is gone.
+A worker is told its settings first, then the table in parts, says that it is built, is told to accept, and says
+that it does: the workers of a new generation all begin, or none. What follows is small: a patch of the table, a
+verdict on a replica's health, a question with a number that its answer repeats. The channel's end means that the
+other process is gone.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from router.overload import OverloadLimits
 from router.routing.explain import Asked
 from router.routing.spec import TablePatch
 from router.telemetry import WorkerSnapshot
@@ -20,6 +22,7 @@ from router.transport.server_tls import ServerTls
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PULSE_S = 0.5
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024  # the counters of 10^5 busy replicas are some 20 MB
 
 
@@ -38,6 +41,7 @@ class Start(msgspec.Struct, tag="start"):
     access_log: str = ""
     access_log_sample: float = 1.0
     log_level: str = "INFO"
+    overload: OverloadLimits = OverloadLimits()
     region: str = ""  # this router's own
 
 
@@ -63,9 +67,13 @@ class EngineLoads(msgspec.Struct, tag="loads"):
 
 
 class Drain(msgspec.Struct, tag="drain"):
-    """Stop accepting, finish what is under way, then say how many were cut after `deadline_s`."""
+    """Stop accepting, finish what is under way, then say how many were cut after `deadline_s`.
+
+    `is_handed_over`: another process accepts on the same sockets, and clients need not know in advance.
+    """
 
     deadline_s: float
+    is_handed_over: bool = False
 
 
 class Ask(msgspec.Struct, tag="ask"):
@@ -97,10 +105,24 @@ class ReopenLogs(msgspec.Struct, tag="reopen"):
     """Open the access log anew: it was rotated."""
 
 
+class Accept(msgspec.Struct, tag="accept"):
+    """Begin to accept: whoever else must be ready is."""
+
+
+class Built(msgspec.Struct, tag="built"):
+    """The worker has its table and waits to be told to accept."""
+
+
 class Ready(msgspec.Struct, tag="ready"):
     """The worker accepts."""
 
     pid: int
+
+
+class Alive(msgspec.Struct, tag="alive"):
+    """The worker's loop goes round: sent each `PULSE_S`. `overload` says what it suffers from, if anything."""
+
+    overload: str
 
 
 class Counted(msgspec.Struct, tag="counted"):
@@ -123,8 +145,10 @@ class Drained(msgspec.Struct, tag="drained"):
     cut: int
 
 
-ToWorker = Start | Patch | Health | EngineLoads | Drain | Ask | Explain | SetLogLevel | SetTls | ReopenLogs
-FromWorker = Ready | Counted | Explained | Drained
+ToWorker = (
+    Start | Patch | Health | EngineLoads | Accept | Drain | Ask | Explain | SetLogLevel | SetTls | ReopenLogs
+)
+FromWorker = Built | Ready | Alive | Counted | Explained | Drained
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, Protocol
 
 from router.counters import EndpointCounters
+from router.errors import Kind, ProxyError, Source
 from router.forwarded import trusted_address
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from router.clock import Clock
     from router.deadlines import DeadlineWheel
-    from router.errors import ProxyError
     from router.http import Field, RequestHead
     from router.routing.credentials import Credential, Credentials
     from router.routing.load import Replica
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 RETRY_FLOOR: Final = 10  # retries under way that are always allowed …
 RETRY_SHARE: Final = 0.2  # … beside this share of the requests in flight
+OVERLOADED: Final = ProxyError(Kind.OVERLOADED, Source.ROUTER)
 
 AccessRecord = tuple[
     float, bytes, bytes, bytes, bytes, bytes, int, bytes, bytes, bytes, bytes,
@@ -93,12 +94,15 @@ class Core:
     __slots__ = (
         "_id_prefix",
         "_ids",
+        "_shed_debt",
         "access_log",
         "clock",
         "gate",
         "in_flight",
         "pool",
         "retrying",
+        "shed_requests",
+        "shed_share",
         "table",
         "trusted_hops",
         "unrouted",
@@ -126,6 +130,9 @@ class Core:
         self.unrouted = EndpointCounters()
         self.in_flight = 0
         self.retrying = 0
+        self.shed_share = 0.0  # of new requests, while the worker has too much to do
+        self.shed_requests = 0
+        self._shed_debt = 0.0
         self._id_prefix = id_prefix
         self._ids = 0
 
@@ -133,6 +140,15 @@ class Core:
         """Return a request id: the worker's random prefix and a count."""
         self._ids = count = self._ids + 1
         return b"%b-%08x" % (self._id_prefix, count)
+
+    def sheds(self) -> bool:
+        """Whether this new request is one of the share that is refused; evenly spread, not by chance."""
+        self._shed_debt += self.shed_share
+        if self._shed_debt < 1.0:
+            return False
+        self._shed_debt -= 1.0
+        self.shed_requests += 1
+        return True
 
     def may_retry(self) -> bool:
         """Whether the budget has room, so that retries cannot multiply an outage."""

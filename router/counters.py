@@ -98,6 +98,10 @@ WORKER_NUMBERS = (
     "internal_errors",
     "malformed_requests",
     "proxy_headers_refused",
+    "refused_address",
+    "refused_memory",
+    "shed_lag",
+    "shed_memory",
     "tls_handshake_failures",
     "tls_handshakes",
     "upstream_connects",
@@ -116,6 +120,10 @@ class WorkerCounters:
         self.connections_accepted = 0
         self.connections_open = 0
         self.connections_refused = 0
+        self.refused_address = 0
+        self.refused_memory = 0
+        self.shed_lag = 0
+        self.shed_memory = 0
         self.floods = 0
         self.proxy_headers_refused = 0
         self.tls_handshakes = 0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from router.body_head import MAX_HEAD_BYTES, BodyHead, find_model
 from router.body_head import WAIT_S as BODY_HEAD_WAIT_S
 from router.by_model import find_serving, is_model_list, model_list, model_of_query
+from router.core import OVERLOADED
 from router.deadlines import NEVER
 from router.engine_manners import FirstEventGuard
 from router.errors import Kind, ProxyError, Retry, Source
@@ -62,6 +63,9 @@ class Exchange(ExchangeEnding):
             self._peer = self._peer.behind(known, core.trusted_hops)
         table = core.table
         endpoint = table.route(shape.authority, shape.path)
+        if core.shed_share and core.sheds():
+            self._refuse(OVERLOADED)
+            return
         credential = core.gate.check(head, endpoint, table.credentials, core.clock.now)
         if isinstance(credential, ProxyError):
             self._refuse(credential)

@@ -262,6 +262,10 @@ class Codec:
         """Finish what is under way, start nothing new."""
         raise NotImplementedError
 
+    def retire(self, now: float) -> None:
+        """As `drain`, but serve what a client sends that cannot know of it yet. A server's codec only."""
+        raise NotImplementedError
+
     def cut(self, error: ProxyError) -> None:
         """End now, telling every exchange under way. A server's codec only."""
         raise NotImplementedError

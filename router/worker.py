@@ -9,6 +9,7 @@ grpc nor protobuf. Settings and table come over the control channel; counters go
 from __future__ import annotations
 
 import asyncio
+import faulthandler
 import gc
 import logging
 import os
@@ -26,7 +27,11 @@ import uvloop
 from router.boards import map_boards
 from router.clock import Clock
 from router.control import (
+    PULSE_S,
+    Accept,
+    Alive,
     Ask,
+    Built,
     Counted,
     Drain,
     Drained,
@@ -53,6 +58,7 @@ from router.edge.admission import AdmissionGate
 from router.edge.arrivals import TrustedPeers
 from router.edge.listener import Listener
 from router.errors import Kind, ProxyError, Source
+from router.overload import Overload
 from router.routing.explain import explain
 from router.routing.outlier import is_ready
 from router.routing.stage import Stage
@@ -84,6 +90,7 @@ _log = logging.getLogger("router.worker")
 GC_THRESHOLDS = (50_000, 20, 50)
 DRAIN_POLL_S = 0.05
 MAX_PENDING = 4_096  # messages; beyond it the supervisor's writes have to wait
+MAX_UNHEARD_BYTES = 65_536
 TURN_S = 0.002  # of messages in one turn of the loop; requests come between
 SLICE = 256  # endpoints or replicas counted in one turn of the loop
 MAX_LISTED = 1_024  # of a larger table only the replicas that something happened to are counted one by one
@@ -119,7 +126,13 @@ class Worker:
             start.trusted_hops,
         )
         proxies = None if start.proxies is None else TrustedPeers(start.proxies)
-        self.listener = Listener(self.core, self.reactor, start.limits, start.max_connections, proxies)
+        limits = start.overload
+        self.listener = Listener(
+            self.core, self.reactor, start.limits, start.max_connections, proxies, limits.connections_per_address
+        )
+        self.overload = Overload(limits)
+        self._shed_before = 0
+        self._pulse_s = 0.0
         self._tls_listeners = start.tls_listeners
         if start.tls is not None:
             self.listener.set_context(server_context(start.tls))
@@ -162,7 +175,7 @@ class Worker:
                 self._drained_by_s = monotonic() + message.deadline_s  # a second one may only hurry the first
                 if not self.draining:
                     self.draining = True
-                    spawn(self._drain(), "drain")
+                    spawn(self._drain(is_handed_over=message.is_handed_over), "drain")
             case SetLogLevel():
                 logging.getLogger().setLevel(message.level)
             case SetTls():
@@ -170,7 +183,7 @@ class Worker:
             case ReopenLogs():
                 if self.access_log is not None:
                     self.access_log.reopen()
-            case Start():
+            case Start() | Accept():
                 raise ValueError("a worker starts once")
             case _:
                 assert_never(message)
@@ -224,24 +237,45 @@ class Worker:
     def _tick(self) -> None:
         """Turn the wheel. How late this comes is the loop's lag: the time something else held the loop."""
         now = self.clock.read()
-        self.counters.loop_lag.observe(max(0.0, now - self._next_tick_s))
+        lag_s = max(0.0, now - self._next_tick_s)
+        self.counters.loop_lag.observe(lag_s)
         try:
             self._walltime.look(now, time())
             self.wheel.turn(now)
             self.outbox.flush()
+            self._weigh(lag_s, now)
         finally:  # whatever happened: without this no deadline would ever pass again
             self._next_tick_s = monotonic() + TICK_S
             self._loop.call_later(TICK_S, self._tick)
 
-    async def _drain(self) -> None:
+    def _weigh(self, lag_s: float, now: float) -> None:
+        """Decide how much of what is new can be taken on, and tell the supervisor that this loop goes round."""
+        core, overload = self.core, self.overload
+        if core.shed_requests != self._shed_before:
+            shed, self._shed_before = core.shed_requests - self._shed_before, core.shed_requests
+            if overload.reason == "memory":
+                self.counters.shed_memory += shed
+            else:
+                self.counters.shed_lag += shed
+        overload.tick(lag_s, now)
+        core.shed_share = overload.share
+        self.listener.refuses_connections = overload.refuses_connections
+        if now >= self._pulse_s:
+            self._pulse_s = now + PULSE_S
+            self._control.pulse(Alive(overload.describe()))
+
+    async def _drain(self, *, is_handed_over: bool) -> None:
         """Finish what is under way; cut what is left at the deadline, WebSockets with 1012."""
-        self.listener.stop_accepting()
-        self.listener.drain()
+        if is_handed_over:
+            self.listener.retire()
+        else:
+            self.listener.stop_accepting()
+            self.listener.drain()
         # A client of HTTP/2 that has not read its GOAWAY yet may still begin requests: connections count, too.
         while self._is_busy() and monotonic() < self._drained_by_s:  # noqa: ASYNC110 - no event on the hot path for this
             await asyncio.sleep(DRAIN_POLL_S)
         self.clock.read()
-        cut = self.listener.cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self.core.in_flight else 0
+        cut = self.listener.cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self._is_busy() else 0
         while self.listener.open_connections and monotonic() < self._drained_by_s + 1.0:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL_S)
         self._control.send(Drained(cut))
@@ -249,7 +283,7 @@ class Worker:
         self._control.end()
 
     def _is_busy(self) -> bool:
-        return bool(self.core.in_flight or self.listener.open_connections)
+        return bool(self.core.in_flight or not self.listener.is_idle)
 
     def close(self) -> None:
         """Write the log's rest."""
@@ -370,17 +404,25 @@ class ControlProtocol(asyncio.Protocol):
             logging.getLogger().setLevel(message.log_level)
             boards = map_boards(self._board_fd, message.worker, message.workers)
             self._worker = Worker(message, boards, self)
+        elif self._worker is not None and isinstance(message, Accept):
+            spawn(self._run(self._worker), "start")
         elif self._worker is not None:
             is_new = not self._worker.has_table
             self._worker.obey(message)
             if is_new and self._worker.has_table:
-                spawn(self._run(self._worker), "start")
+                self.send(Built())
 
     def connection_lost(self, exc: Exception | None) -> None:
         """End the process."""
         self.end()
 
-    def send(self, message: Ready | Counted | Explained | Drained) -> None:
+    def pulse(self, message: Alive) -> None:
+        """Say that all is well, unless a supervisor that does not listen has not taken what was said before."""
+        transport = self._transport
+        if not transport.is_closing() and transport.get_write_buffer_size() < MAX_UNHEARD_BYTES:
+            transport.write(pack(message))
+
+    def send(self, message: Built | Ready | Counted | Explained | Drained) -> None:
         """Answer the supervisor."""
         self._transport.write(pack(message))
 
@@ -422,9 +464,10 @@ def main() -> None:
     """Run one worker; see the module."""
     logging.basicConfig(format="%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s", stream=sys.stderr)
     # A terminal or a service manager signals every process; what it means is the supervisor's to say.
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     sys.unraisablehook = _report_unraisable
+    faulthandler.enable()  # a worker that is stuck is ended by SIGABRT, and says where it was
     gc.disable()  # until the first table is there: all of it stays
     control_fd, board_fd, *listen_fds = map(int, sys.argv[1:])
     uvloop.run(_serve(control_fd, board_fd, listen_fds))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import signal
 import socket
 import sys
 from typing import TYPE_CHECKING
@@ -16,7 +17,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from router.control import (
+    PULSE_S,
+    Accept,
+    Alive,
     Ask,
+    Built,
     Counted,
     Drain,
     Drained,
@@ -32,7 +37,7 @@ from router.transport.tasks import spawn
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from router.control import ToWorker
+    from router.control import FromWorker, ToWorker
     from router.routing.explain import Asked
     from router.telemetry import WorkerSnapshot
 
@@ -42,6 +47,9 @@ READ_BYTES = 262_144
 RESTART_FLOOR_S = 0.1  # the wait before a replacement doubles while workers die young
 RESTART_CEILING_S = 5.0
 OLD_AGE_S = 10.0
+START_LIMIT_S = 30.0
+MIN_MISSED = 3  # pulses, however short the limit: one or two may be late under load
+ABORT_GRACE_S = 1.0  # for a stuck worker to say where it is
 
 
 class WorkerProcess:
@@ -55,6 +63,7 @@ class WorkerProcess:
         sockets: list[socket.socket],
         on_death: Callable[[int], None],
         may_greet: asyncio.Event,
+        may_accept: asyncio.Event,
     ) -> None:
         self.index = index
         self.pid = 0
@@ -63,12 +72,19 @@ class WorkerProcess:
         self.cut = 0
         self.last: WorkerSnapshot | None = None
         self.is_stalled = False
+        self.overload = ""  # what it suffers from, as it last said
+        self.stuck = 0  # times that it was ended because its loop stood still
+        self._is_heard = False
+        self._missed = 0  # turns of the watch in a row without a word
         self.ready = asyncio.Event()
         self._greet = greet
         self._board_fd = board_fd
         self._sockets = sockets
         self._on_death = on_death
         self._may_greet = may_greet
+        self._may_accept = may_accept
+        self.built = asyncio.Event()
+        self._accepting: asyncio.Task[None] | None = None
         self.has_process = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._channel: asyncio.StreamWriter | None = None
@@ -104,13 +120,40 @@ class WorkerProcess:
         found: dict[str, object] = msgspec.msgpack.decode(answer.explanation)
         return found
 
-    async def drain(self, deadline_s: float, grace_s: float) -> None:
-        """Let it finish; kill it when it does not end by itself."""
+    def watch(self, stuck_s: float) -> None:
+        """Take one turn of the supervisor's watch, each `PULSE_S`: who is silent for so long is replaced.
+
+        Turns are counted, not time: a supervisor that itself stood still has heard nothing meanwhile. A worker
+        that starts says nothing yet, and has `START_LIMIT_S`.
+        """
+        process = self._process
+        if self._is_heard or process is None or process.returncode is not None:
+            self._is_heard = False
+            self._missed = 0
+            return
+        self._missed += 1
+        limit_s = stuck_s if self.state in ("ready", "draining") else max(stuck_s, START_LIMIT_S)
+        if self._missed == max(MIN_MISSED, round(limit_s / PULSE_S)):
+            spawn(self._end_stuck(process, limit_s), "stuck worker")
+
+    async def _end_stuck(self, process: asyncio.subprocess.Process, silent_s: float) -> None:
+        """End a process whose loop stands still; where it stands is written to stderr, if it can."""
+        self.stuck += 1
+        _log.error("worker %d (process %d) said nothing for %g s and is ended", self.index, process.pid, silent_s)
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(signal.SIGABRT)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), ABORT_GRACE_S)
+                return
+            process.kill()
+
+    async def drain(self, deadline_s: float, grace_s: float, *, is_handed_over: bool = False) -> None:
+        """Let it finish; kill it when it does not end by itself. See `control.Drain`."""
         was_serving = self.state == "ready"
         self._is_stopping = True
         self._stop.set()
         self.state = "draining"
-        self.send(Drain(deadline_s))
+        self.send(Drain(deadline_s, is_handed_over))
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(asyncio.shield(self._task), deadline_s + grace_s)
         if was_serving and not self._has_drained:
@@ -121,6 +164,8 @@ class WorkerProcess:
         """End it at once."""
         self._is_stopping = True
         self._stop.set()
+        if self._accepting is not None:
+            self._accepting.cancel()  # who is about to be killed must take no connection
         if self._process is None and not self._task.done() and self.state == "starting":
             self._task.cancel()  # not even started
         elif self._process is not None and self._process.returncode is None:
@@ -215,8 +260,20 @@ class WorkerProcess:
         self._channel.close()
         await self._process.wait()
 
-    def _take(self, message: Ready | Counted | Explained | Drained) -> None:
-        if isinstance(message, Ready):
+    async def _accept(self) -> None:
+        process = self._process
+        await self._may_accept.wait()
+        if process is self._process:  # else another's turn has come, which is not built yet
+            self.send(Accept())
+
+    def _take(self, message: FromWorker) -> None:
+        self._is_heard = True
+        if isinstance(message, Alive):
+            self.overload = message.overload
+        elif isinstance(message, Built):
+            self.built.set()
+            self._accepting = spawn(self._accept(), "accept")
+        elif isinstance(message, Ready):
             if self.state != "draining":
                 self.state = "ready"
             self.ready.set()
@@ -229,7 +286,9 @@ class WorkerProcess:
                 future.set_result(message)
 
     def _forget_process(self) -> None:
+        self.built.clear()
         self.ready.clear()
         self._channel = None
+        self.overload = ""
         for future in self._questions.values():
             future.cancel()

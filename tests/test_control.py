@@ -7,7 +7,10 @@ from hypothesis import given, settings
 
 from router.control import (
     MAX_MESSAGE_BYTES,
+    Accept,
+    Alive,
     Ask,
+    Built,
     Counted,
     Drain,
     Drained,
@@ -28,6 +31,7 @@ from router.control import (
     pack,
     to_worker,
 )
+from router.overload import OverloadLimits
 from router.routing.explain import Asked
 from router.routing.spec import EndpointPatch, EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TablePatch
 from router.telemetry import EndpointSnapshot, ReplicaSnapshot, WorkerSnapshot
@@ -56,12 +60,14 @@ SNAPSHOT = WorkerSnapshot(
 )  # fmt: skip
 TLS = ServerTls((CertificatePair("/c", b"cert", b"key", ("a", "*.b"), 1.5),), b"ca", "1.3")
 TO_WORKER = [
-    Start(1, 2, ServerLimits(head_s=1.0), 10, ["t"], 1, TLS, ["::1/128"], 2, "-", 0.5, "DEBUG"),
+    Start(1, 2, ServerLimits(head_s=1.0), 10, ["t"], 1, TLS, ["::1/128"], 2, "-", 0.5, "DEBUG", OverloadLimits(0.2, 5, 3)),
     SetTls(TLS),
     Patch(PATCH),
     Patch(TablePatch(1)),
     Health("e", "r", False),
+    Accept(),
     Drain(5.0),
+    Drain(5.0, is_handed_over=True),
     Ask(1),
     EngineLoads("e", {"a": 1.5, "b": 0.0}),
     Explain(2, Asked("host", "/path", "key", "model", "environment", "r1")),
@@ -69,6 +75,8 @@ TO_WORKER = [
     ReopenLogs(),
 ]
 FROM_WORKER = [
+    Built(),
+    Alive("lag 120 ms"),
     Ready(1),
     Counted(1, SNAPSHOT),
     Explained(2, msgspec.Raw(msgspec.msgpack.encode({"a": [1, None]}))),

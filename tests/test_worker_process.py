@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import os
+import signal
 import socket
 
 import pytest
@@ -24,11 +26,13 @@ async def place(tmp_path, monkeypatch):
     deaths = []
     may_greet = asyncio.Event()
     may_greet.set()
+    may_accept = asyncio.Event()
+    may_accept.set()
     with contextlib.ExitStack() as stack, (tmp_path / "board").open("wb") as board:
         sock = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
 
         def make():
-            made.append(WorkerProcess(0, start, board.fileno(), [sock], deaths.append, may_greet))
+            made.append(WorkerProcess(0, start, board.fileno(), [sock], deaths.append, may_greet, may_accept))
             made[-1].deaths = deaths
             return made[-1]
 
@@ -69,3 +73,49 @@ async def test_a_stop_in_the_wait_before_a_replacement_is_quick(place, monkeypat
         await worker.drain(30.0, 3.0)
     assert worker.state == "stopped"
     assert worker.cut == 0
+
+
+async def test_who_stands_still_is_ended_and_replaced(place, caplog):
+    worker = place()
+    async with asyncio.timeout(20):
+        await worker.ready.wait()
+        pid = worker.pid
+        while not worker._is_heard:  # its pulse
+            await asyncio.sleep(0.01)
+        worker.watch(2.0)
+        os.kill(pid, signal.SIGSTOP)
+        for _ in range(4):
+            worker._is_heard = False
+            worker.watch(2.0)
+        while worker.pid == pid or not worker.ready.is_set():
+            await asyncio.sleep(0.01)
+    assert (worker.stuck, worker.restarts) == (1, 1)
+    assert "said nothing for 2 s" in caplog.text
+
+
+async def test_a_supervisor_that_stood_still_blames_nobody(place):
+    """Turns of the watch are counted, and between two of them there is time to hear."""
+    worker = place()
+    async with asyncio.timeout(20):
+        await worker.ready.wait()
+        for _ in range(3):
+            worker._is_heard = False
+            worker.watch(2.0)
+        worker._is_heard = False
+        while not worker._is_heard:
+            await asyncio.sleep(0.01)
+        worker.watch(2.0)
+        worker.watch(2.0)
+    assert worker.stuck == 0
+
+
+async def test_who_starts_has_longer(place):
+    worker = place()
+    async with asyncio.timeout(20):
+        await worker.has_process.wait()
+        for _ in range(10):
+            worker._is_heard = False
+            worker.state = "starting"
+            worker.watch(2.0)
+        assert worker.stuck == 0
+        await worker.ready.wait()

@@ -12,6 +12,7 @@ from router import __version__
 from router.cli.certs import certs
 from router.cli.compile import compile_
 from router.cli.control import endpoint, region, replica, route, token
+from router.cli.drain import drain
 from router.cli.edge import edge
 from router.cli.serve import serve
 from router.cli.sidecar import sidecar
@@ -27,6 +28,7 @@ def main() -> None:
 
 main.add_command(serve)
 main.add_command(up)
+main.add_command(drain)
 main.add_command(sidecar)
 main.add_command(store)
 main.add_command(edge)

@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from router.cli.drain import wait_idle
 from router.cli.writing import show, store_options, write
+from router.config.static import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from router.config.target import Target
     from router.config.writer import Item, Writer
@@ -25,11 +27,15 @@ def _group(name: str, text: str) -> click.Group:
     return click.Group(name, help=text, context_settings={"help_option_names": ["-h", "--help"]})
 
 
-endpoint = _group("endpoint", "Named pools of replicas: list, show, create, update, delete.")
-replica = _group("replica", "Inference servers of an endpoint: list, show, create, update, register, delete.")
+endpoint = _group("endpoint", "Named pools of replicas: list, show, create, update, pause, resume, delete.")
+replica = _group(
+    "replica", "Inference servers of an endpoint: list, show, create, update, register, drain, undrain, delete."
+)
 route = _group("route", "Hosts and path prefixes that lead to endpoints: list, create, update, delete.")
 token = _group("token", "Credentials of clients: list, create, revoke, delete.")
-region = _group("region", "Regions and where they spill over to: list, show, create, update, delete.")
+region = _group(
+    "region", "Regions and where they spill over to: list, show, create, update, drain, undrain, delete."
+)
 
 
 def _one(found: list[Item], kind: str, name: str) -> Item:
@@ -75,6 +81,22 @@ def create_endpoint(target: Target, as_json: bool, **values: Any) -> None:
 def update_endpoint(target: Target, as_json: bool, **values: Any) -> None:
     """Change what is named; the rest stays."""
     _put_endpoint(target, as_json, create=False, **values)
+
+
+@endpoint.command("pause")
+@click.argument("name")
+@store_options
+def pause_endpoint(target: Target, as_json: bool, name: str) -> None:
+    """Answer new requests for it with 503; those under way finish."""
+    show(write(target, lambda w: w.put_endpoint(name, create=False, state="PAUSED")), as_json)
+
+
+@endpoint.command("resume")
+@click.argument("name")
+@store_options
+def resume_endpoint(target: Target, as_json: bool, name: str) -> None:
+    """Serve it again."""
+    show(write(target, lambda w: w.put_endpoint(name, create=False, state="ACTIVE")), as_json)
 
 
 def _put_endpoint(
@@ -155,6 +177,41 @@ def create_replica(target: Target, as_json: bool, endpoint: str, name: str, **ch
 def update_replica(target: Target, as_json: bool, endpoint: str, name: str, **changes: Any) -> None:
     """Change what is named: `--state DRAINING` takes it out of rotation."""
     show(write(target, lambda w: w.put_replica(endpoint, name, create=False, **changes)), as_json)
+
+
+@replica.command("drain")
+@click.argument("endpoint")
+@click.argument("name")
+@click.option("--wait", is_flag=True, help="Return once no router of --admin has a request on it; exit 1 if not.")
+@click.option("--wait-s", default=600.0, show_default=True, type=click.FloatRange(0.0), help="At most so long.")
+@click.option("--admin", multiple=True, envvar="ROUTER_ADMIN", show_envvar=True,
+              help="Admin listener of a router to ask; repeatable. [default: 127.0.0.1:9901]")  # fmt: skip
+@click.option("--admin-token", default="", envvar="ROUTER_ADMIN_TOKEN", show_envvar=True, help="Their token.")
+@store_options
+def drain_replica(
+    target: Target, as_json: bool, endpoint: str, name: str, wait: bool, wait_s: float, admin: tuple[str, ...],
+    admin_token: str,
+) -> None:  # fmt: skip
+    """Take one out of rotation; requests on it finish."""
+    show(write(target, lambda w: w.put_replica(endpoint, name, create=False, state="DRAINING")), as_json)
+    if not wait:
+        return
+    try:
+        left = wait_idle(admin, admin_token, endpoint, name, wait_s)
+    except ConfigError as refusal:
+        raise click.UsageError(str(refusal)) from None
+    if left:
+        click.echo(f"Error: not idle after {wait_s:g} s: {left}", err=True)
+        raise SystemExit(1)
+
+
+@replica.command("undrain")
+@click.argument("endpoint")
+@click.argument("name")
+@store_options
+def undrain_replica(target: Target, as_json: bool, endpoint: str, name: str) -> None:
+    """Put one back into rotation."""
+    show(write(target, lambda w: w.put_replica(endpoint, name, create=False, state="READY")), as_json)
 
 
 @replica.command("register")
@@ -370,6 +427,26 @@ def create_region(target: Target, as_json: bool, name: str, **changes: Any) -> N
 def update_region(target: Target, as_json: bool, name: str, **changes: Any) -> None:
     """Change what is named."""
     show(write(target, lambda w: w.put_region(name, create=False, **changes)), as_json)
+
+
+@region.command("drain")
+@click.argument("name")
+@store_options
+def drain_region(target: Target, as_json: bool, name: str) -> None:
+    """Send new requests to the replicas of other regions; those under way finish."""
+    show(write(target, lambda w: _region_state(w, name, "DRAINING")), as_json)
+
+
+@region.command("undrain")
+@click.argument("name")
+@store_options
+def undrain_region(target: Target, as_json: bool, name: str) -> None:
+    """Use its replicas again."""
+    show(write(target, lambda w: _region_state(w, name, "READY")), as_json)
+
+
+def _region_state(writer: Writer, name: str, state: str) -> Awaitable[Item]:
+    return writer.put_region(name, create=False, state=state, weight=None, failover=())
 
 
 @region.command("list")

@@ -20,6 +20,11 @@ _SECONDS = click.FloatRange(min=0.0, max=7 * 86_400.0)
 _POSITIVE = click.FloatRange(min=0.0, max=7 * 86_400.0, min_open=True)
 _COUNT = click.IntRange(min=0)
 
+_PER_ADDRESS = (
+    "Of one client at one worker (IPv6: its /64). Behind a proxy without PROXY header the client is the proxy, "
+    "whatever --trusted-hops says; Unix sockets are exempt. 0: no limit."
+)
+
 # (flag, type, help); a list as default makes the flag repeatable, a bool makes it a switch.
 _FLAGS: list[tuple[str, Any, str]] = [
     ("listen", str, "HOST:PORT or unix:PATH; repeatable. [default: 127.0.0.1:8080, unless --listen-tls is given]"),
@@ -64,11 +69,17 @@ _FLAGS: list[tuple[str, Any, str]] = [
     ("upstream-server-name", str, "Name that https replicas must have, instead of their host."),
     ("upstream-insecure", bool, "Take any certificate of https replicas: for trying out."),
     ("max-connections", click.IntRange(min=1), "Client connections of one worker."),
+    ("max-connections-per-address", _COUNT, _PER_ADDRESS),
+    ("lag-limit-ms", click.FloatRange(0.0, 60_000.0), "A worker whose loop is later sheds requests; 0: none."),
+    ("memory-limit-mb", _COUNT, "Of one worker: from 90 % on it refuses a share, at 100 % connections; 0: none."),
+    ("stuck-worker-s", _SECONDS, "A worker whose event loop stands still so long is replaced; 0: never."),
     ("access-log", str, "File for one JSON line per request; `-` for stdout."),
     ("access-log-sample", click.FloatRange(0.0, 1.0), "Share of requests logged; failures always are."),
     ("log-level", click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]), "Of the process log on stderr."),
     ("drain-settle-s", _SECONDS, "After SIGTERM, time in which load balancers learn that it is not ready."),
     ("drain-deadline-s", _SECONDS, "After that, time in which requests may finish before they are cut."),
+    ("upgrade-timeout-s", _POSITIVE, "After SIGQUIT, time for the new process to be ready, else the old goes on."),
+    ("pid-file", str, "File for the number of the process that serves; an upgrade writes the new one."),
     ("json", bool, "Print one JSON line on stdout once ready: its addresses."),
 ]
 

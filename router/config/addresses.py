@@ -67,13 +67,17 @@ def bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
 
 
 class UnixSocket:
-    """A bound, not yet listening Unix socket and its file, which `remove` takes away."""
+    """A bound, not yet listening Unix socket and its file, which `remove` takes away.
 
-    __slots__ = ("_inode", "_path", "sock")
+    One that came from a predecessor is `inherited`: the file is the other's until `own`.
+    """
+
+    __slots__ = ("_is_owned", "_path", "inode", "sock")
 
     def __init__(self, path: str, mode: int = 0o600) -> None:
         """Bind it for users that `mode` lets in. A socket nobody listens on is replaced; OSError says why not."""
         self._path = path
+        self._is_owned = True
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         try:
             _clear(path)
@@ -84,15 +88,38 @@ class UnixSocket:
                 os.umask(mask)
             if mode != 0o600:
                 os.chmod(path, mode)  # noqa: PTH101
-            self._inode = os.stat(path).st_ino  # noqa: PTH116
+            self.inode = os.stat(path).st_ino  # noqa: PTH116
         except OSError:
             self.sock.close()
             raise
 
-    def remove(self) -> None:
-        """Remove the file, unless somebody put another in its place."""
+    @classmethod
+    def inherited(cls, path: str, sock: socket.socket, inode: int) -> UnixSocket:
+        """Return one that another process made and that this one has now, too."""
+        found = cls.__new__(cls)
+        found._adopt(path, sock, inode)  # noqa: SLF001 - its own class
+        return found
+
+    def _adopt(self, path: str, sock: socket.socket, inode: int) -> None:
+        self._path, self._is_owned, self.inode, self.sock = path, False, inode, sock
+
+    def own(self, mode: int) -> None:
+        """Take the file over, for users that `mode` lets in; its maker has let go of it."""
+        self._is_owned = True
         with suppress(OSError):
-            if os.stat(self._path).st_ino == self._inode:  # noqa: PTH116
+            if os.stat(self._path).st_ino == self.inode:  # noqa: PTH116
+                os.chmod(self._path, mode)  # noqa: PTH101
+
+    def disown(self) -> None:
+        """Leave the file alone from now on: it is a successor's."""
+        self._is_owned = False
+
+    def remove(self) -> None:
+        """Remove the file, unless it is another's or somebody put another in its place."""
+        if not self._is_owned:
+            return
+        with suppress(OSError):
+            if os.stat(self._path).st_ino == self.inode:  # noqa: PTH116
                 os.unlink(self._path)  # noqa: PTH108
 
 

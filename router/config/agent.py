@@ -102,6 +102,8 @@ class ConfigAgent:
         self._has_table = False
         self._is_connected = False
         self._is_changed = False  # since the last checkpoint
+        self.keeps_checkpoint = True  # only one process may; a successor begins when its predecessor has stopped
+        self._saving = asyncio.Lock()
         self._source = "nothing"
         self._error = ""
         self._bootstraps = 0
@@ -131,8 +133,27 @@ class ConfigAgent:
         if self._client is not None:
             with suppress(Exception):
                 await self._client.close()
-        if self._is_changed:
+        if self._is_changed and self.keeps_checkpoint:
             await self._save()
+
+    async def save_now(self) -> None:
+        """Write a checkpoint of what is in force, for a successor that is about to start."""
+        if self._has_table and self.keeps_checkpoint:
+            await self._save()
+
+    async def retire(self) -> None:
+        """Leave checkpoints and reaping to a successor; the table stays current until `close`."""
+        self.keeps_checkpoint = False
+        for task in self._tasks:
+            if task.get_name() == "reaper":
+                task.cancel()
+        async with self._saving:  # one that is being written is the last
+            pass
+
+    @property
+    def has_table(self) -> bool:
+        """Whether there is a table to serve from, of the store or of a checkpoint."""
+        return self._has_table
 
     def accept_held(self) -> int:
         """Let through what the shrink guard holds; return how many ready replicas that takes out."""
@@ -416,11 +437,15 @@ class ConfigAgent:
         while True:
             await asyncio.sleep(CHECKPOINT_S)
             self._book.forget(self._watermark.read(self._transactions.oldest_us()))
-            if self._has_table and self._source == "store":
+            if self._has_table and self._source == "store" and self.keeps_checkpoint:
                 await self._save()
 
     async def _save(self) -> None:
         """Write a checkpoint; one that cannot be written is a warning, not the end of serving."""
+        async with self._saving:
+            await self._write()
+
+    async def _write(self) -> None:
         watermark_us = self._watermark.read(self._transactions.oldest_us())
         # What is said again after a restart does no harm, what is missing would.
         positions = {token: min(at, watermark_us) for token, at in self._watermark.positions.items()}

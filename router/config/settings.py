@@ -16,6 +16,7 @@ from router.config.addresses import is_loopback, parse_listen, unix_path
 from router.config.listeners import DEFAULT_LISTEN, check_listeners, read_listener_tls, upstream_tls
 from router.config.static import ConfigError, EndpointEntry, File, ReplicaEntry, build_table, read_file
 from router.config.target import parse_target
+from router.overload import OverloadLimits
 from router.routing.spec import (
     Engine,
     HealthKind,
@@ -81,11 +82,17 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     upstream_server_name: ServerName = ""
     upstream_insecure: bool = False
     max_connections: int = 100_000
+    max_connections_per_address: int = 0
+    lag_limit_ms: float = 200.0
+    memory_limit_mb: int = 0
+    stuck_worker_s: float = 10.0
     access_log: str = ""
     access_log_sample: float = 1.0
     log_level: str = "INFO"
     drain_settle_s: float = 5.0
     drain_deadline_s: float = 30.0
+    upgrade_timeout_s: float = 60.0
+    pid_file: str = ""
     json: bool = False
 
     def public(self) -> dict[str, Any]:
@@ -111,6 +118,14 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
             keep_alive_s=self.keep_alive_s,
             idle_s=self.idle_timeout_s,
             stall_s=self.stall_timeout_s,
+        )
+
+    def overload_limits(self) -> OverloadLimits:
+        """Return what one worker may take on."""
+        return OverloadLimits(
+            lag_s=self.lag_limit_ms / 1e3,
+            memory_bytes=self.memory_limit_mb << 20,
+            connections_per_address=self.max_connections_per_address,
         )
 
     def check(self) -> None:

@@ -67,6 +67,26 @@ class StaticTable:
         self._removed.add(replica_id)
         return self.spec()
 
+    def by_hand(self) -> tuple[list[tuple[str, str, float]], list[str]]:
+        """Return what was added by hand, as endpoint, address and weight, and the ids removed, for a successor."""
+        return [(name, entry.address, entry.weight) for name, entry in self._added], sorted(self._removed)
+
+    def restore(self, added: list[tuple[str, str, float]], removed: list[str]) -> None:
+        """Take over what a predecessor's operator did by hand, before the table is first asked for.
+
+        What does not fit the file as it is now is left out; ValueError names it when everything else is in.
+        """
+        refused = []
+        for endpoint, address, weight in added:
+            try:
+                self.add(address, endpoint, weight)
+            except ValueError as refusal:
+                refused.append(str(refusal))
+        for replica_id in removed:
+            self.remove(replica_id)
+        if refused:
+            raise ValueError("; ".join(refused))
+
     def _build(
         self, file: File, added: list[tuple[str, ReplicaEntry]], removed: set[str]
     ) -> TableSpec:

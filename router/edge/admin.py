@@ -54,10 +54,10 @@ class AdminSource(Protocol):
     def state(self) -> dict[str, Any]:
         """Return the daemon's state.
 
-        `ready`, `reasons` (why not), `workers` (each `index`, `pid`, `state`, `restarts`, `stalled`; it serves
-        in the states `ready` and `draining`), `started_epoch_s`, `version`, `draining`, `last_reload`
-        (`ok`, `error`, `at_epoch_s`; or None), `config_staleness_s` (0 for a static table), `config` (of the store,
-        see `config.agent.ConfigAgent.status`; None for a static table).
+        `ready`, `reasons` (why not), `workers` (each `index`, `pid`, `state`, `restarts`, `stalled`, `stuck`,
+        `overload`; it serves in the states `ready` and `draining`), `started_epoch_s`, `version`, `draining`,
+        `last_reload` (`ok`, `error`, `at_epoch_s`; or None), `config_staleness_s` (0 for a static table), `config`
+        (of the store, see `config.agent.ConfigAgent.status`; None for a static table), and that of upgrades.
         """
 
     async def explain(self, asked: Asked) -> dict[str, Any]:
@@ -72,6 +72,9 @@ class AdminSource(Protocol):
     async def drain(self) -> None:
         """Drain the whole daemon; may return long after, or never."""
 
+    def upgrade(self) -> str:
+        """Begin to start a new process that takes over; return why not, empty if it began."""
+
     def set_ready(self, ready: bool) -> None:
         """Fail or restore readiness by hand."""
 
@@ -82,10 +85,11 @@ class AdminSource(Protocol):
 class AdminListener:
     """Serves `source` on bound sockets, TCP or Unix. `token` empty or None: no authentication."""
 
-    __slots__ = ("_connections", "_servers", "limits", "reactor", "routes")
+    __slots__ = ("_connections", "_servers", "is_retiring", "limits", "reactor", "routes")
 
     def __init__(self, source: AdminSource, reactor: Reactor, limits: ServerLimits, token: str | None) -> None:
         self.reactor = reactor
+        self.is_retiring = False
         self.limits = limits
         self.routes = AdminRoutes(source, token or "")
         self._connections: set[ServerConnection] = set()
@@ -98,15 +102,27 @@ class AdminListener:
             create: Any = loop.create_unix_server if sock.family == socket.AF_UNIX else loop.create_server
             self._servers.append(await create(lambda: ServerConnection(self), sock=sock, backlog=BACKLOG))
 
+    def retire(self) -> None:
+        """Stop accepting: another process does. Connections end with their next answer."""
+        self.is_retiring = True
+        self._close_servers()
+        now = self.reactor.clock.read()
+        for connection in list(self._connections):
+            connection.codec.retire(now)
+        self.reactor.outbox.flush()
+
     def close(self) -> None:
         """Stop accepting, end what is under way, close every connection."""
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        self._close_servers()
         self.reactor.clock.read()
         for connection in list(self._connections):
             connection.codec.cut(ProxyError(Kind.DRAINING, Source.ROUTER))
         self.reactor.outbox.flush()
+
+    def _close_servers(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
 
     def admit(self, connection: ServerConnection) -> bool:
         """Keep a new connection; False when there are too many."""

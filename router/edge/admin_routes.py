@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     Handler = Callable[[AdminCall], Awaitable[Reply]]
 
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
+UPGRADE_STATE = ("generation", "upgrading", "upgrade_failures", "last_upgrade", "predecessor")
 WORKER_PREFIX = "/workers/"
 _FIELD = re.compile(r"(?:^|[\s.])(url|address|endpoint|weight|id): ")
 _FIRST_WORD = re.compile(r"(url|address|endpoint|weight|id)\b")
@@ -95,6 +96,7 @@ class AdminRoutes:
             "/server_info": {"GET": self._server_info},
             "/debug/route": {"GET": self._debug_route},
             "/drain_listeners": {"POST": self._drain},
+            "/upgrade": {"POST": self._upgrade},
             "/config/accept": {"POST": self._accept_held},
             "/healthcheck/fail": {"POST": self._fail},
             "/healthcheck/ok": {"POST": self._restore},
@@ -211,6 +213,7 @@ class AdminRoutes:
                 "draining": state["draining"],
                 "workers": state["workers"],
                 "config": state["config"],
+                **{name: state.get(name) for name in UPGRADE_STATE},
             }
         )
 
@@ -281,6 +284,13 @@ class AdminRoutes:
         # Not of this request: the drain outlives it, and ends with the daemon.
         spawn(self._source.drain(), "admin drain")
         return json_reply({"draining": True}, 202)
+
+    async def _upgrade(self, call: AdminCall) -> Reply:
+        """How it goes is told by /server_info: of this process, or of the one that took over."""
+        refused = self._source.upgrade()
+        if refused:
+            return error_reply(409, "no_upgrade", f"No upgrade: {refused}.")
+        return json_reply({"upgrading": True, "pid": os.getpid()}, 202)
 
     async def _accept_held(self, call: AdminCall) -> Reply:
         return json_reply({"accepted": True, "removed_ready_replicas": self._source.accept_held()})

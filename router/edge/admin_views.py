@@ -104,7 +104,9 @@ def readiness_lines(state: dict[str, Any], table: TableSpec, rows: list[ReplicaR
     for worker in state["workers"]:
         stalled = ", stalled" if worker["stalled"] else ""
         sign = "+" if worker["state"] == "ready" and not stalled else "-"
-        lines.append(f"[{sign}] worker {worker['index']}: {worker['state']}{stalled}")
+        overload = worker.get("overload")
+        suffers = f", overloaded: {overload}" if overload else ""
+        lines.append(f"[{sign}] worker {worker['index']}: {worker['state']}{stalled}{suffers}")
     for endpoint in by_endpoint(table, rows):
         sign = "+" if endpoint["ready"] else "-"
         lines.append(

@@ -30,11 +30,12 @@ if TYPE_CHECKING:
     import ssl
     from collections.abc import Iterable
 
-    from router.edge.connection import ConnectionOwner
+    from router.edge.listener import Listener
 
 _log = logging.getLogger("router.arrivals")
 
 MAX_ARRIVALS = 4_096  # a worker's connections that are not ready yet
+BACKLOG = 4_096
 ACCEPT_BATCH = 64  # accepted in one turn of the loop; requests come between
 ACCEPT_PAUSE_S = 0.5  # when the process has no descriptor left
 
@@ -77,7 +78,7 @@ class Arrivals:
 
     __slots__ = ("_listening", "_loop", "_owner", "_proxies", "_waiting", "context")
 
-    def __init__(self, owner: ConnectionOwner, proxies: TrustedPeers | None) -> None:
+    def __init__(self, owner: Listener, proxies: TrustedPeers | None) -> None:
         self._owner = owner
         self._proxies = proxies
         self._loop = asyncio.get_running_loop()
@@ -91,19 +92,24 @@ class Arrivals:
         return len(self._waiting)
 
     def listen(self, sock: socket.socket, *, is_tls: bool) -> None:
-        """Accept on a listening socket, which is closed by `close`."""
+        """Accept on a bound socket, which is closed by `close`."""
         sock.setblocking(False)
+        sock.listen(BACKLOG)
         self._listening.append(sock)
         self._loop.add_reader(sock.fileno(), self._accept, sock, is_tls)
 
     def close(self) -> None:
         """Accept no more; those who are not ready have sent no request and are let go."""
+        self.stop()
+        for arrival in list(self._waiting):
+            arrival.cut()
+
+    def stop(self) -> None:
+        """Accept no more; those who are not ready may still become so."""
         for sock in self._listening:
             self._loop.remove_reader(sock.fileno())
             sock.close()
         self._listening.clear()
-        for arrival in list(self._waiting):
-            arrival.cut()
 
     def _accept(self, listening: socket.socket, is_tls: bool) -> None:
         for _ in range(ACCEPT_BATCH):
@@ -139,6 +145,8 @@ class Arrivals:
             address = host.encode() or b"unix"
             if self._proxies is not None:
                 address = await self._take_header(sock, host, ends_s) or address
+            if is_tls and not self._owner.has_room(address):
+                return  # a handshake is the dearest thing that a client can ask for
             connection = arrival.connection = ServerConnection(
                 self._owner, Peer(address, b"https" if is_tls else b"http")
             )

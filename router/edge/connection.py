@@ -30,6 +30,7 @@ class ConnectionOwner(Protocol):
 
     reactor: Reactor
     limits: ServerLimits
+    is_retiring: bool  # another process accepts in its place: connections end when their clients can know
 
     def admit(self, connection: ServerConnection) -> bool:
         """Keep a new connection; False when there are too many."""
@@ -47,12 +48,13 @@ class ConnectionOwner(Protocol):
 class ServerConnection(TcpShell):
     """Accepted by its owner, which knows all of its connections."""
 
-    __slots__ = ("_owner", "peer")
+    __slots__ = ("_owner", "counted", "peer")
 
     def __init__(self, owner: ConnectionOwner, peer: Peer | None = None) -> None:
         super().__init__(owner.reactor)
         self._delivers_rest = False  # a request of a client that is gone is of no use
         self._owner = owner
+        self.counted = b""  # as whose connection the owner counts it
         self.peer = peer or _UNKNOWN
         self.codec = Preface(self._choose, owner.limits, self, owner.reactor.clock.read())
 
@@ -91,6 +93,8 @@ class ServerConnection(TcpShell):
         else:
             codec = H1Server(self._on_request, owner.note_refused, owner.limits, self, now)
         self.codec = codec
+        if owner.is_retiring:
+            codec.retire(now)
         return codec
 
     def _on_flood(self) -> None:

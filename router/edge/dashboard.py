@@ -60,6 +60,7 @@ def summary(
             "reasons": state["reasons"],
             "draining": state["draining"],
             "last_reload": state.get("last_reload"),
+            "last_upgrade": state.get("last_upgrade"),
             "config": state.get("config"),
             "config_staleness_s": state.get("config_staleness_s", 0.0),
             "table_version": table.version,

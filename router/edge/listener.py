@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 
 from router.edge.arrivals import Arrivals
@@ -32,14 +33,18 @@ class Listener:
 
     __slots__ = (
         "_arrivals",
+        "_by_address",
         "_connections",
         "_context",
         "_max_connections",
+        "_max_per_address",
         "_proxies",
         "_servers",
         "core",
+        "is_retiring",
         "limits",
         "reactor",
+        "refuses_connections",
     )
 
     def __init__(
@@ -49,12 +54,20 @@ class Listener:
         limits: ServerLimits,
         max_connections: int,
         proxies: TrustedPeers | None = None,
+        max_per_address: int = 0,
     ) -> None:
-        """`proxies`: every connection begins with a PROXY header, and these may send one."""
+        """`proxies`: every connection begins with a PROXY header, and these may send one.
+
+        `max_per_address`: connections of one client, 0 for any number; see `client_of`.
+        """
         self.core = core
         self.reactor = reactor
         self.limits = limits
+        self.is_retiring = False
+        self.refuses_connections = False  # new ones, for want of memory
         self._max_connections = max_connections
+        self._max_per_address = max_per_address
+        self._by_address: dict[bytes, int] = {}  # never more than there are connections
         self._connections: set[ServerConnection] = set()
         self._servers: list[asyncio.AbstractServer] = []
         self._proxies = proxies
@@ -88,12 +101,45 @@ class Listener:
         if len(self._connections) > self._max_connections:
             counters.connections_refused += 1
             return False
+        if self.refuses_connections:
+            counters.refused_memory += 1
+            return False
+        if self._max_per_address:
+            client = client_of(connection.peer.address)
+            count = self._by_address.get(client, 0) if client else 0
+            if count >= self._max_per_address:
+                counters.refused_address += 1
+                return False
+            if client:
+                self._by_address[client] = count + 1
+                connection.counted = client
         counters.connections_accepted += 1
         counters.connections_open += 1
+        if self.is_retiring:  # it was accepted before, and told to us only now
+            connection.codec.retire(self.reactor.clock.now)
+        return True
+
+    def has_room(self, address: bytes) -> bool:
+        """Whether a connection of that address would be taken, before a handshake is spent on it; counts if not."""
+        counters = self.reactor.counters
+        if self.refuses_connections:
+            counters.refused_memory += 1
+            return False
+        if self._max_per_address and self._by_address.get(client_of(address), 0) >= self._max_per_address:
+            counters.refused_address += 1
+            return False
         return True
 
     def forget(self, connection: ServerConnection) -> None:
         """Drop a connection that is gone."""
+        client = connection.counted
+        if client:
+            connection.counted = b""
+            count = self._by_address[client] - 1
+            if count:
+                self._by_address[client] = count
+            else:
+                del self._by_address[client]
         if connection in self._connections:
             self._connections.remove(connection)
             self.reactor.counters.connections_open = len(self._connections)
@@ -113,14 +159,28 @@ class Listener:
 
     def stop_accepting(self) -> None:
         """Close the listening sockets of this process; the supervisor's copies stay."""
-        for server in self._servers:
-            server.close()
-        self._servers.clear()
+        self._close_servers()
         if self._arrivals is not None:
             self._arrivals.close()
 
+    def retire(self) -> None:
+        """Leave the listening sockets to another process, and lose no request of a client that cannot know.
+
+        Idle connections are kept a little longer, since a request may be on its way; each answer from now on is its
+        connection's last.
+        """
+        self.is_retiring = True
+        self._close_servers()
+        if self._arrivals is not None:
+            self._arrivals.stop()
+        now = self.reactor.clock.read()
+        for connection in list(self._connections):
+            connection.codec.retire(now)
+        self.reactor.outbox.flush()
+
     def drain(self) -> None:
         """Close idle connections and have the others say `Connection: close`."""
+        self.is_retiring = True
         for connection in list(self._connections):
             connection.codec.drain()
         self.reactor.outbox.flush()
@@ -133,7 +193,31 @@ class Listener:
         self.reactor.outbox.flush()
         return cut
 
+    def _close_servers(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nobody is connected, or about to be."""
+        return not self._connections and not (self._arrivals is not None and self._arrivals.waiting)
+
     @property
     def open_connections(self) -> int:
         """How many connections are open."""
         return len(self._connections)
+
+
+def client_of(address: bytes) -> bytes:
+    """Return what one client's connections are counted by: an IPv4 address, or the /64 that an IPv6 one is of.
+
+    Empty for a Unix socket, whose clients have none.
+    """
+    if address == b"unix":
+        return b""
+    if b":" not in address:
+        return address
+    found = IPv6Address(address.decode().partition("%")[0])
+    mapped = found.ipv4_mapped
+    return found.packed[:8] if mapped is None else str(mapped).encode()

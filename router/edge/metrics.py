@@ -65,7 +65,6 @@ _ENDPOINT_HISTOGRAMS = (
 )
 _WORKER_COUNTERS = (
     ("router_connections_accepted", "Client connections accepted.", "connections_accepted"),
-    ("router_connections_refused", "Client connections refused at the limit.", "connections_refused"),
     ("router_floods", "Client connections ended for wasting the router's time.", "floods"),
     ("router_upstream_connects", "Connections opened to replicas.", "upstream_connects"),
     ("router_upstream_reused", "Requests sent over a connection that served an earlier one.", "upstream_reused"),
@@ -75,6 +74,19 @@ _WORKER_COUNTERS = (
     ("router_proxy_headers_refused", "Connections closed for want of a PROXY header.", "proxy_headers_refused"),
     ("router_internal_errors", "Connections dropped by a bug of the router.", "internal_errors"),
     ("router_access_log_dropped", "Access log records dropped, since writing fell behind.", "access_log_dropped"),
+)
+# (name without `_total`, help, reason to attribute of `WorkerSnapshot.counters`)
+_WORKER_COUNTERS_BY_REASON = (
+    (
+        "router_connections_refused",
+        "Client connections refused: too many in all, too many of one address, too little memory.",
+        {"limit": "connections_refused", "address": "refused_address", "memory": "refused_memory"},
+    ),
+    (
+        "router_shed",
+        "Requests refused because a worker had too much to do: its loop was late, or its memory short.",
+        {"lag": "shed_lag", "memory": "shed_memory"},
+    ),
 )
 _WORKER_HISTOGRAMS = (
     ("router_config_delay_seconds", "From a commit in the store to the table being in force.", "config_delay"),
@@ -334,6 +346,11 @@ class RouterCollector(Collector):
         counters = self._totals.counters
         for name, text, key in _WORKER_COUNTERS:
             yield CounterMetricFamily(name, text, value=counters.get(key, 0))
+        for name, text, keys in _WORKER_COUNTERS_BY_REASON:
+            family = CounterMetricFamily(name, text, labels=["reason"])
+            for reason, key in keys.items():
+                family.add_metric([reason], counters.get(key, 0))
+            yield family
         for name, text, key in (
             ("router_connections_open", "Client connections open.", "connections_open"),
             ("router_upstream_connections_open", "Connections open to replicas.", "upstream_open"),
@@ -356,12 +373,26 @@ class RouterCollector(Collector):
         restarts = CounterMetricFamily(
             "router_worker_restarts", "Times the worker was started anew.", labels=["worker"]
         )
+        stuck = CounterMetricFamily(
+            "router_worker_stuck", "Times the worker was ended because its loop stood still.", labels=["worker"]
+        )
+        overloaded = GaugeMetricFamily(
+            "router_worker_overloaded", "Whether the worker refuses a share of new requests.", labels=["worker"]
+        )
         for worker in state["workers"]:
             label = [str(worker["index"])]
             up.add_metric(label, int(worker["state"] in SERVING_STATES and not worker["stalled"]))
             restarts.add_metric(label, worker["restarts"])
+            stuck.add_metric(label, worker.get("stuck", 0))
+            overloaded.add_metric(label, int(bool(worker.get("overload"))))
         yield up
         yield restarts
+        yield stuck
+        yield overloaded
+        generation = "Which generation of processes serves: 1 is the first, one more with each upgrade."
+        yield GaugeMetricFamily("router_generation", generation, value=state.get("generation", 1))
+        text = "Upgrades that failed: this process went on."
+        yield CounterMetricFamily("router_upgrade_failures", text, value=state.get("upgrade_failures", 0))
         yield GaugeMetricFamily("router_ready", "Whether /readyz answers 200.", value=int(state["ready"]))
         yield GaugeMetricFamily(
             "router_config_staleness_seconds",

@@ -108,6 +108,37 @@ def test_endpoints(ask, fail):
     assert ask("route", "list") == []
 
 
+def test_endpoints_are_paused_and_resumed(ask, fail):
+    made = ask("endpoint", "create", "e", "--policy", '{"retries": 1}')
+    assert ask("endpoint", "pause", "e") == made | {"state": "PAUSED"}
+    assert ask("endpoint", "resume", "e") == made
+    assert fail("endpoint", "pause", "f") == "Error: endpoint 'f' is not there\n"
+
+
+def test_replicas_are_drained_and_put_back(ask, fail):
+    ask("endpoint", "create", "e")
+    made = ask("replica", "create", "e", "r", "--address", "10.0.0.1", "--port", 30_000, "--weight", 2)
+    assert ask("replica", "drain", "e", "r") == made | {"state": "DRAINING"}
+    assert ask("replica", "undrain", "e", "r") == made
+    assert "'e/x' is not there" in fail("replica", "drain", "e", "x")
+
+
+def test_regions_are_drained_and_put_back(ask, fail):
+    made = ask("region", "create", "eu", "--weight", 2, "--failover", "us")
+    assert ask("region", "drain", "eu") == made | {"state": "DRAINING"}
+    assert ask("region", "undrain", "eu") == made
+    assert "'x' is not there" in fail("region", "drain", "x")
+
+
+def test_waiting_for_a_replica_to_be_idle_names_who_does_not_answer(store, ask):
+    ask("endpoint", "create", "e")
+    ask("replica", "create", "e", "r", "--address", "10.0.0.1", "--port", 30_000)
+    done = call(store.path, "replica", "drain", "e", "r", "--wait", "--wait-s", 0, "--admin", f"unix:{store.folder}/none")
+    assert done.exit_code == 1 and "not idle after 0 s: unix:" in done.stderr
+    done = call(store.path, "replica", "drain", "e", "r", "--wait", "--admin", "nonsense")
+    assert done.exit_code == 2 and "--admin" in done.stderr
+
+
 def test_replicas(ask, fail):
     assert "router endpoint create e" in fail("replica", "create", "e", "r", "--address", "h", "--port", 1)
     ask("endpoint", "create", "e")

@@ -202,10 +202,12 @@ async def router_factory(tmp_path_factory, client):
     """Start routers; all of them are stopped at the end."""
     routers = []
 
-    async def start(*arguments, replicas=(), toml=None, workers=1, env=None, command="serve"):
+    async def start(*arguments, replicas=(), toml=None, workers=1, env=None, command="serve", plain=False):
         router = Router(tmp_path_factory.mktemp("router"), client)
         routers.append(router)
-        flags = ["--json", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--workers", workers]
+        flags = ["--json", "--admin", "127.0.0.1:0"]
+        if not plain:  # else a file of the test's own says it
+            flags += ["--listen", "127.0.0.1:0", "--workers", workers]
         flags += ["--access-log", router.log_path]
         for replica in replicas:
             flags += ["--replica", replica.replace("ws://", "http://")]

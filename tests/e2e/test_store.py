@@ -12,8 +12,11 @@ from urllib.parse import urlsplit
 import pytest
 import pytest_asyncio
 
+from inference_backend.ports import free_port
+
 sys.path.insert(0, str(Path(__file__).parent))
 
+from loadkit import lineage  # noqa: E402
 from storekit import StoreProcess, Traffic, stamp, table_of  # noqa: E402
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -372,3 +375,101 @@ async def test_a_router_behind_a_relay(store, start_router, engines, folder, cli
         assert traffic.failures == []
     finally:
         await asyncio.to_thread(relay.end)
+
+
+# -- drain -----------------------------------------------------------------------------------------------------
+
+
+async def test_draining_a_replica_by_command_waits_for_what_is_on_it(
+    store, serve, engines, run_router, folder, client, until
+):
+    await fill(store, engines[:1])
+    admins = [f"127.0.0.1:{free_port()}" for _ in range(2)]
+    routers = [await serve("--admin", admin, state=f"s{i}") for i, admin in enumerate(admins)]
+    for router in routers:
+        await ready(router, until, 1)
+    slow = asyncio.ensure_future(
+        client.get(routers[1].url + "/_sim/echo", headers={"host": "h", "x-sim-fault": "slow;ms=3000"})
+    )
+
+    async def is_under_way():
+        return (await routers[1].rows())[0]["in_flight"] == 1
+
+    await until(is_under_way)
+    words = ("replica", "drain", "e", "r0", "--store", store.setting, "--wait", "--admin", admins[0], "--admin", admins[1])
+    early = await run_router(*words, "--wait-s", "0.3")
+    assert early.returncode == 1 and f"{admins[1]}: 1 requests on it" in early.stderr, early.stderr
+    done = await run_router(*words)
+    assert done.returncode == 0 and "DRAINING" in done.stdout, done.stderr
+    assert slow.done() and slow.result().status_code == 200
+    assert not await serves(routers[0], client)
+    assert (await run_router("replica", "undrain", "e", "r0", "--store", store.setting)).returncode == 0
+
+    async def is_back():
+        return await serves(routers[0], client)
+
+    await until(is_back)
+
+
+# -- upgrades ------------------------------------------------------------------------------------------------
+
+
+async def test_an_upgrade_while_rows_change_loses_neither_requests_nor_rows(
+    store, serve, engines, folder, until, gone
+):
+    await fill(store, engines)
+    router = await serve(workers=2)
+    await ready(router, until)
+    async with lineage(router, until, gone) as line, Traffic(router.port) as traffic:
+        for number in range(3):
+            async with store.writer() as writer:
+                await writer.put_endpoint(f"x{number}", create=True, hosts=(f"x{number}",))
+            upgrading = asyncio.ensure_future(line.upgrade())
+            async with store.writer() as writer:
+                await writer.put_replica(f"x{number}", "r", create=True, **place(engines[0]))
+            info = await upgrading
+            assert info["config"]["source"] in ("checkpoint", "store")
+            await ready(router, until)
+
+            async def is_here(number=number):
+                return table_of((await router.ask("/config_dump")).json()).get(f"x{number}")
+
+            await until(is_here)
+        await line.settled()
+        dump = (await router.ask("/config_dump")).json()
+        assert dump["config"]["bootstraps"] == 0, "it went on where its predecessor's checkpoint ends"
+    assert traffic.failures == [] and traffic.done
+    assert not list((folder / "a").glob("*.new")), "no half of a checkpoint"
+
+
+async def test_an_upgrade_while_the_store_is_down(store, serve, engines, until, gone):
+    await fill(store, engines)
+    router = await serve()
+    await ready(router, until)
+    async with lineage(router, until, gone) as line, Traffic(router.port) as traffic:
+        store.kill()
+        info = await line.upgrade()
+        assert info["config"]["source"] == "checkpoint" and not info["config"]["connected"]
+        await store.start(init=False)
+        async with store.writer() as writer:
+            await writer.delete_replica("e", "r0")
+        await ready(router, until, 1)
+        await line.settled()
+    assert traffic.failures == [] and traffic.done
+
+
+async def test_a_successor_knows_which_replicas_are_ill_before_it_serves(store, serve, engines, until, gone):
+    await fill(store, engines)
+    router = await serve()
+    await ready(router, until)
+    await engines[0].kill()
+
+    async def ill():
+        return sum(row["is_healthy"] for row in await router.rows()) == 1
+
+    await until(ill)
+    async with lineage(router, until, gone) as line, Traffic(router.port) as traffic:
+        await line.upgrade()
+        assert await ill(), "at once"
+        await line.settled()
+    assert traffic.failures == [] and traffic.done

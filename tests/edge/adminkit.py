@@ -91,6 +91,7 @@ class FakeSource:
 
     def __init__(self):
         self.spec = TABLE
+        self.no_upgrade = ""
         self.reasons = []
         self.workers = [worker_state()]
         self.taken = [
@@ -178,6 +179,10 @@ class FakeSource:
     async def drain(self):
         self.told.append(("drain",))
         await asyncio.Event().wait()
+
+    def upgrade(self):
+        self.told.append(("upgrade",))
+        return self.no_upgrade
 
     def set_ready(self, ready):
         self.told.append(("ready", ready))

@@ -425,3 +425,36 @@ def test_the_same_on_uvloop():
                 assert (await client.get(path)).status_code == 200
 
     uvloop.run(ask())
+
+
+async def test_an_upgrade_is_begun_or_refused():
+    async with serve() as admin, admin.client() as client:
+        answer = await client.post("/upgrade")
+        assert answer.status_code == 202 and answer.json()["upgrading"] is True
+        assert admin.source.told == [("upgrade",)]
+        admin.source.no_upgrade = "an upgrade is under way"
+        answer = await client.post("/upgrade")
+        assert answer.status_code == 409 and "under way" in answer.json()["error"]["message"]
+        assert (await client.get("/upgrade")).status_code == 405
+
+
+async def test_retired_it_answers_who_is_connected_and_nobody_else():
+    async with serve() as admin:
+        reader, writer = await asyncio.open_connection(*admin.where)
+        writer.write(b"GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+        await reader.readuntil(b"ok\n")
+        admin.listener.retire()
+        writer.write(b"GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n")
+        assert b"connection: close" in await reader.read()
+        writer.close()
+        with pytest.raises(ConnectionRefusedError):
+            await asyncio.open_connection(*admin.where)
+
+
+async def test_readyz_says_what_a_worker_suffers_from():
+    source = FakeSource()
+    source.workers = [worker_state() | {"overload": "lag 120 ms, 40% of new requests refused"}]
+    async with serve(source) as admin, admin.client() as client:
+        answer = await client.get("/readyz?verbose")
+        assert answer.status_code == 200, "less than all is better than nothing"
+        assert "[+] worker 0: ready, overloaded: lag 120 ms, 40% of new requests refused" in answer.text

@@ -82,6 +82,16 @@ async def test_who_is_not_ready_is_let_go_by_a_drain_and_the_others_are_served_o
     assert rig.listener._arrivals.waiting == 0
 
 
+async def test_retired_it_still_takes_who_is_not_ready(rig):
+    sock = await rig.connect()
+    await until(lambda: rig.listener._arrivals.waiting == 1)
+    rig.listener.retire()
+    assert not rig.listener.is_idle
+    await send(sock, HEADER + GET)
+    answer = await read(sock)
+    assert answer.startswith(b"HTTP/1.1 503 ") and b"connection: close" in answer
+
+
 async def test_without_descriptors_it_waits_and_goes_on(rig, monkeypatch, caplog):
     monkeypatch.setattr(arrivals, "ACCEPT_PAUSE_S", 0.01)
     (listening,) = rig.listener._arrivals._listening

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 
+import pytest
 import pytest_asyncio
 
 from router.clock import Clock
@@ -10,7 +11,7 @@ from router.core import Core
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.edge.admission import AdmissionGate
-from router.edge.listener import Listener
+from router.edge.listener import Listener, client_of
 from router.errors import Kind, ProxyError, Source
 from router.routing.credentials import RateBoard
 from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
@@ -151,6 +152,66 @@ async def test_beyond_the_limit_they_are_refused(rig):
     assert b"503" in await read(another, b"}}")
 
 
+async def test_connections_of_one_address(rig):
+    rig.listener._max_per_address = 2
+    held = [await rig.connect() for _ in range(2)]
+    await rig.accepted(2)
+    assert await read(await rig.connect()) in (b"", b"<reset>")
+    assert (rig.counters.refused_address, rig.counters.connections_refused) == (1, 0)
+    assert rig.listener._by_address == {b"127.0.0.1": 2}, "who is refused is not counted"
+    held.pop().close()
+    await until(lambda: rig.listener._by_address == {b"127.0.0.1": 1})
+    await ask(held[0])
+    assert b"503" in await read(held[0], b"}}")
+    another = await rig.connect()
+    await ask(another)
+    assert b"503" in await read(another, b"}}")
+    for sock in (*held, another):
+        sock.close()
+    await until(lambda: rig.listener.open_connections == 0)
+    assert not rig.listener._by_address, "nothing is remembered of who is gone"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "are_same"),
+    [
+        (b"192.0.2.1", b"192.0.2.2", False),
+        (b"2001:db8::1", b"2001:db8::ffff:2", True),
+        (b"2001:db8::1", b"2001:db8:0:1::1", False),
+        (b"::ffff:192.0.2.1", b"192.0.2.1", True),
+        (b"fe80::1%eth0", b"fe80::2", True),
+    ],
+)
+def test_who_is_one_client(one, other, are_same):
+    assert (client_of(one) == client_of(other)) is are_same
+
+
+def test_a_unix_sockets_clients_have_no_address():
+    assert client_of(b"unix") == b""
+
+
+async def test_without_memory_none_is_taken(rig):
+    rig.listener.refuses_connections = True
+    assert await read(await rig.connect()) in (b"", b"<reset>")
+    assert rig.counters.refused_memory == 1
+    rig.listener.refuses_connections = False
+    sock = await rig.connect()
+    await ask(sock)
+    assert b"503" in await read(sock, b"}}")
+
+
+async def test_a_share_is_shed_and_what_is_under_way_goes_on(rig):
+    busy, sock = await rig.connect(), await rig.connect()
+    await ask(busy, GET.replace(b"/ ", b"/slow "))
+    await until(lambda: rig.core.in_flight == 1)
+    rig.core.shed_share = 1.0
+    await ask(sock, GET.replace(b"/ ", b"/slow "))
+    answer = await read(sock, b"}}")
+    assert answer.startswith(b"HTTP/1.1 503 ") and b"x-router-error: overloaded" in answer
+    assert b"retry-after: 1" in answer and b"connection: close" not in answer
+    assert rig.core.in_flight == 1 and rig.core.shed_requests == 1
+
+
 async def test_a_malformed_request_is_counted_without_an_endpoint(rig):
     sock = await rig.connect()
     await ask(sock, b"nonsense\r\n\r\n")
@@ -197,6 +258,34 @@ async def test_drain_closes_idle_ones_and_lets_the_others_finish(rig):
     assert b"x-router-error: draining" in answer
     assert rig.core.in_flight == 0
     await until(lambda: rig.listener.open_connections == 0)
+
+
+async def test_retired_it_loses_no_request_of_whoever_connected_before(rig):
+    """Another process has the sockets; what was accepted here is answered here, and then ends."""
+    idle, fresh = await rig.connect(), await rig.connect()
+    await ask(idle)
+    await read(idle, b"}}")
+    await rig.accepted(2)
+    rig.listener.retire()
+    assert not rig.listener.is_idle
+    for sock in (idle, fresh):
+        await ask(sock)
+        answer = await read(sock)
+        assert answer.startswith(b"HTTP/1.1 503 ") and b"connection: close" in answer
+    await until(lambda: rig.listener.is_idle)
+
+
+async def test_retired_it_closes_who_says_nothing(rig):
+    rig.listener.limits = ServerLimits(retire_s=0.05)
+    sock = await rig.connect()
+    await rig.accepted(1)
+    rig.listener.retire()
+    async with asyncio.timeout(5):
+        while not rig.listener.is_idle:
+            rig.reactor.wheel.turn(rig.reactor.clock.read())
+            rig.reactor.outbox.flush()
+            await asyncio.sleep(0.01)
+    assert await read(sock) == b""
 
 
 async def test_a_cut_counts_requests_not_connections(rig):

@@ -27,12 +27,14 @@ COUNTERS = {
     "router_upstream_reused", "router_malformed_requests", "router_internal_errors",
     "router_access_log_dropped", "router_worker_restarts",
     "router_tls_handshakes", "router_tls_handshake_failures", "router_proxy_headers_refused",
+    "router_shed", "router_worker_stuck", "router_upgrade_failures",
 }  # fmt: skip
 GAUGES = {
     "router_requests_in_flight", "router_requests_waiting", "router_replica_ready", "router_replica_healthy", "router_replica_ejected",
     "router_replica_in_flight", "router_replica_latency_seconds", "router_replica_pooled_connections",
     "router_connections_open", "router_upstream_connections_open", "router_table_version", "router_worker_up",
     "router_tls_certificate_expiry_timestamp_seconds", "router_last_reload_ok",
+    "router_generation", "router_worker_overloaded",
     "router_ready", "router_config_staleness_seconds", "router_start_time_seconds", "router_build_info",
 }  # fmt: skip
 HISTOGRAMS = {
@@ -300,3 +302,17 @@ def test_snapshots_are_not_changed():
     totals.add([first])
     totals.add([snapshot(0, 200, endpoints=counted(3, duration_s=[0.1] * 3))])
     assert msgspec.msgpack.encode(first) == kept
+
+
+def test_what_was_refused_by_its_reason():
+    found = scrape(
+        Totals(),
+        [snapshot(connections_refused=1, refused_address=2, refused_memory=3, shed_lag=4, shed_memory=5)],
+        daemon_state([worker_state() | {"stuck": 2, "overload": "lag 120 ms"}]) | {"generation": 3, "upgrade_failures": 1},
+    )
+    refused = "router_connections_refused_total"
+    assert [found[refused, ("reason", reason)] for reason in ("limit", "address", "memory")] == [1, 2, 3]
+    assert [found["router_shed_total", ("reason", reason)] for reason in ("lag", "memory")] == [4, 5]
+    assert found["router_worker_stuck_total", ("worker", "0")] == 2
+    assert found["router_worker_overloaded", ("worker", "0")] == 1
+    assert found[("router_generation",)] == 3 and found[("router_upgrade_failures_total",)] == 1

@@ -46,6 +46,9 @@ class Gone(Codec):
     def drain(self) -> None:
         """It is done."""
 
+    def retire(self, now: float) -> None:
+        """It has ended."""
+
     def cut(self, error: ProxyError) -> None:
         """It is cut."""
 

@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 class Preface(Codec):
     """Waits for enough bytes; then `choose(is_http2)` returns the codec that goes on with them."""
 
-    __slots__ = ("_choose", "_limits", "_shell", "_since_s", "_stash")
+    __slots__ = ("_choose", "_keep_alive_s", "_limits", "_shell", "_since_s", "_stash")
 
     def __init__(self, choose: Callable[[bool], Codec], limits: ServerLimits, shell: Shell, now: float) -> None:
         super().__init__()
         self._choose = choose
         self._limits = limits
+        self._keep_alive_s = limits.keep_alive_s
         self._shell = shell
         self._since_s = now
         self._stash = b""
@@ -64,10 +65,9 @@ class Preface(Codec):
 
     def next_deadline(self) -> float | None:
         """When a beginning is too slow, or the connection idle for too long."""
-        limits = self._limits
         if self.close:
             return self._since_s
-        return self._since_s + (limits.head_s if self._stash else limits.keep_alive_s)
+        return self._since_s + (self._limits.head_s if self._stash else self._keep_alive_s)
 
     def handle_deadline(self, now: float) -> None:
         """Close an idle connection; what was begun is an HTTP/1.1 head that did not come in time."""
@@ -81,6 +81,13 @@ class Preface(Codec):
     def drain(self) -> None:
         """Close: no request has begun."""
         self._end(CLOSE_FLUSH)
+
+    def retire(self, now: float) -> None:
+        """Wait a little for the request that may be on its way; `choose` then makes a codec that retires."""
+        if not self._stash:
+            self._since_s = now
+        self._keep_alive_s = min(self._keep_alive_s, self._limits.retire_s)
+        self._shell.watch()
 
     def cut(self, error: ProxyError) -> None:
         """Close."""

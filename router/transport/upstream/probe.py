@@ -112,6 +112,10 @@ class HealthMonitor:
         """Return (endpoint, replica) of all that fail, for a worker that starts."""
         return [name for name, verdict in self.verdicts.items() if not verdict.is_healthy]
 
+    def has_checked_all(self) -> bool:
+        """Whether each replica that is checked has been, once."""
+        return all(check.verdict.checked_s is not None for check in self._checks.values())
+
     def close(self) -> None:
         """Stop checking."""
         if self._starter is not None:

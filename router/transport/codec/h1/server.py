@@ -85,6 +85,8 @@ class H1Server(H1Connection, DownstreamStream):
         "_head_since_s",
         "_idle_s",
         "_is_head_request",
+        "_is_retiring",
+        "_keep_alive_s",
         "_limits",
         "_on_refused",
         "_on_request",
@@ -109,6 +111,8 @@ class H1Server(H1Connection, DownstreamStream):
         self._on_refused = on_refused
         self._limits = limits
         self._idle_s = limits.idle_s
+        self._keep_alive_s = limits.keep_alive_s
+        self._is_retiring = False
         self._receiver: RequestReceiver | None = None
         self._reading = _HEAD
         self._writing = NOTHING
@@ -369,7 +373,7 @@ class H1Server(H1Connection, DownstreamStream):
         else:
             framing = b"transfer-encoding: chunked\r\n"
             self._writing = CHUNKS
-        if not bits & KEEP_ALIVE or self._draining or reading != _COMPLETE:
+        if not bits & KEEP_ALIVE or self._is_retiring or reading != _COMPLETE:
             # The client's request is not complete: an early answer, after which its rest is not awaited.
             bits &= ~KEEP_ALIVE
             framing += b"connection: close\r\n"
@@ -448,7 +452,7 @@ class H1Server(H1Connection, DownstreamStream):
         self._idle_s = self._limits.idle_s
         if self._bits & KEEP_ALIVE and not self._eof:
             self._reading = _HEAD
-            if self._limits.keep_alive_s < TURN_S:
+            if self._keep_alive_s < TURN_S:
                 self._shell.watch()  # else the wheel looks soon enough by itself
             if not self.wants_read:  # stopped for a replica that is gone, or for what was pipelined
                 self.wants_read = True
@@ -503,7 +507,7 @@ class H1Server(H1Connection, DownstreamStream):
         if self._head_since_s:
             return self._head_since_s + self._limits.head_s
         if self._receiver is None:
-            return self.last_moved_s + self._limits.keep_alive_s
+            return self.last_moved_s + self._keep_alive_s
         return self.last_moved_s + self._idle_s
 
     def handle_deadline(self, now: float) -> None:
@@ -531,13 +535,24 @@ class H1Server(H1Connection, DownstreamStream):
 
     def drain(self) -> None:
         """Close when idle, else after the response under way, which says `Connection: close`."""
-        self._draining = True
+        self._draining = self._is_retiring = True
         if self._receiver is None and self.close == CLOSE_NO:
             self._end_with(CLOSE_FLUSH)
 
+    def retire(self, now: float) -> None:
+        """Say `Connection: close` with the next response head; until one is asked for, wait `retire_s`.
+
+        Closing an idle connection at once would lose the request that its client may just be sending.
+        """
+        self._is_retiring = True
+        if self._receiver is None:
+            self.last_moved_s = now
+        self._keep_alive_s = min(self._keep_alive_s, self._limits.retire_s)
+        self._shell.watch()
+
     def cut(self, error: ProxyError) -> None:
         """End now: the exchange under way is told, an idle connection closes."""
-        self._draining = True
+        self._draining = self._is_retiring = True
         receiver = self._receiver
         if receiver is not None:
             receiver.request_reset(error)

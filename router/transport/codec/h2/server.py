@@ -257,6 +257,10 @@ class H2Server(H2Reader):
         self._drain_until_s = NEVER  # counted from when it is written
         self.needs_time = True
 
+    def retire(self, now: float) -> None:
+        """Drain: what a client sends that has not read the first GOAWAY is served anyway."""
+        self.drain()
+
     def on_ping_ack(self, payload: bytes) -> None:
         """The client has read the first GOAWAY: what it sends from now on it knows to be refused."""
         if payload == _DRAIN_PING and self._drain_phase == _ANNOUNCED:

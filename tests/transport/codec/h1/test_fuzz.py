@@ -186,7 +186,7 @@ ACTIONS = st.lists(
         st.tuples(st.sampled_from(["hold", "release"]), st.sampled_from([HOLD_NO_UPSTREAM, HOLD_PEER_FULL])),
         st.tuples(
             st.sampled_from(
-                ["full", "empty", "answer", "head", "data", "finish", "reset", "expire", "eof", "drain", "cut"]
+                ["full", "empty", "answer", "head", "data", "finish", "reset", "expire", "eof", "drain", "retire", "cut"]
             ),
             st.none(),
         ),
@@ -225,6 +225,8 @@ def test_any_order_of_events_on_the_server(actions):
             bench.full(action == "full")
         elif action == "drain":
             bench.codec.drain()
+        elif action == "retire":
+            bench.codec.retire(bench.now)
             bench.pump()
         elif action == "cut" and is_live:
             bench.codec.cut(CUT)

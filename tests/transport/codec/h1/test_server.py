@@ -409,6 +409,47 @@ class TestEnds:
         assert len(bench.requests) == 1, "nothing new is begun"
         assert bench.codec.close != CLOSE_NO
 
+    def test_retired_when_idle_the_next_request_is_served_and_the_last(self, cut):
+        bench = ServerBench(keep_alive_s=75.0, retire_s=5.0)
+        bench.feed(GET)
+        bench.answer()
+        bench.taken()
+        bench.now += 60.0
+        bench.codec.retire(bench.now)
+        bench.pump()
+        assert bench.is_open, "a request may be on its way"
+        bench.feed(GET, cut)
+        bench.answer()
+        assert b"connection: close\r\n" in bench.out and bench.out.endswith(b"ok")
+        assert bench.codec.close == CLOSE_FLUSH
+
+    def test_retired_when_idle_it_closes_a_little_later(self):
+        bench = ServerBench(keep_alive_s=75.0, retire_s=5.0)
+        bench.now += 60.0
+        bench.codec.retire(bench.now)
+        assert bench.expire() == 5.0
+        assert bench.codec.close == CLOSE_FLUSH and bench.out == b""
+
+    def test_retired_within_a_request(self):
+        bench = ServerBench()
+        bench.feed(GET)
+        bench.codec.retire(bench.now)
+        bench.answer()
+        assert b"connection: close\r\n" in bench.out
+        assert bench.codec.close == CLOSE_FLUSH
+
+    def test_retired_between_head_and_end_one_more_is_served(self):
+        bench = ServerBench()
+        bench.feed(GET)
+        bench.codec.send_head(response(200, 2), False)
+        bench.codec.retire(bench.now)
+        bench.codec.send_data(b"ok", True)
+        bench.pump()
+        assert bench.is_open and b"connection: close" not in bench.taken()
+        bench.feed(GET)
+        bench.answer()
+        assert b"connection: close\r\n" in bench.out
+
     def test_cut(self):
         idle = ServerBench()
         idle.codec.cut(CUT)
