@@ -46,7 +46,8 @@ def _endpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--environment", help="Tenant it belongs to. [default: main]"),
         click.option("--state", type=click.Choice(["ACTIVE", "PAUSED"]), help="A paused one answers 503."),
         click.option("--policy", metavar="JSON", help='As {"policy": "p2c", "slow_start_s": 30, "timeouts": {}, '
-                     '"limits": {}, "outlier": {}, "retries": 2, "tls": {}, "connections": {}}.'),
+                     '"limits": {}, "outlier": {}, "retries": 2, "tls": {}, "connections": {}, '
+                     '"scaling": {"target_concurrency": 8, "max_replicas": 4}}.'),
         click.option("--health", metavar="JSON", help='As {"kind": "http", "path": "/ready"} or {"kind": "grpc"}.'),
         click.option("--host", multiple=True, help="Route from this host as well; `*` is any. Repeatable."),
         click.option("--prefix", multiple=True, help="Path prefix of those routes; `/` if none is given."),

@@ -29,6 +29,7 @@ from router.routing.spec import (
     Policy,
     ReplicaSpec,
     RouteSpec,
+    ScalingSpec,
     Seconds,
     State,
     TablePatch,
@@ -61,6 +62,7 @@ class PolicyEntry(msgspec.Struct, forbid_unknown_fields=True):
     engine: Engine = "any"
     tls: TlsSpec = TlsSpec()
     connections: ConnectionSpec = ConnectionSpec()
+    scaling: ScalingSpec | None = None
 
 
 class MatchEntry(msgspec.Struct, forbid_unknown_fields=True):
@@ -445,6 +447,7 @@ def read_endpoint(name: str, row: Row) -> EndpointSpec:
         engine=policy.engine,
         tls=policy.tls,
         connections=policy.connections,
+        scaling=policy.scaling,
     )
 
 

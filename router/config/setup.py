@@ -111,7 +111,7 @@ def _migrate(database: Any, say: Callable[[str], None], migrations: Sequence[Seq
 
 
 def _version(database: Any) -> tuple[int, dict[str, Any], set[str]]:
-    """Return the schema's version, 0 if there is none, the row that says it, empty if missing, and what is there."""
+    """Return the schema's version (0: there is none), the row that says it ({} if missing), and what is there."""
     database.reload()
     there = {name for statement in database.ddl_statements if (name := _name(statement))}
     if "TABLE Meta" not in there:

@@ -37,6 +37,7 @@ from router.routing.spec import (
     Policy,
     ReplicaSpec,
     RouteSpec,
+    ScalingSpec,
     Seconds,
     State,
     TableSpec,
@@ -83,6 +84,7 @@ class EndpointEntry(msgspec.Struct, forbid_unknown_fields=True):
     engine: Engine = "any"
     tls: TlsSpec = TlsSpec()
     connections: ConnectionSpec = ConnectionSpec()
+    scaling: ScalingSpec | None = None
     replica: list[ReplicaEntry] = []
 
 
@@ -153,6 +155,7 @@ def build_table(entries: list[EndpointEntry], version: int, source: str) -> Tabl
                 engine=entry.engine,
                 tls=entry.tls,
                 connections=entry.connections,
+                scaling=entry.scaling,
             )
         )
         for route in _routes(entry, place):
