@@ -25,11 +25,13 @@ from router.clock import Clock
 from router.config.addresses import bind, parse_listen, unix_path
 from router.config.agent import ConfigAgent
 from router.config.certificates import WATCH_S, ServedCertificates
+from router.config.demand import make_publisher
 from router.config.listeners import proxies
 from router.config.static_table import StaticTable
 from router.control import Health, Patch, ReopenLogs, SetLogLevel, SetTls, Start, pack
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
+from router.demand_watch import DemandWatch
 from router.edge.admin import AdminListener
 from router.listening import BindError, ListeningSockets, bind_unix
 from router.routing.image import TableImage, parts_of
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from router.config.addresses import UnixSocket
     from router.config.settings import Settings
     from router.control import ToWorker
+    from router.demand import EndpointDemand
     from router.routing.spec import TableSpec
     from router.telemetry import WorkerSnapshot
 
@@ -73,6 +76,8 @@ class Supervisor:
         self._sockets = ListeningSockets(settings)
         self._admin_file: UnixSocket | None = None
         self._workers: list[WorkerProcess] = []
+        self._demand = DemandWatch(self._workers, self._image)
+        self._publisher = make_publisher(settings, self._demand.read)
         self._may_greet = asyncio.Event()
         self._board_fd = os.memfd_create("router-load-board")
         self._board = self._map_board()
@@ -114,6 +119,8 @@ class Supervisor:
         except TimeoutError:
             raise RuntimeError(f"a worker did not start within {START_LIMIT_S:g} s") from None
         self._is_started = True
+        if self._publisher is not None:
+            self._publisher.start()
         if self._certificates.tls is not None:
             asyncio.get_running_loop().call_later(WATCH_S, self._watch_certificates)
 
@@ -128,6 +135,8 @@ class Supervisor:
         """End everything at once; nothing is left behind."""
         self._may_greet.set()
         self._monitor.close()
+        if self._publisher is not None:
+            await self._publisher.close()
         if self._agent is not None:
             await self._agent.close()
         if self._admin is not None:
@@ -335,6 +344,10 @@ class Supervisor:
         answers = await asyncio.gather(*(worker.ask(ASK_LIMIT_S) for worker in self._workers))
         return [answer for answer in answers if answer is not None]
 
+    async def demand(self) -> dict[str, EndpointDemand]:
+        """Return what this router's endpoints are asked for."""
+        return await self._demand.read()
+
     def table(self) -> TableSpec:
         """Return the table in force."""
         return self._image.spec()
@@ -388,6 +401,7 @@ class Supervisor:
             "last_reload": self._last_reload,
             "config_staleness_s": 0.0 if config is None else config["staleness_s"],
             "config": config,
+            "demand": None if self._publisher is None else self._publisher.status(),
             "listen": self.listen,
             "certificates": self._certificates.shown(),
             "workers": [

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from router.demand import EndpointDemand
 from router.routing.spec import TablePatch
 from router.telemetry import WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
@@ -65,6 +66,12 @@ class Ask(msgspec.Struct, tag="ask"):
     question: int
 
 
+class AskDemand(msgspec.Struct, tag="ask demand"):
+    """Ask what each endpoint is asked for: a snapshot is much larger, and this is asked each second."""
+
+    question: int
+
+
 class Explain(msgspec.Struct, tag="explain"):
     """Ask what would happen to a request."""
 
@@ -102,6 +109,14 @@ class Counted(msgspec.Struct, tag="counted"):
     snapshot: WorkerSnapshot
 
 
+class Demanded(msgspec.Struct, tag="demanded"):
+    """The answer to `AskDemand`: endpoints that were ever asked for anything."""
+
+    question: int
+    pid: int
+    endpoints: dict[str, EndpointDemand]
+
+
 class Explained(msgspec.Struct, tag="explained"):
     """The answer to `Explain`: JSON made by the worker."""
 
@@ -115,8 +130,8 @@ class Drained(msgspec.Struct, tag="drained"):
     cut: int
 
 
-ToWorker = Start | Patch | Health | Drain | Ask | Explain | SetLogLevel | SetTls | ReopenLogs
-FromWorker = Ready | Counted | Explained | Drained
+ToWorker = Start | Patch | Health | Drain | Ask | AskDemand | Explain | SetLogLevel | SetTls | ReopenLogs
+FromWorker = Ready | Counted | Demanded | Explained | Drained
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -17,7 +17,9 @@ import msgspec
 
 from router.control import (
     Ask,
+    AskDemand,
     Counted,
+    Demanded,
     Drain,
     Drained,
     Explain,
@@ -41,6 +43,7 @@ READ_BYTES = 262_144
 RESTART_FLOOR_S = 0.1  # the wait before a replacement doubles while workers die young
 RESTART_CEILING_S = 5.0
 OLD_AGE_S = 10.0
+Answer = Counted | Demanded | Explained
 
 
 class WorkerProcess:
@@ -71,7 +74,7 @@ class WorkerProcess:
         self.has_process = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._channel: asyncio.StreamWriter | None = None
-        self._questions: dict[int, asyncio.Future[Counted | Explained]] = {}
+        self._questions: dict[int, asyncio.Future[Answer]] = {}
         self._asked = 0
         self._is_stopping = False
         self._has_drained = False
@@ -94,6 +97,11 @@ class WorkerProcess:
         if isinstance(answer, Counted):
             self.last = answer.snapshot
         return self.last
+
+    async def ask_demand(self, limit_s: float) -> Demanded | None:
+        """Return what its endpoints are asked for, None if it does not answer in time."""
+        answer = await self._question(AskDemand(self._next_question()), limit_s)
+        return answer if isinstance(answer, Demanded) else None
 
     async def explain(self, host: str, path: str, limit_s: float) -> dict[str, object] | None:
         """Ask where a request would go."""
@@ -142,10 +150,10 @@ class WorkerProcess:
         self._asked += 1
         return self._asked
 
-    async def _question(self, question: Ask | Explain, limit_s: float) -> Counted | Explained | None:
+    async def _question(self, question: Ask | AskDemand | Explain, limit_s: float) -> Answer | None:
         if self.state not in ("ready", "draining"):
             return None
-        future: asyncio.Future[Counted | Explained] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._questions[question.question] = future
         self.send(question)
         try:
@@ -214,7 +222,7 @@ class WorkerProcess:
         self._channel.close()
         await self._process.wait()
 
-    def _take(self, message: Ready | Counted | Explained | Drained) -> None:
+    def _take(self, message: Ready | Answer | Drained) -> None:
         if isinstance(message, Ready):
             if self.state != "draining":
                 self.state = "ready"

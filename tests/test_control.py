@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from router.control import (
     MAX_MESSAGE_BYTES,
     Ask,
+    AskDemand,
     Counted,
+    Demanded,
     Drain,
     Drained,
     Explain,
@@ -27,6 +29,7 @@ from router.control import (
     pack,
     to_worker,
 )
+from router.demand import EndpointDemand
 from router.routing.spec import EndpointPatch, EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TablePatch
 from router.telemetry import EndpointSnapshot, ReplicaSnapshot, WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
@@ -61,6 +64,7 @@ TO_WORKER = [
     Health("e", "r", False),
     Drain(5.0),
     Ask(1),
+    AskDemand(3),
     Explain(2, "host", "/path"),
     SetLogLevel("INFO"),
     ReopenLogs(),
@@ -68,6 +72,7 @@ TO_WORKER = [
 FROM_WORKER = [
     Ready(1),
     Counted(1, SNAPSHOT),
+    Demanded(3, 9, {"e": EndpointDemand(1, 5, 2, 0, 1)}),
     Explained(2, msgspec.Raw(msgspec.msgpack.encode({"a": [1, None]}))),
     Drained(0),
 ]

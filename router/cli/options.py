@@ -37,6 +37,8 @@ _FLAGS: list[tuple[str, Any, str]] = [
     ("store-start-timeout-s", _SECONDS, "Without a checkpoint, how long to wait for the store; 0: for ever."),
     ("shrink-guard", click.FloatRange(0.0, 1.0), "A change that takes out more ready replicas is held; 0: none."),
     ("reaper", bool, "Take out replicas of nodes whose lease ran out; one router of a store does at a time."),
+    ("region", str, "Region this router is in: its replicas come first."),
+    ("demand-store", str, "Where demand is published, if --store is a relay. [default: --store]"),
     ("workers", click.IntRange(1, 256), "Processes that relay, sharing the port by SO_REUSEPORT."),
     ("admin", str, "HOST:PORT, unix:PATH or `none` for health, metrics and the dashboard."),
     ("admin-token", str, "Bearer token of the admin listener; needed beyond loopback."),

@@ -295,7 +295,7 @@ class Writer:
         hashed = base64.b64encode(token_hash(key, secret)).decode()
         columns = ("TokenHash", "Subject", "Environment", "Scopes", "NotAfter", "UpdatedAt")
         row = (hashed, f"{subject}:{key}", environment, list(scopes), not_after, COMMIT_TIME)
-        await self._write([("insert", "AuthTokens", columns, [row])])
+        await self.write([("insert", "AuthTokens", columns, [row])])
         shown = {"subject": subject, "environment": environment, "scopes": list(scopes)}
         return {"key": key, "secret": secret, **shown}
 
@@ -386,7 +386,8 @@ class Writer:
         with in_words(self._target):
             return await self._client.transact(work)
 
-    async def _write(self, mutations: list[Mutation]) -> None:
+    async def write(self, mutations: list[Mutation]) -> None:
+        """Commit mutations of the caller's own, without looking."""
         with in_words(self._target):
             await self._client.write(mutations)
 

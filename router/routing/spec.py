@@ -105,7 +105,7 @@ class ScalingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many replicas an autoscaler keeps (`router autoscale`; routers only pass it on).
 
     Wanted are requests in flight / `target_concurrency`, rounded up, and `buffer_replicas` more while there is any
-    demand, within `min_replicas` and `max_replicas`. Within `tolerance` of what the replicas are for nothing changes.
+    demand, within `min_replicas` and `max_replicas`. Nothing changes within `tolerance` of what there is.
     Demand must have lasted for `scaleup_window_s`, and have been absent for `scaledown_window_s`.
     """
 

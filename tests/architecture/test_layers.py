@@ -21,6 +21,7 @@ LAYERS = [
     ("router.sidecar", 4, "sidecar"),
     ("router.worker_process", 5, "app"),
     ("router.worker", 5, "app"),
+    ("router.demand_watch", 5, "app"),
     ("router.listening", 5, "app"),
     ("router.app", 5, "app"),
     ("router.cli", 5, "app"),
