@@ -30,6 +30,7 @@ PEAK_HOUR = 15.0
 BURST_S = (60.0, 600.0)
 RETRY_SHARE = 0.5  # of refused requests, after
 RETRY_S = 2.0
+PICTURE = "loadtest/reports/autoscale-day.png"
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,7 +216,7 @@ def rows_of(out: Outcome) -> list[tuple[str, str]]:
 @click.option("--buffer", default=0, type=click.IntRange(0), help="scaling.buffer_replicas.")
 @click.option("--up-window-s", default=0.0, type=click.FloatRange(0.0), help="scaling.scaleup_window_s.")
 @click.option("--down-window-s", default=300.0, type=click.FloatRange(0.0), help="scaling.scaledown_window_s.")
-@click.option("--output", default="autoscale-day.png", type=click.Path(dir_okay=False, path_type=Path), help="PNG.")
+@click.option("--output", default=PICTURE, type=click.Path(dir_okay=False, path_type=Path), help="The picture.")
 def main(
     seed: int, peak_per_s: float, bursts: int, burst_factor: float, service_s: float, room: int,
     cold_start_s: float, target: float, minimum: int, maximum: int, buffer: int, up_window_s: float,
@@ -234,6 +235,7 @@ def main(
         table.add_row(*row)
     console = Console()
     console.print(table)
+    output.parent.mkdir(parents=True, exist_ok=True)
     plot_day(out.need, out.ready, out.current, output)
     console.print(f"drawn in {output}", highlight=False)
 

@@ -84,13 +84,13 @@ class Fleet:
         """Take what the store says (`rows`: replica to state) and which processes run; return what is new."""
         news = News()
         self._buried &= rows.keys()
-        for replica in (running or set()) - self.members.keys():
-            self.members[replica] = Member(replica, True, now_s, unready_s=now_s)
         for replica, state in rows.items():
             if replica not in self.members and replica not in self._buried:
                 is_ours = replica.startswith(REPLICA_PREFIX) if running is None else replica in running
                 is_leaving = is_ours and state == "DRAINING"
                 self.members[replica] = Member(replica, is_ours, now_s, is_leaving=is_leaving)
+        for replica in (running or set()) - self.members.keys():
+            self.members[replica] = Member(replica, True, now_s, unready_s=now_s)
         for replica, member in list(self.members.items()):
             state = rows.get(replica, "")
             if self._is_gone(member, state, running):

@@ -243,7 +243,8 @@ class Keeper:
     def _stop_forsaken(self, now_s: float) -> None:
         """Stop replicas whose endpoint is no more: they serve nobody."""
         launcher, there = self._launcher, self._follower.there
-        left = launcher.endpoints() - there if launcher is not None and there else set[str]()
+        served = launcher.endpoints() if launcher is not None else set[str]()
+        left = served - there if there else set[str]()
         self._forsaken = {name: self._forsaken.get(name, now_s) for name in left}
         for name, since_s in self._forsaken.items():
             if launcher is None or now_s - since_s <= FORSAKEN_S:

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 from router.autoscale.launcher import LaunchError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Collection, Sequence
 
     from router.autoscale.launcher import Order
 
@@ -92,18 +92,25 @@ class Running:
 
 
 class SimProcesses:
-    """Implements `launcher.Launcher`. `free_port` returns a port for an engine."""
+    """Implements `launcher.Launcher`. `free_port` returns a port for an engine.
 
-    def __init__(self, options: SimOptions, free_port: Callable[[], int]) -> None:
+    `names` are the endpoints whose replicas are to be taken over; None: all.
+    """
+
+    def __init__(
+        self, options: SimOptions, free_port: Callable[[], int], names: Collection[str] | None = None
+    ) -> None:
         self._options = options
         self._free_port = free_port
+        self._names = names
         self._running: dict[tuple[str, str], Running] = {}
 
     def adopt(self) -> None:
         """Find sidecars that an earlier run started."""
         known = {running.pid for running in self._running.values()}
         for pid, endpoint, replica in find_sidecars(self._options.key):
-            if pid in known or (endpoint, replica) in self._running:
+            is_wanted = self._names is None or endpoint in self._names
+            if not is_wanted or pid in known or (endpoint, replica) in self._running:
                 continue
             with contextlib.suppress(OSError):  # it has just ended
                 found = Running(pid)

@@ -126,7 +126,7 @@ def _launcher(values: dict[str, Any], target: Target) -> Callable[[], Launcher]:
         values["store"], values["state_dir"], target.key, engine_args, exit_grace_s=values["exit_grace_s"],
         engine_grace_s=values["engine_grace_s"], log_dir=values["replica_logs"] or "",
     )  # fmt: skip
-    return lambda: SimProcesses(options, free_port)
+    return lambda: SimProcesses(options, free_port, None if values["is_all"] else values["names"])
 
 
 async def _run(values: dict[str, Any], target: Target, make: Callable[[], Launcher] | None) -> int:

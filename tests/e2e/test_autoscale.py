@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import httpx
 import psutil
 import pytest
 import pytest_asyncio
@@ -210,15 +212,20 @@ async def test_from_nothing_up_under_load_down_again_and_to_nothing(store, route
 
 
 async def _refused(router, client):
-    """The answer once the router has the endpoint's route."""
+    """The answer once every worker has the endpoint; without any, a 503 is nobody's."""
+    dump = (await router.ask("/config_dump")).json()
+    version = dump["table"]["version"] if dump["table"]["endpoints"] else None
+    if {worker["table_version"] for worker in dump["workers"]} != {version}:
+        return None
     answer = await ask(router, client)
     return answer if answer.status_code == 503 else None
 
 
 async def test_who_is_not_let_in_starts_nothing(store, start_router, autoscale, client, until):
     router = await start_router(
-        "--store", store.setting, "--state-dir", store.folder / "state", "--drain-settle-s", 0, "--auth-token", "t"
-    )
+        "--store", store.setting, "--state-dir", store.folder / "state", "--drain-settle-s", 0, "--auth-token", "t",
+        workers=2,
+    )  # fmt: skip
     await endpoint(store)
     await endpoint(store, "other", hosts=("other",))
     keeper = autoscale("--all")
@@ -327,6 +334,39 @@ async def test_replicas_by_command(store, autoscale, until):
     await ready(store, 1, until)
     assert await states(store) == {"by-hand": "READY"}  # counted, and not ours to stop
     await keeper.told(until, "gone")
+
+
+async def test_what_a_router_is_asked_for_is_in_the_store_until_it_ends(store, start_router, client, until):
+    router = await start_router(
+        "--store", store.setting, "--state-dir", store.folder / "state", "--drain-settle-s", 0, "--region", "eu", workers=2
+    )
+    await endpoint(store)
+    await until(lambda: _refused(router, client))
+
+    async def rows():
+        async with store.writer() as writer:
+            return await writer.query("SELECT EndpointId, Arrivals, Unserved, RegionId FROM Demand")
+
+    found = await until(rows)
+    assert [(row[0], row[3]) for row in found] == [("e", "eu")]
+    assert int(found[0][1]) == int(found[0][2]) >= 1
+    told = (await router.ask("/v1/demand")).json()["published"]
+    assert (told["region"], told["rows"], told["error"], told["failures"]) == ("eu", 1, "", 0)
+    assert f"router_demand_commits_total {told['commits']}" in (await router.ask("/metrics")).text.replace(".0", "")
+    before = int(found[0][1])
+    (first, second) = await router.workers()
+    os.kill(first["pid"], signal.SIGKILL)
+    os.kill(second["pid"], signal.SIGKILL)
+
+    async def has_grown():
+        with contextlib.suppress(httpx.TransportError):
+            await ask(router, client)
+        return int((await rows())[0][1]) > before
+
+    await until(has_grown)  # on from what the dead ones had counted
+    router.send_signal(signal.SIGTERM)
+    assert await router.wait() == 0
+    assert await rows() == []
 
 
 @pytest.mark.parametrize(
