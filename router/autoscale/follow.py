@@ -1,8 +1,9 @@
 """What the autoscaler sees: endpoints that are to be scaled, their demand, replicas and live sessions.
 
 Read once a second, by the store's clock alone. Rows of Demand that nobody renewed for ten seconds are ignored:
-their router is gone or cut off. Counters that only grow become growth here: what a router counted before this
-process first looked is nobody's demand any more, a row that appears later counts whole, one that fell began anew.
+their router is gone or cut off. Which of the two cannot be told, so they still forbid to take replicas down for a
+while. Counters that only grow become growth here: what a router counted before this process first looked is nobody's
+demand any more, a row that appears later counts whole, one that fell began anew.
 """
 
 from __future__ import annotations
@@ -22,11 +23,17 @@ if TYPE_CHECKING:
     from router.routing.spec import ScalingSpec
 
 FRESH_S = 10
+SILENT_S = 900  # after which a router that left without a word is taken for dead
 MAX_ENDPOINTS = 1_000
 MAX_ROUTERS = 65_536  # rows of Demand whose last counts are remembered
 NAMES_PER_QUERY = 100
 _DEMAND = "SELECT EndpointId, RouterId, InFlight, Arrivals, Unserved, Waiting, Sessions FROM Demand"
 _FRESH = f" WHERE UpdatedAt > TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL {FRESH_S} SECOND)"
+_SILENT = (
+    "SELECT DISTINCT EndpointId FROM Demand WHERE InFlight + Waiting + Sessions > 0 "  # noqa: S608 - numbers of ours
+    f"AND UpdatedAt BETWEEN TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL {SILENT_S} SECOND) "
+    f"AND TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL {FRESH_S} SECOND)"
+)
 _LIVE = (
     "SELECT EndpointId, ReplicaId, COUNT(*) FROM Sessions WHERE State = 'OPEN' AND "
     "TIMESTAMP_ADD(LastUsedAt, INTERVAL IdleTimeoutS SECOND) > CURRENT_TIMESTAMP() GROUP BY EndpointId, ReplicaId"
@@ -47,6 +54,8 @@ class EndpointView:
     """To their states."""
     held: set[str] = field(default_factory=set)
     """Replicas with live sessions."""
+    is_blind: bool = False
+    """A router that had requests is silent: it died, or is cut off from the store and serves on."""
 
 
 class Follower:
@@ -83,6 +92,9 @@ class Follower:
         for endpoint, replica, _ in await writer.query(_LIVE):
             if endpoint in views:
                 views[endpoint].held.add(replica)
+        for (endpoint,) in await writer.query(_SILENT):
+            if endpoint in views:
+                views[endpoint].is_blind = True
         self._add_demand(views, await writer.query(_DEMAND + (_FRESH if self._has_looked else "")))
         if not self._has_looked:  # that was for the counts of those that are idle, too
             self._has_looked = True

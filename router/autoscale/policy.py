@@ -7,8 +7,9 @@
     bounds   min <= desired <= max, but never fewer than hold live sessions
 
 The windows are those of Kubernetes' HorizontalPodAutoscaler: upwards the smallest recommendation counts, since with
-the largest a window would delay nothing; downwards the largest. A decider that starts anew has seen nothing yet,
-so it takes nothing down before a whole window has passed.
+the largest a window would delay nothing; downwards the largest. A decider that starts anew, or could not look for a
+while, has seen nothing: it takes nothing down before a whole window has passed. Nor does it while a router that had
+requests is silent: that it does not tell its demand does not mean that it has none.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 SERVICE_S = 1.0  # what a request takes, before any has been seen to end
 MAX_SERVICE_S = 600.0
 MEMORY_S = 60.0  # over which it is averaged
+GAP_S = 10.0  # without a look: what was seen before it does not tell that nobody came meanwhile
 REFUSED_REPLICAS = 4
 """Refusals ask for so many replicas at once, or for twice what is in flight: clients that try again each second are
 counted each second. (HorizontalPodAutoscaler grows by four pods, or to twice as many, in one step.)"""
@@ -43,6 +45,8 @@ class Observation:
     """Replicas on their way."""
     held: int = 0
     """Replicas with live sessions."""
+    is_blind: bool = False
+    """A router that had requests has told nothing for a while."""
 
     @property
     def current(self) -> int:
@@ -96,7 +100,7 @@ class Decider:
     def step(self, seen: Observation, now_s: float) -> Decision:
         """Decide on what is seen now; `now_s` never goes back."""
         spec, last = self.spec, self._last
-        if last is None:
+        if last is None or now_s - self._last_s > GAP_S:
             self._down.put(seen.current, now_s, spec.scaledown_window_s)
         elif seen.ready > last.ready:  # what has just come up gets a window of its own
             self._down.put(seen.ready, now_s, spec.scaledown_window_s)
@@ -118,6 +122,8 @@ class Decider:
                 reason = "scale-down window"
             if seen.pending and desired < current:
                 desired, reason = current, "replicas are on their way"
+            elif seen.is_blind and desired < current:
+                desired, reason = current, "a router is silent"
         if desired > spec.max_replicas:
             desired, reason = spec.max_replicas, "max_replicas"
         if desired < spec.min_replicas:

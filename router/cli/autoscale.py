@@ -220,15 +220,16 @@ class _Show:
         from rich.table import Table  # noqa: PLC0415
 
         columns = (
-            "endpoint", "in flight", "waiting", "need", "ready", "pending", "held", "desired", "bounds", "because",
+            "endpoint", "in flight", "waiting", "sessions", "need", "ready", "pending", "held", "desired", "bounds",
+            "because",
         )  # fmt: skip
         caption = escape("\n".join(self._events))
         table = Table(*columns, box=None, pad_edge=False, caption=caption, caption_justify="left")
         for line in keeper.lines.values():
             scaling = line.view.scaling
             cells = (
-                line.endpoint, line.view.in_flight, line.view.waiting, f"{line.decision.need:.1f}", line.ready,
-                line.pending, line.held, line.decision.desired, f"{scaling.min_replicas}-{scaling.max_replicas}",
+                line.endpoint, line.view.in_flight, line.view.waiting, line.view.sessions,
+                f"{line.decision.need:.1f}", line.ready, line.pending, line.held, line.decision.desired, f"{scaling.min_replicas}-{scaling.max_replicas}",
                 line.decision.reason,
             )  # fmt: skip
             table.add_row(*map(str, cells))

@@ -5,7 +5,7 @@ import json
 import pytest
 from configkit import put_endpoint, put_meta, put_replica
 
-from router.autoscale.follow import FRESH_S, Follower
+from router.autoscale.follow import FRESH_S, SILENT_S, Follower
 from router.config.errors import StoreError
 from router.config.schema import MIGRATIONS, SCHEMA_KEY
 from router.config.timestamps import format_timestamp
@@ -67,6 +67,16 @@ async def test_rows_that_nobody_renews_are_ignored_by_the_stores_clock(store):
         put_endpoint("e", policy=SCALED), demand("e", "here", 1), demand("e", "gone", 50, at=ago(store, FRESH_S + 1))
     )
     assert (await look(store))["e"].in_flight == 1
+
+
+@pytest.mark.parametrize(
+    ("counts", "seconds", "is_blind"),
+    [({"in_flight": 1}, FRESH_S + 1, True), ({"waiting": 1}, SILENT_S - 5, True), ({"sessions": 1}, SILENT_S + 5, False),
+     ({"arrivals": 9}, FRESH_S + 1, False), ({"in_flight": 1}, 0, False)],
+)  # fmt: skip
+async def test_a_router_that_had_requests_and_is_silent_may_be_cut_off(store, counts, seconds, is_blind):
+    await store.write(put_endpoint("e", policy=SCALED), demand("e", "a", **counts, at=ago(store, seconds)))
+    assert (await look(store))["e"].is_blind is is_blind
 
 
 async def test_a_router_that_was_idle_when_first_looked_at_is_no_burst_later(store):

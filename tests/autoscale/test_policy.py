@@ -85,6 +85,9 @@ def test_a_target_that_is_no_whole_number(target, in_flight, desired):
         ({"max_replicas": 2}, Observation(ready=5, held=3), 3, "live sessions"),
         ({}, Observation(waiting=9), 2, "demand"),
         ({}, Observation(ready=2, pending=1), 3, "replicas are on their way"),
+        ({}, Observation(ready=2, is_blind=True), 2, "a router is silent"),
+        ({"max_replicas": 1}, Observation(ready=2, is_blind=True), 1, "max_replicas"),
+        ({}, Observation(ready=2, in_flight=30, is_blind=True), 4, "demand"),
     ],
 )
 def test_bounds_buffer_and_sessions(values, seen, desired, reason):
@@ -164,6 +167,15 @@ def test_a_decider_that_starts_anew_takes_nothing_down_before_a_window_has_passe
     decider = Decider(spec())
     assert all(decider.step(Observation(ready=7), float(now)).desired == 7 for now in range(60))
     assert decider.step(Observation(ready=7), 61.0).desired == 0
+
+
+def test_after_a_gap_nothing_is_taken_down_before_a_window_has_passed():
+    """The store was away for an hour: routers have not told their demand again when it is first looked at."""
+    decider = Decider(spec())
+    for now in range(100):
+        assert decider.step(Observation(40, ready=5), float(now)).desired == 5
+    assert all(decider.step(Observation(0, ready=5), 3_700.0 + now).desired == 5 for now in range(60))
+    assert decider.step(Observation(0, ready=5), 3_761.0).desired == 0
 
 
 def test_a_spec_that_changes_counts_from_then_on():

@@ -74,5 +74,6 @@ async def demand_and_sessions(target):
         await publisher._withdraw()
         assert await writer.query("SELECT * FROM Demand") == []
     assert (first.in_flight, first.waiting, first.unserved, first.held) == (3, 1, 0, {"r0"})
+    assert not first.is_blind and not second.is_blind
     assert first.replicas == {"r0": "READY", "r1": "READY", "r2": "READY"}
     assert (second.in_flight, second.arrivals, second.unserved) == (4, 2, 1)
