@@ -2,8 +2,8 @@
 
 Read once a second, by the store's clock alone. Rows of Demand that nobody renewed for ten seconds are ignored:
 their router is gone or cut off. Which of the two cannot be told, so they still forbid to take replicas down for a
-while. Counters that only grow become growth here: what a router counted before this process first looked is nobody's
-demand any more, a row that appears later counts whole, one that fell began anew.
+while. Counters that only grow become growth here: what a router counted before this process first looked is
+nobody's demand any more, a row that appears later counts whole, one that fell began anew.
 """
 
 from __future__ import annotations

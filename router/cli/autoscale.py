@@ -227,10 +227,11 @@ class _Show:
         table = Table(*columns, box=None, pad_edge=False, caption=caption, caption_justify="left")
         for line in keeper.lines.values():
             scaling = line.view.scaling
+            view, decision = line.view, line.decision
             cells = (
-                line.endpoint, line.view.in_flight, line.view.waiting, line.view.sessions,
-                f"{line.decision.need:.1f}", line.ready, line.pending, line.held, line.decision.desired, f"{scaling.min_replicas}-{scaling.max_replicas}",
-                line.decision.reason,
+                line.endpoint, view.in_flight, view.waiting, view.sessions, f"{decision.need:.1f}", line.ready,
+                line.pending, line.held, decision.desired, f"{scaling.min_replicas}-{scaling.max_replicas}",
+                decision.reason,
             )  # fmt: skip
             table.add_row(*map(str, cells))
         return table
