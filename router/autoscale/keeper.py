@@ -41,6 +41,7 @@ DUTY_S = 12.0
 DUTY_PERIOD_S = 3.0
 STAND_BY_S = 2.0
 LEAVE_S = 2.0  # for giving the duty up at the end
+ORDERS_S = 5.0  # for commands under way to end by themselves, before that
 PARALLEL_LAUNCHES = 8
 FORSAKEN_S = 60.0
 """Replicas of an endpoint that was deleted are stopped after so long; not if no endpoint is left at all: an empty
@@ -146,13 +147,16 @@ class Keeper:
             await asyncio.wait(self._orders)
 
     async def close(self, *, stop: bool) -> None:
-        """End: orders under way are given up, replicas stay unless `stop`."""
+        """End: orders under way get a moment, replicas stay unless `stop`; they are another's if the duty is."""
+        if self._orders:
+            await asyncio.wait(self._orders, timeout=ORDERS_S)
         for order in self._orders:
             order.cancel()
         if self._orders:
             await asyncio.wait(self._orders)
         if self._launcher is None:
             return
+        stop = stop and bool(self._is_on_duty)
         if stop:
             await self._stop_all(self._launcher)
         await self._launcher.close(stop=stop)

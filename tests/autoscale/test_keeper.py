@@ -193,14 +193,15 @@ async def test_one_works_at_a_time_and_the_next_takes_over_at_once_after_a_clean
 
 
 async def test_a_duty_that_was_taken_away_is_noticed(store, run):
-    await store.write(scaled())
+    await store.write(scaled(min_replicas=1))
     one = run(store).start()
-    await poll(lambda: one.events("on duty"))
+    await poll(lambda: one.launcher.started)
     until = json.dumps({"owner": "other", "until": "2999-01-01T00:00:00Z"})
     await store.write(put_meta(AUTOSCALER, until), scaled(min_replicas=3))
     await poll(lambda: one.events("standing by"))
-    await one.end()
+    await one.end(stop=True)
     assert (await duty(store)).owner == "other"
+    assert (one.launcher.stopped, one.launcher.closed) == ([], False)  # its replicas are another's now
 
 
 async def test_nothing_is_done_while_the_store_is_away_and_all_goes_on_when_it_is_back(store, run):
@@ -251,6 +252,24 @@ async def test_at_the_end_replicas_are_stopped_if_that_is_wanted(store, run):
     await one.end(stop=True)
     assert len(one.launcher.stopped) == 2
     assert one.launcher.closed is True
+
+
+async def test_an_order_under_way_at_the_end_gets_a_moment(store, run, monkeypatch):
+    await store.write(scaled(min_replicas=1))
+    one = run(store)
+    one.launcher.gate = asyncio.Event()
+    one.start()
+    await poll(lambda: one.events("start"))
+    asyncio.get_running_loop().call_later(0.1, one.launcher.gate.set)
+    await one.end()
+    assert len(one.launcher.started) == 1
+    monkeypatch.setattr(module, "ORDERS_S", 0.1)
+    other = run(store)
+    other.launcher.gate = asyncio.Event()
+    other.start()
+    await poll(lambda: other.events("start"))
+    await other.end()
+    assert other.launcher.started == []
 
 
 async def test_a_dry_run_says_what_it_would_do_beside_one_that_works(store, run):

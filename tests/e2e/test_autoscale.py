@@ -334,6 +334,8 @@ async def test_replicas_by_command(store, autoscale, until):
     await ready(store, 1, until)
     assert await states(store) == {"by-hand": "READY"}  # counted, and not ours to stop
     await keeper.told(until, "gone")
+    keeper.process.send_signal(signal.SIGINT)
+    assert await asyncio.to_thread(keeper.process.wait, 15) == 130
 
 
 async def test_what_a_router_is_asked_for_is_in_the_store_until_it_ends(store, start_router, client, until):
@@ -367,6 +369,58 @@ async def test_what_a_router_is_asked_for_is_in_the_store_until_it_ends(store, s
     router.send_signal(signal.SIGTERM)
     assert await router.wait() == 0
     assert await rows() == []
+
+
+async def test_behind_a_relay_demand_goes_to_the_store_that_it_follows(store, start_router, client, until):
+    with tempfile.TemporaryDirectory(prefix="r") as name:
+        relay = StoreProcess(Path(name))
+        try:
+            await relay.start("--follow", store.setting, init=False)
+            router = await start_router(
+                "--store", f"relay:{relay.path}", "--demand-store", store.setting, "--state-dir", Path(name) / "state",
+                "--drain-settle-s", 0,
+            )  # fmt: skip
+            await endpoint(store)
+            await until(lambda: _refused(router, client), 20)
+
+            async def has_row():
+                async with store.writer() as writer:
+                    return await writer.query("SELECT * FROM Demand WHERE Unserved > 0")
+
+            await until(has_row)
+            await router.stop()
+        finally:
+            await asyncio.to_thread(relay.end)
+
+
+async def test_a_static_table_tells_its_demand_too(start_router, start_engine, client, until):
+    engine = await start_engine(time_scale=1)
+    router = await start_router(replicas=[engine.url], workers=2)
+
+    async def demand():
+        return (await router.ask("/v1/demand")).json()
+
+    async def serves():
+        return (await client.post(router.url + "/_sim/echo", content=b"x")).status_code == 200
+
+    await until(serves)
+    before = (await demand())["endpoints"][0]["arrivals"]
+    for _ in range(10):
+        await client.post(router.url + "/_sim/echo", content=b"x", headers={"connection": "close"})
+    body = {"model": "m", "stream": True, "max_tokens": 4_000, "messages": [{"role": "user", "content": "x"}]}
+    async with client.stream("POST", router.url + "/v1/chat/completions", json=body) as stream:
+        assert stream.status_code == 200
+
+        async def is_counted():
+            (found,) = (await demand())["endpoints"]
+            return found["in_flight"] == 1 and found["arrivals"] == before + 11
+
+        await until(is_counted)
+        found = await demand()
+    assert found["published"] is None
+    assert {key: found["endpoints"][0][key] for key in ("endpoint", "unserved", "waiting", "replicas", "ready", "scaling")} == {
+        "endpoint": "default", "unserved": 0, "waiting": 0, "replicas": 1, "ready": 1, "scaling": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(
