@@ -29,7 +29,7 @@ GAP_S = 10.0  # without a look: what was seen before it does not tell that nobod
 REFUSED_REPLICAS = 4
 """Refusals ask for so many replicas at once, or for twice what is in flight: clients that try again each second are
 counted each second. (HorizontalPodAutoscaler grows by four pods, or to twice as many, in one step.)"""
-_EPSILON = 1e-9  # 1.1 / 0.1 is 11.000000000000002
+_EPSILON = 1e-9  # 21 / 0.7 is 30.000000000000004
 
 
 @dataclass(frozen=True, slots=True)

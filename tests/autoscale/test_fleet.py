@@ -122,6 +122,16 @@ def test_nothing_that_serves_goes_while_fewer_than_desired_do(world):
     assert world.fleet.ready == 2
 
 
+def test_one_that_serves_does_not_go_for_one_that_only_starts(world):
+    world.ready("auto-1", "auto-2")
+    world.rows["by-hand"] = "STARTING"
+    world.look()
+    assert world.counts == (2, 1, 0)
+    assert world.stop(2) == []
+    world.ready("by-hand")
+    assert world.stop(2) in (["auto-1"], ["auto-2"])
+
+
 def test_replicas_of_others_count_and_are_left_alone(world):
     world.ready("by-hand", "other")
     assert world.counts == (2, 0, 0)

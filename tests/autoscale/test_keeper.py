@@ -204,6 +204,21 @@ async def test_a_duty_that_was_taken_away_is_noticed(store, run):
     assert (one.launcher.stopped, one.launcher.closed) == ([], False)  # its replicas are another's now
 
 
+async def test_nothing_is_started_on_a_lease_that_has_run_out(store, run):
+    """As when a look at the store takes longer than the lease: another may have taken over meanwhile."""
+    await store.write(scaled(min_replicas=1))
+    one = run(store).start()
+    await poll(lambda: one.launcher.started)
+    one.keeper._renew_at_s, one.keeper._duty_until_s = float("inf"), 0.0
+    await store.write(scaled(min_replicas=3))
+    await poll(lambda: one.keeper.lines["e"].decision.desired == 3)
+    turns = one.keeper.lines["e"]
+    await poll(lambda: one.keeper.lines["e"] is not turns)
+    assert len(one.events("start")) == 1
+    one.keeper._renew_at_s = 0.0
+    await poll(lambda: len(one.launcher.started) == 3)
+
+
 async def test_nothing_is_done_while_the_store_is_away_and_all_goes_on_when_it_is_back(store, run):
     await store.write(scaled(min_replicas=1))
     one = run(store).start()

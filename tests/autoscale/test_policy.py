@@ -65,7 +65,7 @@ def test_how_many_are_wanted(in_flight, ready, desired):
     assert decide(Observation(in_flight, ready=ready)).desired == desired
 
 
-@pytest.mark.parametrize(("target", "in_flight", "desired"), [(0.1, 11, 100), (0.7, 7, 10), (0.3, 3, 10), (2.5, 10, 4)])
+@pytest.mark.parametrize(("target", "in_flight", "desired"), [(0.7, 21, 30), (0.7, 42, 60), (0.3, 3, 10), (2.5, 11, 5)])
 def test_a_target_that_is_no_whole_number(target, in_flight, desired):
     assert decide(Observation(in_flight), target=target).desired == desired
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -118,7 +119,10 @@ async def test_other_stores_and_other_programs_are_not_found(make, place):
             other.wait()
 
 
-async def test_one_is_told_once_and_killed_when_it_overstays(make, place):
+async def test_one_is_told_once_and_killed_when_it_overstays(make, place, monkeypatch):
+    sent = []  # two signals at once would reach it as one
+    plain = module.Running.signal
+    monkeypatch.setattr(module.Running, "signal", lambda self, number: (sent.append(number), plain(self, number)))
     launcher = make()
     order = Order("e", "stubborn", "", 1)
     await launcher.start(order)
@@ -128,7 +132,7 @@ async def test_one_is_told_once_and_killed_when_it_overstays(make, place):
     await until((place / "stubborn.told").exists)
     assert launcher.running("e") == {"stubborn"}
     await until(lambda: launcher.running("e") == set())
-    assert (place / "stubborn.told").read_text() == "1"
+    assert sent[0] == signal.SIGTERM and set(sent[1:]) == {signal.SIGKILL}
 
 
 async def test_one_that_ends_by_itself_is_seen_and_leaves_no_zombie(make, place):

@@ -126,11 +126,14 @@ async def test_a_store_that_goes_away_and_comes_back(make_store, publish):
     source = Source(e=EndpointDemand(1, 1))
     publisher = publish(store, source)
     await has(store, {("e", "me"): (1, 1, 0, 0, 0, "eu")})
+    source.demand["idle"] = EndpointDemand(0, 4)
+    await has(store, {("e", "me"): (1, 1, 0, 0, 0, "eu"), ("idle", "me"): (0, 4, 0, 0, 0, "eu")})
+    await store.write(("delete", "Demand", ("idle", "me")))  # what comes back may be an older store
     await store.stop()
     source.demand["e"] = EndpointDemand(7, 9)
     await poll(lambda: publisher.status()["error"])
     await store.start(init=False)
-    await has(store, {("e", "me"): (7, 9, 0, 0, 0, "eu")})
+    await has(store, {("e", "me"): (7, 9, 0, 0, 0, "eu"), ("idle", "me"): (0, 4, 0, 0, 0, "eu")})
     await poll(lambda: not publisher.status()["error"])
 
 
