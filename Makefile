@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
 
-.PHONY: run test test-slow install compile lint bench bench-fleet bench-kv bench-store loadtest clean
+.PHONY: run test test-slow install compile lint bench bench-fleet bench-kv bench-store loadtest autoscale-day clean
 
 run: compile            ## two simulated replicas, the router, a check of every protocol; then serves
 	$(BIN)/router up $(ARGS)
@@ -45,6 +45,9 @@ bench-store: compile    ## the store: delay, bootstrap, look-up, outage, churn, 
 
 loadtest: compile       ## locust, headless, against `router up`
 	$(BIN)/python -m loadtest.run $(ARGS)
+
+autoscale-day: install  ## a day of bursty traffic through the autoscaler's policy, in virtual time; a picture
+	$(BIN)/python -m loadtest.autoscale_day $(ARGS)
 
 clean:
 	-$(BIN)/router compile --clean

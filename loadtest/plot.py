@@ -1,4 +1,4 @@
-"""The picture of a comparison: ratios ours/peer per measure, with the range of the rounds.
+"""Pictures: of a comparison, ratios ours/peer per measure, with the range of the rounds; of a day, replicas.
 
 Drawn off screen (Agg) and written as PNG. Imports `report`'s values only as types.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from loadtest.percentiles import Spread
@@ -38,6 +39,31 @@ def plot_ratios(report: Report, path: Path) -> None:
         handles.values(), handles.keys(), loc="lower center", ncols=max(1, len(handles)), frameon=False
     )
     figure.tight_layout(rect=(0, 0.06, 1, 1))
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def plot_day(need: Sequence[int], ready: Sequence[int], current: Sequence[int], path: Path) -> None:
+    """Write replicas against demand over a day, a value each second; the most of each minute is drawn."""
+    import matplotlib as mpl  # noqa: PLC0415 -- as above
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    minutes = range(0, len(need), 60)
+    hours = [at / 3_600 for at in minutes]
+    figure, panel = plt.subplots(figsize=(13, 5))
+    panel.fill_between(
+        hours, [max(need[at : at + 60]) for at in minutes], step="post", color="#b7791f", alpha=0.35,
+        label="demand, in replicas at the target",
+    )  # fmt: skip
+    for values, colour, label in ((current, "#c05621", "there, starting or draining"), (ready, "#2b6cb0", "ready")):
+        most = [max(values[at : at + 60]) for at in minutes]
+        panel.step(hours, most, where="post", color=colour, label=label, lw=1)
+    panel.set(xlim=(0, len(need) / 3_600), xticks=range(0, 25, 2), xlabel="hour", ylabel="replicas")
+    panel.set_ylim(bottom=0)
+    panel.legend(frameon=False, loc="upper left")
+    figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
 

@@ -25,11 +25,13 @@ from router.boards import make_boards, map_boards
 from router.clock import Clock
 from router.config.agent import ConfigAgent
 from router.config.certificates import WATCH_S, ServedCertificates
+from router.config.demand import make_publisher
 from router.config.listeners import proxies
 from router.config.static_table import StaticTable
 from router.control import PULSE_S, EngineLoads, Health, Patch, ReopenLogs, SetLogLevel, SetTls, Start, pack
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
+from router.demand_watch import DemandWatch
 from router.edge.admin import AdminListener
 from router.handover import BusyReplica
 from router.routing.image import TableImage, parts_of
@@ -48,6 +50,7 @@ if TYPE_CHECKING:
 
     from router.config.settings import Settings
     from router.control import ToWorker
+    from router.demand import EndpointDemand
     from router.handover import Predecessor
     from router.routing.explain import Asked
     from router.routing.spec import TableSpec
@@ -82,6 +85,8 @@ class Supervisor:
             settings, command, predecessor, self._agent, self._static, self._drain_after
         )
         self._workers: list[WorkerProcess] = []
+        self._demand = DemandWatch(self._workers, self._image)
+        self._publisher = make_publisher(settings, self._demand.read)
         self._may_greet = asyncio.Event()
         self._may_accept = asyncio.Event()
         self._board_fd = make_boards(settings.workers)
@@ -138,6 +143,8 @@ class Supervisor:
         self._is_started = True
         self._succession.pid_file.write()
         notify("READY=1")
+        if self._publisher is not None:
+            self._publisher.start()
         if self._certificates.tls is not None:
             asyncio.get_running_loop().call_later(WATCH_S, self._watch_certificates)
         if self._settings.stuck_worker_s:
@@ -172,6 +179,8 @@ class Supervisor:
         await self._succession.abort("the daemon ends")
         self._monitor.close()
         self._loads.close()
+        if self._publisher is not None:
+            await self._publisher.close()
         if self._agent is not None:
             await self._agent.close()
         if self._admin is not None:
@@ -422,6 +431,10 @@ class Supervisor:
         answers = await asyncio.gather(*(worker.ask(ASK_LIMIT_S) for worker in self._workers))
         return [answer for answer in answers if answer is not None]
 
+    async def demand(self) -> dict[str, EndpointDemand]:
+        """Return what this router's endpoints are asked for."""
+        return await self._demand.read()
+
     def table(self) -> TableSpec:
         """Return the table in force."""
         return self._image.spec()
@@ -475,6 +488,7 @@ class Supervisor:
             "last_reload": self._last_reload,
             "config_staleness_s": 0.0 if config is None else config["staleness_s"],
             "config": config,
+            "demand": None if self._publisher is None else self._publisher.status(),
             "listen": self.listen,
             **self._succession.state(),
             "certificates": self._certificates.shown(),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from router.demand import EndpointDemand
 from router.overload import OverloadLimits
 from router.routing.explain import Asked
 from router.routing.spec import TablePatch
@@ -82,6 +83,12 @@ class Ask(msgspec.Struct, tag="ask"):
     question: int
 
 
+class AskDemand(msgspec.Struct, tag="ask demand"):
+    """Ask what each endpoint is asked for: a snapshot is much larger, and this is asked each second."""
+
+    question: int
+
+
 class Explain(msgspec.Struct, tag="explain"):
     """Ask what would happen to a request."""
 
@@ -132,6 +139,14 @@ class Counted(msgspec.Struct, tag="counted"):
     snapshot: WorkerSnapshot
 
 
+class Demanded(msgspec.Struct, tag="demanded"):
+    """The answer to `AskDemand`: endpoints that were ever asked for anything."""
+
+    question: int
+    pid: int
+    endpoints: dict[str, EndpointDemand]
+
+
 class Explained(msgspec.Struct, tag="explained"):
     """The answer to `Explain`: JSON made by the worker."""
 
@@ -146,9 +161,10 @@ class Drained(msgspec.Struct, tag="drained"):
 
 
 ToWorker = (
-    Start | Patch | Health | EngineLoads | Accept | Drain | Ask | Explain | SetLogLevel | SetTls | ReopenLogs
-)
-FromWorker = Built | Ready | Alive | Counted | Explained | Drained
+    Start | Patch | Health | EngineLoads | Accept | Drain | Ask | AskDemand | Explain | SetLogLevel | SetTls
+    | ReopenLogs
+)  # fmt: skip
+FromWorker = Built | Ready | Alive | Counted | Demanded | Explained | Drained
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

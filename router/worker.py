@@ -31,13 +31,16 @@ from router.control import (
     Accept,
     Alive,
     Ask,
+    AskDemand,
     Built,
     Counted,
+    Demanded,
     Drain,
     Drained,
     EngineLoads,
     Explain,
     Explained,
+    FromWorker,
     Health,
     Patch,
     Ready,
@@ -53,6 +56,7 @@ from router.control import (
 from router.core import Core
 from router.counters import WORKER_NUMBERS, WorkerCounters
 from router.deadlines import TICK_S, DeadlineWheel
+from router.demand import EndpointDemand, count_demand
 from router.edge.access_log import AccessLog
 from router.edge.admission import AdmissionGate
 from router.edge.arrivals import TrustedPeers
@@ -168,6 +172,8 @@ class Worker:
                 self._note_engine_loads(message)
             case Ask():
                 spawn(self._count(message.question), "count")
+            case AskDemand():
+                spawn(self._count_demand(message.question), "demand")
             case Explain():
                 found = explain(self.core.table, message.asked, self.clock.read())
                 self._control.send(Explained(message.question, msgspec.Raw(msgspec.msgpack.encode(found))))
@@ -328,6 +334,17 @@ class Worker:
         )
         self._control.send(Counted(question, snapshot))
 
+    async def _count_demand(self, question: int) -> None:
+        """Answer with what each endpoint is asked for; of 10,000 endpoints without a request it costs 2 ms."""
+        endpoints: dict[str, EndpointDemand] = {}
+        for done, (name, endpoint) in enumerate(self.core.table.endpoints.items(), 1):
+            found = count_demand(endpoint.counters)
+            if found is not None:
+                endpoints[name] = found
+            if done % (4 * SLICE) == 0:
+                await asyncio.sleep(0)
+        self._control.send(Demanded(question, os.getpid(), endpoints))
+
     def _snapshot(self, endpoint: Endpoint, replica: Replica, now: float) -> ReplicaSnapshot:
         return ReplicaSnapshot(
             endpoint=endpoint.name,
@@ -422,7 +439,7 @@ class ControlProtocol(asyncio.Protocol):
         if not transport.is_closing() and transport.get_write_buffer_size() < MAX_UNHEARD_BYTES:
             transport.write(pack(message))
 
-    def send(self, message: Built | Ready | Counted | Explained | Drained) -> None:
+    def send(self, message: FromWorker) -> None:
         """Answer the supervisor."""
         self._transport.write(pack(message))
 

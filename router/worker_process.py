@@ -21,8 +21,10 @@ from router.control import (
     Accept,
     Alive,
     Ask,
+    AskDemand,
     Built,
     Counted,
+    Demanded,
     Drain,
     Drained,
     Explain,
@@ -50,6 +52,7 @@ OLD_AGE_S = 10.0
 START_LIMIT_S = 30.0
 MIN_MISSED = 3  # pulses, however short the limit: one or two may be late under load
 ABORT_GRACE_S = 1.0  # for a stuck worker to say where it is
+Answer = Counted | Demanded | Explained
 
 
 class WorkerProcess:
@@ -88,7 +91,7 @@ class WorkerProcess:
         self.has_process = asyncio.Event()
         self._process: asyncio.subprocess.Process | None = None
         self._channel: asyncio.StreamWriter | None = None
-        self._questions: dict[int, asyncio.Future[Counted | Explained]] = {}
+        self._questions: dict[int, asyncio.Future[Answer]] = {}
         self._asked = 0
         self._is_stopping = False
         self._has_drained = False
@@ -111,6 +114,11 @@ class WorkerProcess:
         if isinstance(answer, Counted):
             self.last = answer.snapshot
         return self.last
+
+    async def ask_demand(self, limit_s: float) -> Demanded | None:
+        """Return what its endpoints are asked for, None if it does not answer in time."""
+        answer = await self._question(AskDemand(self._next_question()), limit_s)
+        return answer if isinstance(answer, Demanded) else None
 
     async def explain(self, asked: Asked, limit_s: float) -> dict[str, object] | None:
         """Ask where a request would go."""
@@ -188,10 +196,10 @@ class WorkerProcess:
         self._asked += 1
         return self._asked
 
-    async def _question(self, question: Ask | Explain, limit_s: float) -> Counted | Explained | None:
+    async def _question(self, question: Ask | AskDemand | Explain, limit_s: float) -> Answer | None:
         if self.state not in ("ready", "draining"):
             return None
-        future: asyncio.Future[Counted | Explained] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._questions[question.question] = future
         self.send(question)
         try:

@@ -10,8 +10,10 @@ from router.control import (
     Accept,
     Alive,
     Ask,
+    AskDemand,
     Built,
     Counted,
+    Demanded,
     Drain,
     Drained,
     EngineLoads,
@@ -31,6 +33,7 @@ from router.control import (
     pack,
     to_worker,
 )
+from router.demand import EndpointDemand
 from router.overload import OverloadLimits
 from router.routing.explain import Asked
 from router.routing.spec import EndpointPatch, EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TablePatch
@@ -71,6 +74,7 @@ TO_WORKER = [
     Ask(1),
     EngineLoads("e", {"a": 1.5, "b": 0.0}),
     Explain(2, Asked("host", "/path", "key", "model", "environment", "r1")),
+    AskDemand(3),
     SetLogLevel("INFO"),
     ReopenLogs(),
 ]
@@ -79,6 +83,7 @@ FROM_WORKER = [
     Alive("lag 120 ms"),
     Ready(1),
     Counted(1, SNAPSHOT),
+    Demanded(3, 9, {"e": EndpointDemand(1, 5, 2, 0, 1)}),
     Explained(2, msgspec.Raw(msgspec.msgpack.encode({"a": [1, None]}))),
     Drained(0),
 ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import click
 
 from router import __version__
+from router.cli.autoscale import autoscale
 from router.cli.certs import certs
 from router.cli.compile import compile_
 from router.cli.control import endpoint, region, replica, route, token
@@ -31,6 +32,7 @@ main.add_command(up)
 main.add_command(drain)
 main.add_command(sidecar)
 main.add_command(store)
+main.add_command(autoscale)
 main.add_command(edge)
 main.add_command(compile_)
 main.add_command(certs)

@@ -54,7 +54,8 @@ def _endpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--state", type=click.Choice(["ACTIVE", "PAUSED"]), help="A paused one answers 503."),
         click.option("--policy", metavar="JSON", help='As {"policy": "p2c", "slow_start_s": 30, "timeouts": {}, '
                      '"limits": {}, "outlier": {}, "retries": 2, "tls": {}, "connections": {}, "failover": ["us"], '
-                     '"affinity": {}, "hold": {}, "models": ["org/name"]}.'),
+                     '"affinity": {}, "hold": {}, "models": ["org/name"], '
+                     '"scaling": {"target_concurrency": 8, "max_replicas": 4}}.'),
         click.option("--health", metavar="JSON", help='As {"kind": "http", "path": "/ready"} or {"kind": "grpc"}.'),
         click.option("--unauthenticated/--authenticated", default=None,
                      help="Whether it is served without a token of its environment. [default: no]"),

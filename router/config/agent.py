@@ -30,7 +30,7 @@ from router.config import checkpoint
 from router.config.pace import Pace
 from router.config.projection import Projection
 from router.config.reduce import RowBook, Transactions, Watermark
-from router.config.schema import CLIENT_VERSION, SCHEMA_KEY, STREAMED
+from router.config.schema import CLIENT_VERSION, SCHEMA_KEY, STREAMED, STREAMED_VERSION
 from router.config.target import parse_target, state_dir
 from router.config.timestamps import format_timestamp, to_micros
 from router.routing.image import TableImage
@@ -212,7 +212,7 @@ class ConfigAgent:
         if self._has_reaper and self._target.kind != "relay":  # a relay takes no writes
             from router.config.reaper import Reaper  # noqa: PLC0415
 
-            self._reaper = Reaper(self._target, _own_name())
+            self._reaper = Reaper(self._target, own_name())
             self._tasks.append(spawn(self._reaper.run(), "reaper"))
         while True:
             try:
@@ -450,7 +450,7 @@ class ConfigAgent:
         # What is said again after a restart does no harm, what is missing would.
         positions = {token: min(at, watermark_us) for token, at in self._watermark.positions.items()}
         header = checkpoint.Header(
-            checkpoint.FORMAT, CLIENT_VERSION, self._target.database, self._identity, watermark_us, positions,
+            checkpoint.FORMAT, STREAMED_VERSION, self._target.database, self._identity, watermark_us, positions,
             self._projection.kept(),
         )  # fmt: skip
         self._is_changed = False
@@ -473,8 +473,8 @@ def _is_growth(change: Change) -> bool:
     return row is not None and (table == "Replicas" or (table == "Endpoints" and row[3] != "PAUSED"))
 
 
-def _own_name() -> str:
-    """Return a name for this agent that no other has."""
+def own_name() -> str:
+    """Return a name for this process that no other has."""
     return f"{socket.gethostname()}/{os.getpid()}/{secrets.token_hex(3)}"
 
 

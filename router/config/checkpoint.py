@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from router.config.projection import Kept
-from router.config.schema import BY_NAME, CLIENT_VERSION
+from router.config.schema import BY_NAME, STREAMED_VERSION
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -140,8 +140,8 @@ def _read(path: Path, database: str) -> Checkpoint:
         raise ValueError(f"its format is {header.format}; this router reads {FORMAT}")
     if header.database != database:
         raise ValueError(f"it is of {header.database}, not of {database}")
-    if header.schema != CLIENT_VERSION:
-        raise ValueError(f"its rows are of schema {header.schema}; this router reads {CLIENT_VERSION}")
+    if header.schema != STREAMED_VERSION:
+        raise ValueError(f"its rows are of schema {header.schema}; this router reads {STREAMED_VERSION}")
     blocks = [_block.decode(piece) for piece in pieces]
     for name, rows in blocks:
         table = BY_NAME.get(name)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from router.config.agent import SchemaError, check_schema
 from router.config.client import RpcError, Status, StoreClient
+from router.config.duty import AUTOSCALER, REAPER, read_duty
 from router.config.errors import StoreError
-from router.config.reaper import DUTY_KEY, read_duty
 from router.config.schema import SCHEMA_KEY, STREAMED
 from router.config.timestamps import format_timestamp, parse_timestamp, to_micros
 from router.config.wire import Child, DataRecord, Heartbeat
@@ -49,7 +49,6 @@ async def _inspect(client: StoreClient, target: Target) -> dict[str, Any]:
         schema = check_schema(meta.get((SCHEMA_KEY,)))
     except SchemaError as refusal:
         raise StoreError(f"{target}: {refusal}") from None
-    duty = read_duty((meta.get((DUTY_KEY,)) or (None,))[0])
     now_us = to_micros(at)
     positions = await _positions(client, now_us)
     watermark_us = min(positions.values(), default=now_us)
@@ -74,8 +73,14 @@ async def _inspect(client: StoreClient, target: Target) -> dict[str, Any]:
         "rows": rows,
         "nodes": len(nodes),
         "lapsed_nodes": lapsed,
-        "reaper": duty.owner if duty is not None and duty.until_us > now_us else None,
+        "reaper": _on_duty(meta, REAPER, now_us),
+        "autoscaler": _on_duty(meta, AUTOSCALER, now_us),
     }
+
+
+def _on_duty(meta: dict[Key, Row], key: str, now_us: int) -> str | None:
+    duty = read_duty((meta.get((key,)) or (None,))[0])
+    return duty.owner if duty is not None and duty.until_us > now_us else None
 
 
 async def _positions(client: StoreClient, start_us: int) -> dict[str, int]:

@@ -11,15 +11,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from random import random
-from typing import TYPE_CHECKING, NamedTuple
-
-import msgspec
+from typing import TYPE_CHECKING
 
 from router.config.client import COMMIT_TIME
+from router.config.duty import REAPER, take_duty
 from router.config.errors import StoreError
 from router.config.lease import LEASE_S, SHARDS
 from router.config.pace import Pace
-from router.config.timestamps import format_timestamp, parse_timestamp
+from router.config.timestamps import parse_timestamp
 from router.config.writer import open_writer
 
 if TYPE_CHECKING:
@@ -38,25 +37,7 @@ MAX_SHARE = 0.3
 SHARE_FLOOR = 10
 """Ready replicas of an endpoint; a smaller one may lose all of them with its one node."""
 MAX_NODES = 200  # looked at in one turn
-DUTY_KEY = "reaper"
-_EVER = "1970-01-01T00:00:00Z"
-
-
-class Duty(NamedTuple):
-    """Row `reaper` of Meta: who reaps, until when, and from when on; microseconds of the store's time."""
-
-    owner: str
-    until_us: int
-    from_us: int
-
-
-def read_duty(text: object) -> Duty | None:
-    """Return the duty that the row says; None if there is none, or none that can be read."""
-    try:
-        found = msgspec.json.decode(text if isinstance(text, str) else "")
-        return Duty(str(found["owner"]), parse_timestamp(found["until"]), parse_timestamp(found.get("from", _EVER)))
-    except (msgspec.DecodeError, KeyError, TypeError, AttributeError, ValueError):
-        return None
+DUTY_KEY = REAPER
 
 
 class Reaper:
@@ -115,25 +96,7 @@ class Reaper:
         A gap in it means that nobody could write for a while: every node's lease may have run out meanwhile, and
         each gets the time of a lease to come back before anybody is taken for dead.
         """
-        rows, _ = await t.execute("SELECT V FROM Meta WHERE K = @key", {"key": DUTY_KEY})
-        (((now,),), _) = await t.execute("SELECT CURRENT_TIMESTAMP()")
-        now_us = parse_timestamp(now)
-        duty = read_duty(rows[0][0] if rows else None)
-        from_us = now_us
-        if duty is not None:
-            if duty.until_us > now_us and duty.owner != self._name:
-                return False, False
-            last_us = duty.until_us - int(DUTY_S * 1e6)
-            was_steady = duty.until_us > now_us and now_us - last_us <= STEADY_S * 1e6
-            from_us = duty.from_us if was_steady else now_us + int(LEASE_S * 1e6)
-        value = {
-            "owner": self._name,
-            "until": format_timestamp(now_us + int(DUTY_S * 1e6)),
-            "from": format_timestamp(from_us),
-        }
-        columns = ("K", "V", "UpdatedAt")
-        t.write("insert_or_update", "Meta", columns, (DUTY_KEY, msgspec.json.encode(value).decode(), COMMIT_TIME))
-        return True, from_us <= now_us
+        return await take_duty(t, DUTY_KEY, self._name, DUTY_S, steady_s=STEADY_S, patience_s=LEASE_S)
 
     async def _suspects(self, writer: Writer) -> dict[str, set[str]]:
         """Return the nodes whose lease seems to have run out, with the endpoints their replicas are of.

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CLIENT_VERSION = 1
+CLIENT_VERSION = 2
 """The schema this code was written for."""
+STREAMED_VERSION = 1
+"""The schema that last changed what a streamed table's rows look like: a checkpoint of another is not read."""
+DEMAND_VERSION = 2
+"""The schema from which on there are Demand and Sessions."""
 
 STREAM = "RouterStream"
 SCHEMA_KEY = "schema"
@@ -98,6 +102,32 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         f"""CREATE CHANGE STREAM {STREAM}
   FOR Meta, Regions, Endpoints, Replicas, RouteSets, Routes, Hosts, AuthTokens
   OPTIONS (retention_period='7d', value_capture_type='NEW_ROW')""",
+    ),
+    # Not streamed: written each second, read by the one autoscaler. A router that is gone deletes its rows; of one
+    # that could not, they are ignored soon (`autoscale.follow.FRESH_S`) and go by their age.
+    (
+        f"""CREATE TABLE Demand (
+  EndpointId STRING(128) NOT NULL,
+  RouterId STRING(128) NOT NULL,
+  InFlight INT64 NOT NULL,
+  Arrivals INT64 NOT NULL,
+  Unserved INT64 NOT NULL,
+  Waiting INT64 NOT NULL,
+  Sessions INT64 NOT NULL,
+  RegionId STRING(64) NOT NULL,
+  {_UPDATED},
+) PRIMARY KEY (EndpointId, RouterId),
+  ROW DELETION POLICY (OLDER_THAN(UpdatedAt, INTERVAL 1 DAY))""",
+        f"""CREATE TABLE Sessions (
+  SessionId STRING(64) NOT NULL,
+  EndpointId STRING(128) NOT NULL,
+  ReplicaId STRING(128) NOT NULL,
+  State STRING(16) NOT NULL,
+  IdleTimeoutS INT64 NOT NULL,
+  LastUsedAt TIMESTAMP NOT NULL OPTIONS (allow_commit_timestamp=true),
+  {_UPDATED},
+) PRIMARY KEY (SessionId),
+  ROW DELETION POLICY (OLDER_THAN(UpdatedAt, INTERVAL 8 DAY))""",
     ),
 )
 

@@ -56,12 +56,13 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     store_start_timeout_s: float = 30.0
     shrink_guard: float = 0.5
     reaper: bool = True
+    region: str = ""
+    demand_store: str = ""
     workers: int = 1
     admin: str = "127.0.0.1:9901"
     admin_token: str = ""
     auth_token: list[str] = []
     unauthenticated: bool = False
-    region: str = ""
     policy: Policy = "p2c"
     engine: Engine = "any"
     health: HealthKind = "tcp"
@@ -149,6 +150,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
             if not (self.admin_token or is_loopback(host)):
                 raise ConfigError(f"--admin {self.admin}: needs --admin-token to listen beyond loopback")
         self._check_access_log()
+        if self.demand_store and parse_target(self.demand_store, self.state_dir, "--demand-store").kind == "relay":
+            raise ConfigError("--demand-store: a relay takes no writes; name the store that it follows")
         if self.store:
             parse_target(self.store, self.state_dir)
             if self.replica or (self.config and read_file(self.config).endpoint):

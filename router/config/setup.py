@@ -6,6 +6,7 @@ Blocking; run it from the command line or a thread.
 
 from __future__ import annotations
 
+import re
 import secrets
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import spanner
 
 from router.config.errors import StoreError, StoreUnavailableError
-from router.config.schema import MIGRATIONS, SCHEMA_KEY
+from router.config.schema import MIGRATIONS, SCHEMA_KEY, STREAM
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 OPERATION_S = 120.0
 REACH_S = 10.0
+_CREATE = re.compile(r"\s*CREATE\s+(?:UNIQUE\s+|CHANGE\s+)*(TABLE|INDEX|STREAM)\s+`?(\w+)", re.IGNORECASE)
 
 
 def connect(target: Target) -> Any:
@@ -92,13 +94,15 @@ def make_database(client: Any, target: Target, say: Callable[[str], None] = lamb
 
 
 def _migrate(database: Any, say: Callable[[str], None], migrations: Sequence[Sequence[str]]) -> int:
-    version, row = _version(database)
+    version, row, there = _version(database)
     if version > len(migrations):
         say(f"the schema is at {version}, newer than this program's {len(migrations)}: left as it is")
         return version
     for step in range(version + 1, len(migrations) + 1):
         say(f"migrating to schema {step}")
-        database.update_ddl(list(migrations[step - 1])).result(OPERATION_S)
+        missing = [statement for statement in migrations[step - 1] if _name(statement) not in there]
+        if missing:  # an init may have broken off between making it and saying so
+            database.update_ddl(missing).result(OPERATION_S)
     if version < len(migrations) or not row:
         # Also where there is nothing to migrate: an init may have broken off just before this.
         value = {"oldest_client": 1, "identity": secrets.token_hex(16), **row, "version": len(migrations)}
@@ -106,20 +110,26 @@ def _migrate(database: Any, say: Callable[[str], None], migrations: Sequence[Seq
     return len(migrations)
 
 
-def _version(database: Any) -> tuple[int, dict[str, Any]]:
-    """Return the schema's version, 0 if there is none, and the row that says it, empty if it is missing."""
+def _version(database: Any) -> tuple[int, dict[str, Any], set[str]]:
+    """Return the schema's version (0: there is none), the row that says it ({} if missing), and what is there."""
     database.reload()
-    statements = [" ".join(statement.split()) for statement in database.ddl_statements]
-    if not any(statement.startswith("CREATE TABLE Meta ") for statement in statements):
-        return 0, {}
+    there = {name for statement in database.ddl_statements if (name := _name(statement))}
+    if "TABLE Meta" not in there:
+        return 0, {}, there
     with database.snapshot() as snapshot:
         rows = list(snapshot.read("Meta", ["V"], spanner.KeySet(keys=[[SCHEMA_KEY]])))  # type: ignore[no-untyped-call]
     if rows:
         value = dict(rows[0][0] or {})
-        return int(value.get("version", 0)) or 1, value
-    if any(statement.startswith("CREATE CHANGE STREAM ") for statement in statements):
-        return 1, {}  # an init that broke off before it said so
+        return int(value.get("version", 0)) or 1, value, there
+    if f"STREAM {STREAM}" in there:
+        return 1, {}, there  # an init that broke off before it said so
     raise StoreError("the schema is half made, by an init that broke off: drop the database and try again")
+
+
+def _name(statement: str) -> str:
+    """Return what a CREATE makes, as in `TABLE Meta`; empty for any other statement."""
+    found = _CREATE.match(statement)
+    return "" if found is None else f"{found[1].upper()} {found[2]}"
 
 
 def _write_schema_row(database: Any, value: dict[str, Any]) -> None:

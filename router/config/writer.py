@@ -316,7 +316,7 @@ class Writer:
         except RowError as reason:
             raise StoreError(str(reason)) from None
         columns = ("TokenHash", "Subject", "Environment", "Scopes", "RateLimit", "NotAfter", "UpdatedAt")
-        await self._write([("insert", "AuthTokens", columns, [(hashed, *values, COMMIT_TIME)])])
+        await self.write([("insert", "AuthTokens", columns, [(hashed, *values, COMMIT_TIME)])])
         shown = {"subject": subject, "environment": environment, "scopes": list(scopes)}
         return {"key": key, "secret": secret, **shown}
 
@@ -413,7 +413,8 @@ class Writer:
         with in_words(self._target):
             return await self._client.transact(work)
 
-    async def _write(self, mutations: list[Mutation]) -> None:
+    async def write(self, mutations: list[Mutation]) -> None:
+        """Commit mutations of the caller's own, without looking."""
         with in_words(self._target):
             await self._client.write(mutations)
 

@@ -19,6 +19,7 @@ from router.edge.connection import ServerConnection
 from router.errors import Kind, ProxyError, Source
 
 if TYPE_CHECKING:
+    from router.demand import EndpointDemand
     from router.routing.explain import Asked
     from router.routing.spec import TableSpec
     from router.stream import DownstreamStream, RequestReceiver
@@ -35,6 +36,9 @@ class AdminSource(Protocol):
 
     async def snapshots(self) -> list[WorkerSnapshot]:
         """Ask every worker, each with a short limit; of a stalled one the last known snapshot is returned."""
+
+    async def demand(self) -> dict[str, EndpointDemand]:
+        """Return what each endpoint that was ever asked for anything is asked for, over all workers."""
 
     def table(self) -> TableSpec:
         """Return the table in force."""
@@ -57,7 +61,8 @@ class AdminSource(Protocol):
         `ready`, `reasons` (why not), `workers` (each `index`, `pid`, `state`, `restarts`, `stalled`, `stuck`,
         `overload`; it serves in the states `ready` and `draining`), `started_epoch_s`, `version`, `draining`,
         `last_reload` (`ok`, `error`, `at_epoch_s`; or None), `config_staleness_s` (0 for a static table), `config`
-        (of the store, see `config.agent.ConfigAgent.status`; None for a static table), and that of upgrades.
+        (of the store, see `config.agent.ConfigAgent.status`; None for a static table), `demand` (see
+        `config.demand.DemandPublisher.status`; None where it is not published), and that of upgrades.
         """
 
     async def explain(self, asked: Asked) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from router.edge.admin_http import HTML, JSON, Reply, error_reply, json_reply, t
 from router.edge.admin_views import (
     by_endpoint,
     cluster_lines,
+    demand_rows,
     readiness_lines,
     replica_rows,
     sglang_worker,
@@ -93,6 +94,7 @@ class AdminRoutes:
             "/config_dump": {"GET": self._config_dump},
             "/clusters": {"GET": self._clusters},
             "/workers": {"GET": self._list_workers, "POST": self._add_worker},
+            "/v1/demand": {"GET": self._demand},
             "/server_info": {"GET": self._server_info},
             "/debug/route": {"GET": self._debug_route},
             "/drain_listeners": {"POST": self._drain},
@@ -199,6 +201,18 @@ class AdminRoutes:
         if call.query.get("format") == "json":
             return json_reply({"endpoints": endpoints})
         return text_reply("".join(f"{line}\n" for line in cluster_lines(endpoints)))
+
+    async def _demand(self, call: AdminCall) -> Reply:
+        """Answer `{"endpoints": […], "published": …}`: see `demand_rows`, and how telling the store goes.
+
+        It is this router's own demand. What a fleet is asked for is the sum over its routers: rows of the store's
+        table Demand, which `router autoscale` follows.
+        """
+        demand = await self._source.demand()
+        table = self._source.table()
+        rows = replica_rows(table, self._source.health(), [])
+        published = self._source.state().get("demand")
+        return json_reply({"endpoints": demand_rows(table, rows, demand), "published": published})
 
     async def _server_info(self, call: AdminCall) -> Reply:
         state = self._source.state()

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from router.demand import EndpointDemand
+
 if TYPE_CHECKING:
     from router.routing.spec import TableSpec
     from router.telemetry import WorkerSnapshot
@@ -95,6 +97,27 @@ def by_endpoint(table: TableSpec, rows: list[ReplicaRow]) -> list[dict[str, Any]
             "replicas": grouped[endpoint.name],
         }
         for endpoint in table.endpoints
+    ]
+
+
+def demand_rows(
+    table: TableSpec, rows: list[ReplicaRow], demand: dict[str, EndpointDemand]
+) -> list[dict[str, Any]]:
+    """Return what each endpoint is asked for at this router, and what it has to meet it.
+
+    `in_flight`, `waiting` (held until a replica is there) and `sessions` are of this moment; `arrivals` and
+    `unserved` (503 for want of a replica, or of room on any) only grow; `replicas`, those `ready`, and `scaling`
+    as configured.
+    """
+    return [
+        {
+            "endpoint": found["name"],
+            **msgspec.structs.asdict(demand.get(found["name"], EndpointDemand())),
+            "replicas": found["total"],
+            "ready": found["ready"],
+            "scaling": endpoint.scaling,
+        }
+        for endpoint, found in zip(table.endpoints, by_endpoint(table, rows), strict=True)
     ]
 
 

@@ -400,6 +400,7 @@ class RouterCollector(Collector):
             value=_or_nan(state.get("config_staleness_s")),
         )
         yield from _config_families(state.get("config"))
+        yield from _demand_families(state.get("demand"))
         yield GaugeMetricFamily(
             "router_start_time_seconds", "Unix time of the start.", value=float(state["started_epoch_s"])
         )
@@ -454,6 +455,17 @@ def _config_families(config: dict[str, Any] | None) -> Iterable[Metric]:
     for table, count in config["rows"].items():
         rows.add_metric([table], count)
     yield rows
+
+
+def _demand_families(demand: dict[str, Any] | None) -> Iterable[Metric]:
+    """Name how publishing demand goes; what is published are router_requests, …_in_flight and router_errors."""
+    if demand is None:
+        return
+    text = "Time since the store was last told what endpoints are asked for."
+    yield GaugeMetricFamily("router_demand_age_seconds", text, value=_or_nan(demand["age_s"]))
+    yield CounterMetricFamily("router_demand_commits", "Commits of demand to the store.", value=demand["commits"])
+    text = "Attempts to tell the store that failed."
+    yield CounterMetricFamily("router_demand_failures", text, value=demand["failures"])
 
 
 def _add_histogram(family: HistogramMetricFamily, labels: list[str], counted: HistogramSnapshot) -> None:

@@ -125,6 +125,28 @@ class AffinitySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     floor: PositiveCount = 4
 
 
+class ScalingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How many replicas an autoscaler keeps (`router autoscale`; routers only pass it on).
+
+    Wanted are requests in flight / `target_concurrency`, rounded up, and `buffer_replicas` more while there is any
+    demand, within `min_replicas` and `max_replicas`. Nothing changes within `tolerance` of what there is.
+    Demand must have lasted for `scaleup_window_s`, and have been absent for `scaledown_window_s`.
+    """
+
+    target_concurrency: Annotated[float, msgspec.Meta(gt=0.0, le=1e6)]
+    min_replicas: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
+    max_replicas: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 10
+    buffer_replicas: Annotated[int, msgspec.Meta(ge=0, le=10_000)] = 0
+    tolerance: Share = 0.1
+    scaleup_window_s: Annotated[float, msgspec.Meta(ge=0.0, le=3_600.0)] = 0.0
+    scaledown_window_s: Annotated[float, msgspec.Meta(ge=0.0, le=86_400.0)] = 300.0
+
+    def __post_init__(self) -> None:
+        """Refuse bounds between which there is nothing."""
+        if self.max_replicas < self.min_replicas:
+            raise ValueError("max_replicas is below min_replicas")
+
+
 class ReplicaSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One inference server. `slot` is its cell in the load board that the workers share.
 
@@ -159,6 +181,7 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     failover: tuple[RegionName, ...] | None = None
     affinity: AffinitySpec = AffinitySpec()
     hold: HoldSpec = HoldSpec()
+    scaling: ScalingSpec | None = None
     models: Annotated[tuple[ModelName, ...], msgspec.Meta(max_length=1_024)] = ()
 
     def pool_settings(self) -> dict[str, Any]:

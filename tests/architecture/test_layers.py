@@ -21,8 +21,13 @@ LAYERS = [
     ("router.edge", 4, "edge"),
     ("router.control", 4, "control"),
     ("router.sidecar", 4, "sidecar"),
+    ("router.autoscale.policy", 3, "scaling"),
+    ("router.autoscale.launcher", 3, "scaling"),
+    ("router.autoscale.fleet", 3, "scaling"),
+    ("router.autoscale", 4, "autoscale"),
     ("router.worker_process", 5, "app"),
     ("router.worker", 5, "app"),
+    ("router.demand_watch", 5, "app"),
     ("router.listening", 5, "app"),
     ("router.boards", 5, "app"),
     ("router.app", 5, "app"),
@@ -50,7 +55,7 @@ LAYERS = [
     ("router.telemetry", 0, "base"),
     ("router", 0, "base"),
 ]
-NO_ASYNCIO = {"base", "codec", "routing", "exchange", "manners"}
+NO_ASYNCIO = {"base", "codec", "routing", "exchange", "manners", "scaling"}
 # A layer-2 piece may use these of its own layer; edge speaks to workers in the words of `control`.
 ALLOWED = {("config", "transport"), ("config", "embedded"), ("embedded", "transport"), ("edge", "control")}
 
@@ -111,7 +116,7 @@ def test_pure_layers_know_neither_asyncio_nor_the_clock():
         found = set(imports(tree))
         if group in NO_ASYNCIO:
             assert not {i for i in found if i.split(".")[0] in ("asyncio", "uvloop", "threading", "socket")}, name
-        if group in ("codec", "routing", "exchange"):
+        if group in ("codec", "routing", "exchange", "scaling"):
             assert not {i for i in found if i.split(".")[0] == "time"}, f"{name} reads a clock"
 
 

@@ -14,6 +14,7 @@ from click.testing import CliRunner
 from router.cli import main
 from router.config.embedded.hooks import Cut, TestHooks
 from router.config.embedded.server import StoreServer
+from router.config.schema import CLIENT_VERSION
 from router.config.setup import initialise
 from router.config.target import Target
 
@@ -188,12 +189,12 @@ def test_routes(ask, fail):
 
 
 def test_tokens_are_shown_once(ask, fail, store, folder):
-    made = ask("token", "create", "alice", "--scope", "chat", "--not-after", "2031-01-31T00:00:00Z")
+    made = ask("token", "create", "alice", "--scope", "endpoint:chat", "--not-after", "2031-01-31T00:00:00Z")
     listed = ask("token", "list")
     shown = ask("token", "show", made["key"])
     assert listed == [shown]
     assert shown["subject"] == "alice"
-    assert shown["scopes"] == ["chat"]
+    assert shown["scopes"] == ["endpoint:chat"]
     assert "secret" not in shown
     for text in (json.dumps(listed), call(store.path, "token", "list").output, call(store.path, "token", "show", made["key"]).output):
         assert made["secret"] not in text
@@ -287,17 +288,18 @@ def test_init_and_status(folder):
     try:
         done = call(bare.path, "store", "init", "--json")
         assert done.exit_code == 0, done.output
-        assert json.loads(done.stdout)["schema"] == 1
-        assert "migrating to schema 1" in done.stderr
+        assert json.loads(done.stdout)["schema"] == CLIENT_VERSION
+        assert f"migrating to schema {CLIENT_VERSION}" in done.stderr
         again = call(bare.path, "store", "init")
         assert again.exit_code == 0
-        assert "is at schema 1" in again.stdout
+        assert f"is at schema {CLIENT_VERSION}" in again.stdout
         assert again.stderr == ""
         assert call(bare.path, "endpoint", "create", "e", "--json").exit_code == 0
         status = json.loads(call(bare.path, "store", "status", "--json").stdout)
     finally:
         bare.stop()
-    assert (status["schema"], status["partitions"], status["nodes"], status["reaper"]) == (1, 1, 0, None)
+    assert (status["schema"], status["partitions"], status["nodes"], status["reaper"]) == (CLIENT_VERSION, 1, 0, None)
+    assert status["autoscaler"] is None
     assert status["rows"]["Endpoints"] == 1
     assert 0 <= status["staleness_s"] < 5
     assert len(status["identity"]) == 32

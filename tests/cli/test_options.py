@@ -25,6 +25,7 @@ VALUES = {
     "listen": (("127.0.0.1:1", ["127.0.0.1:1"]), ("127.0.0.1:2", ["127.0.0.1:2"])),
     "replica": (("http://a:1", ["http://a:1"]), ("http://b:1", ["http://b:1"])),
     "store": (("embedded", "embedded"), ("relay://h:1", "relay://h:1")),
+    "demand_store": (("embedded", "embedded"), ("emulator://h:1", "emulator://h:1")),
     "shrink_guard": (("0.25", 0.25), ("1", 1.0)),
     "admin": (("none", "none"), ("unix:/x", "unix:/x")),
     "admin_token": (("t", "t"), ("u", "u")),

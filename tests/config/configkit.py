@@ -138,22 +138,22 @@ class Store:
         self.target = Target(kind, self.address)
         self.server = None
 
-    async def start(self, *, init=True):
+    async def start(self, *, init=True, migrations=MIGRATIONS):
         self.server = StoreServer(self.data, self.address, hooks=self.hooks)
         await self.server.start()
         if init:
-            await self._init()
+            await self._init(migrations)
         return self
 
-    async def _init(self):
+    async def _init(self, migrations):
         """What `router.config.setup.initialise` does, in a fiftieth of its time; test_setup compares them."""
         instance, _, _ = self.target.database.rpartition("/databases/")
         registry = self.server._registry
         registry.add_instance(instance, b"")
         database = registry.create(self.target.database).database
-        for statements in MIGRATIONS:
+        for statements in migrations:
             database.apply_ddl(statements)
-        schema = {"version": len(MIGRATIONS), "oldest_client": 1, "identity": secrets.token_hex(16)}
+        schema = {"version": len(migrations), "oldest_client": 1, "identity": secrets.token_hex(16)}
         await self.write(put_meta(SCHEMA_KEY, schema))
 
     async def stop(self):

@@ -23,12 +23,12 @@ async def make_store(folder):
     """`await make_store(name="s", persistent=False, init=True, hooks=None)`; all are stopped at the end."""
     stores = []
 
-    async def make(name="s", *, persistent=False, init=True, hooks=None):
+    async def make(name="s", *, persistent=False, init=True, hooks=None, **options):
         place = folder / name
         place.mkdir(exist_ok=True)
         store = Store(place, place / "data" if persistent else None, hooks)
         stores.append(store)
-        return await store.start(init=init)
+        return await store.start(init=init, **options)
 
     yield make
     for store in reversed(stores):

@@ -9,14 +9,14 @@ from configkit import record, replica_row
 from router.config import checkpoint
 from router.config.checkpoint import FORMAT, MAGIC, Header, blocks_of, previous, read, write
 from router.config.reduce import RowBook
-from router.config.schema import CLIENT_VERSION
+from router.config.schema import STREAMED_VERSION
 
 DATABASE = "projects/p/instances/i/databases/d"
 
 
 def header(**changes):
     values = {
-        "format": FORMAT, "schema": CLIENT_VERSION, "database": DATABASE, "identity": "x", "watermark_us": 9,
+        "format": FORMAT, "schema": STREAMED_VERSION, "database": DATABASE, "identity": "x", "watermark_us": 9,
         "positions": {"a": 7},
     } | changes  # fmt: skip
     return Header(**values)
@@ -117,7 +117,7 @@ DAMAGED = {
     "a header of another kind": framed(msgspec.msgpack.encode([1, 2])),
     "a header without a field": framed(msgspec.msgpack.encode({"format": FORMAT})),
     "another format": framed(msgspec.msgpack.encode(header(format=FORMAT + 1))),
-    "another schema": framed(msgspec.msgpack.encode(header(schema=CLIENT_VERSION + 1))),
+    "another schema": framed(msgspec.msgpack.encode(header(schema=STREAMED_VERSION + 1))),
     "another database": framed(msgspec.msgpack.encode(header(database="projects/p/instances/i/databases/other"))),
     "a block that is none": framed(GOOD, b"\x93"),
     "a block of another kind": framed(GOOD, msgspec.msgpack.encode(("Replicas", [("e", 1, None)]))),

@@ -10,6 +10,7 @@ from router.config.errors import StoreError, StoreUnavailableError
 from router.config.inspection import inspect
 from router.config.lease import renew
 from router.config.reaper import Reaper
+from router.config.schema import CLIENT_VERSION
 from router.config.target import Target
 from router.config.timestamps import parse_timestamp, to_micros
 from router.config.wire import Child
@@ -17,7 +18,7 @@ from router.config.wire import Child
 
 async def test_what_is_told(store):
     found = await inspect(store.target)
-    assert (found["schema"], found["partitions"], found["readers"], found["nodes"]) == (1, 1, 0, 0)
+    assert (found["schema"], found["partitions"], found["readers"], found["nodes"]) == (CLIENT_VERSION, 1, 0, 0)
     assert found["reaper"] is None
     assert found["rows"]["Meta"] == 1
     assert parse_timestamp(found["watermark"]) <= parse_timestamp(found["now"])

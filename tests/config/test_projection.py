@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from router.config import projection as module
 from router.config.projection import GUARD_FLOOR, MAX_REASONS
 from router.config.rows import RowError, read_endpoint, read_replica, read_route
-from router.routing.spec import EndpointSpec, RouteSpec
+from router.routing.spec import EndpointSpec, RouteSpec, ScalingSpec
 
 E = ("Endpoints", ("e",))
 R = ("Replicas", ("e", "r"))
@@ -46,10 +46,13 @@ def test_the_settings_of_an_endpoint_are_those_of_its_row():
     policy = {
         "policy": "least_inflight", "slow_start_s": 30, "retries": 0, "engine": "sglang",
         "timeouts": {"first_byte_s": 9}, "limits": {"max_concurrency": 3}, "outlier": {"consecutive_failures": 1},
+        "scaling": {"target_concurrency": 0.5, "max_replicas": 7},
     }  # fmt: skip
     spec = read_endpoint("e", endpoint_row(policy, {"kind": "http", "path": "/up"}))
     assert (spec.name, spec.policy, spec.slow_start_s, spec.retries, spec.engine) == ("e", "least_inflight", 30.0, 0, "sglang")
     assert (spec.timeouts.first_byte_s, spec.limits.max_concurrency) == (9.0, 3)
+    assert spec.scaling == ScalingSpec(target_concurrency=0.5, max_replicas=7)
+    assert (spec.scaling.tolerance, spec.scaling.scaledown_window_s) == (0.1, 300.0)
     assert (spec.outlier.consecutive_failures, spec.health.kind, spec.health.path) == (1, "http", "/up")
 
 
@@ -87,6 +90,15 @@ BAD_ENDPOINTS = {
     "infinite": (endpoint_row('{"slow_start_s": 1e999}'), "Policy"),
     "nan": (endpoint_row('{"slow_start_s": NaN}'), "Policy"),
     "retries": (endpoint_row({"retries": 1.5}), "Policy.retries"),
+    "scaling without a target": (endpoint_row({"scaling": {}}), "Policy.scaling: Object missing required field `target"),
+    "scaling target": (endpoint_row({"scaling": {"target_concurrency": 0}}), "Policy.scaling.target_concurrency"),
+    "scaling bounds": (
+        endpoint_row({"scaling": {"target_concurrency": 1, "min_replicas": 3, "max_replicas": 2}}),
+        "Policy.scaling: max_replicas is below min_replicas",
+    ),
+    "scaling tolerance": (
+        endpoint_row({"scaling": {"target_concurrency": 1, "tolerance": 1.5}}), "Policy.scaling.tolerance"
+    ),
     "engine": (endpoint_row({"engine": "gpt"}), "Policy.engine"),
     "health kind": (endpoint_row(None, {"kind": "icmp"}), "Health.kind"),
     "health interval": (endpoint_row(None, {"interval_s": 0}), "Health.interval_s"),

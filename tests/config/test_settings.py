@@ -92,6 +92,11 @@ class TestCheck:
         assert self.refused(replica=[], config=str(path)).startswith("--replica")
         self.check(config=str(path))
 
+    def test_demand_goes_to_a_store_that_takes_writes(self):
+        assert self.refused(demand_store="relay://h:1").startswith("--demand-store")
+        assert self.refused(demand_store="somewhere").startswith("--demand-store")
+        self.check(demand_store="emulator://h:1")
+
     def test_a_file_that_is_not_there(self, tmp_path):
         assert "cannot be read" in self.refused(config=str(tmp_path / "none"))
 

@@ -4,10 +4,10 @@ import asyncio
 import json
 
 import pytest
-from configkit import put_endpoint, put_meta, snapshot
+from configkit import put_endpoint, put_meta, put_replica, snapshot
 
 from router.config.errors import StoreError, StoreUnavailableError
-from router.config.schema import BY_NAME, CLIENT_VERSION, MIGRATIONS, SCHEMA_KEY, STREAMED
+from router.config.schema import BY_NAME, CLIENT_VERSION, MIGRATIONS, SCHEMA_KEY, STREAMED, STREAMED_VERSION
 from router.config.setup import initialise, reach
 from router.config.target import Target
 
@@ -26,7 +26,8 @@ async def test_it_makes_instance_database_and_schema(make_store):
     assert await init(store, said.append) == len(MIGRATIONS)
     assert len(said) == 2 + len(MIGRATIONS)
     found = await schema(store)
-    assert (found["version"], found["oldest_client"]) == (len(MIGRATIONS), CLIENT_VERSION)
+    assert (found["version"], found["oldest_client"]) == (len(MIGRATIONS), STREAMED_VERSION)
+    assert len(MIGRATIONS) == CLIENT_VERSION
     assert len(found["identity"]) == 32
 
 
@@ -59,19 +60,19 @@ async def test_two_at_once_make_one(make_store):
 async def test_a_later_migration_is_made_once_and_keeps_the_identity(store):
     identity = (await schema(store))["identity"]
     later = (*MIGRATIONS, ("ALTER TABLE Regions ADD COLUMN Notes STRING(64)",))
-    assert await init(store, migrations=later) == 2
-    assert await init(store, migrations=later) == 2
+    assert await init(store, migrations=later) == len(later)
+    assert await init(store, migrations=later) == len(later)
     found = await schema(store)
-    assert (found["version"], found["identity"]) == (2, identity)
+    assert (found["version"], found["identity"]) == (len(later), identity)
     assert found["oldest_client"] <= CLIENT_VERSION
 
 
 async def test_a_newer_schema_is_left_as_it_is(store):
     later = (*MIGRATIONS, ("ALTER TABLE Regions ADD COLUMN Notes STRING(64)",))
-    await init(store, migrations=later)
+    assert await init(store, migrations=later) == len(later)
     before = await snapshot(store.target)
     said = []
-    assert await init(store, said.append) == 2
+    assert await init(store, said.append) == len(later)
     assert "newer" in said[0]
     assert await snapshot(store.target) == before
 
@@ -86,8 +87,31 @@ async def test_the_oldest_client_that_somebody_set_is_kept(store):
 
 async def test_an_init_that_broke_off_before_it_said_so_is_finished(store):
     await store.write(("delete", "Meta", (SCHEMA_KEY,)))
-    assert await init(store) == 1
-    assert (await schema(store))["version"] == 1
+    assert await init(store) == len(MIGRATIONS)
+    assert (await schema(store))["version"] == len(MIGRATIONS)
+
+
+async def test_a_migration_that_broke_off_before_it_said_so_is_finished(store):
+    found = await schema(store)
+    await store.write(put_meta(SCHEMA_KEY, found | {"version": 1}))
+    assert await init(store) == len(MIGRATIONS)
+    assert (await schema(store))["version"] == len(MIGRATIONS)
+
+
+async def test_a_store_of_schema_1_is_migrated_and_keeps_its_rows(make_store):
+    store = await make_store(init=False)
+    assert await init(store, migrations=MIGRATIONS[:1]) == 1
+    await store.write(put_endpoint("e"), put_replica("e", "r"))
+    before = await snapshot(store.target)
+    assert await init(store) == len(MIGRATIONS)
+    after = await snapshot(store.target)
+    assert {name: after[name] for name in ("Endpoints", "Replicas")} == {
+        name: before[name] for name in ("Endpoints", "Replicas")
+    }
+    async with store.writer() as writer:
+        assert await writer.query("SELECT * FROM Demand") == await writer.query("SELECT * FROM Sessions") == []
+    streamed = store.database.catalog.streams["routerstream"]
+    assert not {"demand", "sessions"} & {name.lower() for name in streamed.tables}
 
 
 async def test_a_schema_that_is_half_made_is_named(make_store):

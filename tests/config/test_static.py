@@ -14,6 +14,7 @@ from router.routing.spec import (
     RegionSpec,
     ReplicaSpec,
     RouteSpec,
+    ScalingSpec,
     TableSpec,
     TimeoutSpec,
     TlsSpec,
@@ -71,6 +72,9 @@ server_name = "model.example"
 floor = 2
 ceiling = 3
 ping_s = 0.0
+[endpoint.scaling]
+target_concurrency = 8
+min_replicas = 1
 [[endpoint.replica]]
 address = "http://127.0.0.1:30000"
 weight = 2
@@ -121,6 +125,7 @@ def test_every_key(tmp_path):
                 engine="sglang",
                 tls=TlsSpec(server_name="model.example", verify=False),
                 connections=ConnectionSpec(2, 3, 0.0),
+                scaling=ScalingSpec(8.0, min_replicas=1),
                 environment="team-a",
                 failover=("us", "asia"),
                 affinity=AffinitySpec(1.5, 2),
@@ -187,6 +192,7 @@ ONE = '[[endpoint]]\nname = "e"\n'
         (ONE + "[endpoint.limits]\nmax_body_bytes = 1.5\n", "endpoint[0].limits.max_body_bytes"),
         (ONE + "[endpoint.connections]\nceiling = 0\n", "endpoint[0].connections.ceiling"),
         (ONE + "[endpoint.connections]\nfloor = 65\n", "endpoint[0].connections.floor"),
+        (ONE + "[endpoint.scaling]\ntarget_concurrency = 1\nmax_replicas = 0\n", "endpoint[0].scaling.max_replicas"),
         (ONE + '[[endpoint.replica]]\nid = "x"\n', "endpoint[0].replica[0]"),
         (ONE + '[[endpoint.replica]]\naddress = "http://h:1"\nweight = 0\n', "endpoint[0].replica[0].weight"),
         (ONE + '[[endpoint.replica]]\naddress = "http://h:1"\nweight = 1e-306\n', "endpoint[0].replica[0].weight"),

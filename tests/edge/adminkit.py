@@ -13,6 +13,7 @@ import httpx
 from router.clock import Clock
 from router.counters import BOUNDS_S, WorkerCounters
 from router.deadlines import TICK_S, DeadlineWheel
+from router.demand import EndpointDemand
 from router.edge.admin import AdminListener
 from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
 from router.telemetry import EndpointSnapshot, HistogramSnapshot, ReplicaSnapshot, WorkerSnapshot
@@ -115,6 +116,9 @@ class FakeSource:
     async def snapshots(self):
         self.asked += 1
         return self.taken
+
+    async def demand(self):
+        return {"llama": EndpointDemand(2, 9, 3, 0, 0)}
 
     def table(self):
         return self.spec

@@ -13,7 +13,7 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from adminkit import STARTED_EPOCH_S, FakeSource, serve, worker_state
+from adminkit import STARTED_EPOCH_S, FakeSource, daemon_state, serve, worker_state
 
 from router.transport.codec.h1.limits import ServerLimits
 
@@ -177,6 +177,28 @@ async def test_a_worker_is_removed():
         assert (await client.delete("/workers/nobody")).status_code == 404
         assert error_of(await client.delete("/workers/last"))["param"] == "id"
         assert admin.source.told[0] == ("remove", "a:1")
+
+
+async def test_demand_of_every_endpoint_and_how_telling_the_store_goes():
+    source = FakeSource()
+    told = {"router": "me", "region": "eu", "rows": 1, "commits": 4, "failures": 2, "error": "", "age_s": 0.5}
+    source.state = lambda: daemon_state() | {"demand": told}
+    async with serve(source) as admin, admin.client() as client:
+        found = (await client.get("/v1/demand")).json()
+        assert found["published"] == told
+        assert found["endpoints"] == [
+            {"endpoint": "llama", "in_flight": 2, "arrivals": 9, "unserved": 3, "waiting": 0, "sessions": 0,
+             "replicas": 2, "ready": 1, "scaling": None},
+            {"endpoint": "qwen", "in_flight": 0, "arrivals": 0, "unserved": 0, "waiting": 0, "sessions": 0,
+             "replicas": 1, "ready": 0, "scaling": None},
+        ]  # fmt: skip
+        text = (await client.get("/metrics")).text
+        assert "router_demand_age_seconds 0.5" in text
+        assert "router_demand_commits_total 4.0" in text
+        assert "router_demand_failures_total 2.0" in text
+    async with serve() as admin, admin.client() as client:
+        assert (await client.get("/v1/demand")).json()["published"] is None
+        assert "router_demand" not in (await client.get("/metrics")).text
 
 
 async def test_server_info():
