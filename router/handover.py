@@ -70,7 +70,7 @@ class Handover(msgspec.Struct, tag="handover"):
     pid: int
     generation: int
     sockets: list[HandedSocket]
-    older: int = 0  # how many generations are still draining
+    older: list[int] = []  # processes of generations before that were still draining
     is_failed: bool = False  # by the operator
     added: list[AddedReplica] = []
     removed: list[str] = []

@@ -62,3 +62,12 @@ def notify(text: str) -> None:
             sock.sendto(text.encode(), f"\0{address[1:]}" if address.startswith("@") else address)
     except OSError as failure:
         _log.warning("systemd could not be told %s: %s", text.partition("\n")[0], failure)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process; one that has ended and waits for its parent is none."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return False
+    return state not in ("Z", "X")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from router.handover import VERSION, AddedReplica, Busy, Handover, Yours
 from router.listening import AdminSocket, Inheritance, ListeningSockets
-from router.service import PidFile, notify
+from router.service import PidFile, is_running, notify
 from router.upgrade import Upgrade
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class Succession:
 
     def upgrade(self, *, is_serving: bool) -> str:
         """Begin to start a successor; return why not, which changes nothing."""
-        return self._upgrade.begin(is_serving, self._older())
+        return self._upgrade.begin(is_serving, len(self._older()))
 
     async def abort(self, reason: str) -> None:
         """Give an upgrade up that is not ready yet."""
@@ -183,7 +183,9 @@ class Succession:
     def _generation(self) -> int:
         return 1 if self.predecessor is None else self.predecessor.handover.generation + 1
 
-    def _older(self) -> int:
-        """Return how many generations before this one still drain, as far as is known."""
+    def _older(self) -> list[int]:
+        """Return the processes of generations before this one that still drain."""
         before = self.predecessor
-        return 0 if before is None or before.is_gone else before.handover.older + 1
+        if before is None:
+            return []
+        return [pid for pid in (*before.handover.older, before.handover.pid) if is_running(pid)]

@@ -277,6 +277,7 @@ class Worker:
         else:
             self.listener.stop_accepting()
             self.listener.drain()
+        await asyncio.sleep(DRAIN_POLL_S)  # what uvloop has accepted is told to the listener in a next turn
         # A client of HTTP/2 that has not read its GOAWAY yet may still begin requests: connections count, too.
         while self._is_busy() and monotonic() < self._drained_by_s:  # noqa: ASYNC110 - no event on the hot path for this
             await asyncio.sleep(DRAIN_POLL_S)

@@ -60,7 +60,7 @@ async def pair():
 
 
 async def test_all_goes_well(pair):
-    pair.say(handover(older=2, is_failed=True, removed=["a"]))
+    pair.say(handover(older=[5, 6], is_failed=True, removed=["a"]))
     await pair.successor.receive()
     assert pair.successor.handover.generation == 3 and pair.successor.handover.is_failed
     waiting = asyncio.ensure_future(pair.successor.ready([5, 6]))

@@ -2,10 +2,12 @@
 
 import os
 import socket
+import subprocess
+import sys
 
 import pytest
 
-from router.service import PidFile, notify
+from router.service import PidFile, is_running, notify
 
 
 def test_the_pid_file_is_of_who_serves(tmp_path):
@@ -59,3 +61,14 @@ def test_nobody_wants_to_be_told(monkeypatch, tmp_path, caplog):
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "gone"))
     notify("READY=1")
     assert "could not be told READY=1" in caplog.text
+
+
+def test_who_runs():
+    assert is_running(os.getpid())
+    process = subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.PIPE)
+    process.stdout.read()
+    process.stdout.close()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    assert not is_running(process.pid), "it waits for its parent"
+    process.wait()
+    assert not is_running(process.pid)

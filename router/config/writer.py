@@ -98,7 +98,8 @@ class Writer:
     ) -> Item:
         """Create or change an endpoint; `changes` are environment, state, policy and health (texts of JSON).
 
-        `unauthenticated`, where it is not None, is put into the policy. With `hosts` it gets a route from each host
+        `unauthenticated`, where it is not None, is put into the policy, which else keeps what it said of it.
+        With `hosts` it gets a route from each host
         and prefix in the same transaction.
         """
         for host in hosts:
@@ -108,11 +109,16 @@ class Writer:
             row = await _row(t, "Endpoints", ("EndpointId",), (name,), _ENDPOINT)
             _expect(row, create, "endpoint", name)
             known = dict(zip(_ENDPOINT, row or ["main", None, None, "ACTIVE"], strict=True))
+            before = _decoded(known["Policy"])
             for key, value in changes.items():
                 if value is not None:
                     known[key.capitalize()] = value
-            if unauthenticated is not None:
-                known["Policy"] = _with(known["Policy"], "unauthenticated", unauthenticated)
+            # Said by a flag of its own, so that another policy does not change it in passing.
+            is_open = unauthenticated
+            if is_open is None and isinstance(before, dict) and "unauthenticated" not in _decoded(known["Policy"]):
+                is_open = before.get("unauthenticated")
+            if is_open is not None:
+                known["Policy"] = _with(known["Policy"], "unauthenticated", is_open)
             if known["State"] not in ("ACTIVE", "PAUSED"):
                 raise StoreError(f"--state: {known['State']!r} is neither ACTIVE nor PAUSED")
             try:
@@ -501,10 +507,10 @@ async def _write_route(t: Transaction, host: str, prefix: str, endpoint: str, pr
     return {"host": host, "route": prefix, "path_prefix": prefix, "endpoint": endpoint, "priority": priority}
 
 
-def _with(policy: Any, key: str, value: Any) -> str:
+def _with(policy: Any, key: str, value: Any) -> Any:
     """Return the JSON text of a policy with one key changed; what cannot be read is for the check to refuse."""
     found = _decoded(policy)
-    return msgspec.json.encode({**(found if isinstance(found, dict) else {}), key: value}).decode()
+    return msgspec.json.encode({**found, key: value}).decode() if isinstance(found, dict) else policy
 
 
 def _expect(row: list[Any] | None, create: bool, kind: str, name: str) -> None:

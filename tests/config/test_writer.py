@@ -227,6 +227,20 @@ async def test_a_host_that_leads_elsewhere_is_not_taken_over_unasked(writer):
 # -- tokens ------------------------------------------------------------------------------------------------
 
 
+async def test_who_may_call_is_not_changed_in_passing(writer):
+    await writer.put_endpoint("e", create=True, unauthenticated=True)
+    changed = await writer.put_endpoint("e", create=False, policy='{"retries": 1}')
+    assert changed["policy"] == {"retries": 1, "unauthenticated": True}
+    changed = await writer.put_endpoint("e", create=False, state="PAUSED")
+    assert changed["policy"]["unauthenticated"] is True
+    changed = await writer.put_endpoint("e", create=False, policy='{"unauthenticated": false}')
+    assert changed["policy"] == {"unauthenticated": False}
+    changed = await writer.put_endpoint("e", create=False, unauthenticated=True)
+    assert changed["policy"] == {"unauthenticated": True}
+    await refused(writer.put_endpoint("e", create=False, policy="not json"), "Policy")
+    await refused(writer.put_endpoint("e", create=False, policy="[]", unauthenticated=False), "Policy")
+
+
 async def test_a_token_is_shown_once_and_kept_as_a_hash(store, writer):
     made = await writer.create_token("team: a", "prod", ("endpoint:chat", "endpoint:embed"), "2030-01-31T00:00:00Z")
     key, secret = made["key"], made["secret"]
