@@ -29,6 +29,7 @@ from router.edge.admin_views import (
     replica_rows,
     sglang_worker,
     sglang_workers,
+    without_hashes,
 )
 from router.edge.dashboard import CONTENT_SECURITY_POLICY, page, summary
 from router.edge.metrics import Totals, render_metrics, serving_snapshots
@@ -185,7 +186,7 @@ class AdminRoutes:
         return json_reply(
             {
                 "settings": self._source.settings(),
-                "table": self._source.table(),
+                "table": without_hashes(self._source.table()),
                 "last_reload": reading.state.get("last_reload"),
                 "certificates": reading.state.get("certificates", []),
                 "config_staleness_s": reading.state.get("config_staleness_s", 0.0),

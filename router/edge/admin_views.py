@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from router.telemetry import WorkerSnapshot
 
 
+def without_hashes(table: TableSpec) -> TableSpec:
+    """Return the table as it may be shown: of tokens everything but their hashes."""
+    return msgspec.structs.replace(
+        table, tokens=tuple(msgspec.structs.replace(token, digest=b"") for token in table.tokens)
+    )
+
+
 class ReplicaRow(msgspec.Struct):
     """One replica: as configured, as checked, and as the workers that serve see it, summed.
 
@@ -42,6 +49,7 @@ class ReplicaRow(msgspec.Struct):
     ejections: int = 0
     latency_ms: float = 0.0
     pooled: int = 0
+    region: str = ""
 
 
 def replica_rows(table: TableSpec, health: list[dict[str, Any]], serving: list[WorkerSnapshot]) -> list[ReplicaRow]:
@@ -62,6 +70,7 @@ def replica_rows(table: TableSpec, health: list[dict[str, Any]], serving: list[W
                 is_ready=is_healthy and replica.state == "READY",
                 health_reason=str(verdict.get("reason") or ""),
                 checked_ago_s=verdict.get("checked_ago_s"),
+                region=replica.region,
             )
     for snapshot in serving:
         for seen in snapshot.replicas:

@@ -15,7 +15,7 @@ from router.counters import BOUNDS_S, WorkerCounters
 from router.deadlines import TICK_S, DeadlineWheel
 from router.demand import EndpointDemand
 from router.edge.admin import AdminListener
-from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
+from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec, TokenSpec
 from router.telemetry import EndpointSnapshot, HistogramSnapshot, ReplicaSnapshot, WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
 from router.transport.outbox import Outbox
@@ -29,6 +29,7 @@ TABLE = TableSpec(
         EndpointSpec("qwen", (ReplicaSpec("c:1", "http://c:1", state="DRAINING"),), policy="round_robin"),
     ),
     (RouteSpec("*", "/", "llama"), RouteSpec("qwen.example", "/", "qwen")),
+    (TokenSpec(b"0123456789abcdef" * 2, "wk-1", "team-a"),),
 )
 
 

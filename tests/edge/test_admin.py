@@ -73,6 +73,8 @@ async def test_config_dump():
         assert dump["settings"]["auth_token"] == "***"
         assert dump["table"]["version"] == 7
         assert [endpoint["name"] for endpoint in dump["table"]["endpoints"]] == ["llama", "qwen"]
+        (token,) = dump["table"]["tokens"]
+        assert (token["key"], token["environment"], token["digest"]) == ("wk-1", "team-a", ""), "no hash is shown"
         assert dump["last_reload"]["ok"] is True
         assert dump["workers"] == [{"worker": 0, "pid": 100, "table_version": 7}]
 
