@@ -61,17 +61,24 @@ class AdmissionGate:
             found: Credential | ProxyError = ANYBODY
         else:
             found = self._identify(head, credentials)
-        if endpoint is None or endpoint.by_model:
-            if self._digests and found is ANYBODY:
-                return _MISSING
+        if endpoint is None and not self._digests:
+            found = ANYBODY  # there is nothing to be let in to
+        elif endpoint is None or endpoint.by_model:
+            found = self._let_in(found, now)
         elif found is not ANYBODY or endpoint.needs_token or self._digests:
             found = self.admit(found, endpoint, now)
+            if not isinstance(found, ProxyError) and found is not ANYBODY:
+                wait_s = found.wait_s(self._rates, now)
+                if wait_s > 0.0:
+                    return _too_fast(wait_s)
         if known is not NO_FIELDS and b"x-router-replica" in known:
             return found if isinstance(found, ProxyError) or found.can_pin else _NO_PIN
         return found
 
-    def admit(self, found: Credential | ProxyError, endpoint: Endpoint, now: float) -> Credential | ProxyError:
-        """Return who may call this endpoint, or why they may not; counts the request against a rate limit."""
+    def admit(
+        self, found: Credential | ProxyError, endpoint: Endpoint, now: float
+    ) -> Credential | ProxyError:
+        """Return who may call this endpoint, or why they may not; rates are for `check` to count."""
         if not endpoint.needs_token and not self._digests:
             is_known = not isinstance(found, ProxyError) and self._refusal(found, endpoint, now) is None
             return found if is_known else ANYBODY
@@ -79,13 +86,18 @@ class AdmissionGate:
             return found
         if found is ANYBODY:
             return _MISSING
-        refusal = self._refusal(found, endpoint, now)
-        if refusal is not None:
-            return refusal
+        return self._refusal(found, endpoint, now) or found
+
+    def _let_in(self, found: Credential | ProxyError, now: float) -> Credential | ProxyError:
+        """Return who may ask where the endpoint is not known: the model is still to say it, or there is none."""
+        if isinstance(found, ProxyError) or found is OPERATOR:
+            return found
+        if found is ANYBODY:
+            return _MISSING if self._digests else found
+        if self._has_expired(found, now):
+            return _EXPIRED
         wait_s = found.wait_s(self._rates, now)
-        if wait_s > 0.0:
-            return ProxyError(Kind.RATE_LIMITED, Source.DOWNSTREAM, retry_after_s=ceil(wait_s))
-        return found
+        return _too_fast(wait_s) if wait_s > 0.0 else found
 
     def _identify(self, head: RequestHead, credentials: Credentials) -> Credential | ProxyError:
         """Return whose credential the head shows, ANYBODY's if it shows none of ours; take it out of the head."""
@@ -112,11 +124,14 @@ class AdmissionGate:
         return credentials.find(token) or _MISSING
 
     def _refusal(self, credential: Credential, endpoint: Endpoint, now: float) -> ProxyError | None:
-        if 0.0 < credential.not_after_s <= self._walltime.at(now):
+        if self._has_expired(credential, now):
             return _EXPIRED
         if credential.may_call(endpoint.name, endpoint.environment):
             return None
         return _OTHER_ENVIRONMENT
+
+    def _has_expired(self, credential: Credential, now: float) -> bool:
+        return 0.0 < credential.not_after_s <= self._walltime.at(now)
 
     def _is_own(self, token: bytes) -> bool:
         if not token or len(token) > _MAX_TOKEN_BYTES:
@@ -124,3 +139,7 @@ class AdmissionGate:
         digest = hashlib.sha256(token).digest()
         # No early exit: the time taken must not tell which token came close.
         return any([hmac.compare_digest(digest, ours) for ours in self._digests])  # noqa: C419
+
+
+def _too_fast(wait_s: float) -> ProxyError:
+    return ProxyError(Kind.RATE_LIMITED, Source.DOWNSTREAM, retry_after_s=ceil(wait_s))

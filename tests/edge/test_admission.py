@@ -210,12 +210,26 @@ def test_only_trusted_callers_name_the_replica():
     assert gate("one").check(head(key=b"one", **PIN), OPEN, Credentials(), T0) is OPERATOR
 
 
+def test_where_there_is_no_route_only_the_daemons_own_tokens_are_asked_for():
+    wrong = head(b"Bearer " + BOTH + b"x")
+    assert gate().check(wrong, None, tokens(), T0) is ANYBODY
+    assert kind(gate("one").check(wrong, None, tokens(), T0)) is Kind.UNAUTHENTICATED
+    assert gate("one").check(head(key=b"one"), None, tokens(), T0) is OPERATOR
+
+
 def test_where_the_model_is_to_say_who_it_is_for_the_endpoint_decides_later():
     made, host = gate(), make_model_host()
     found = made.check(WAYS["modal"](), host, tokens(), T0)
     assert found.environment == "main"
     assert made.admit(found, GUARDED, T0) is found
     assert kind(made.admit(found, OTHER, T0)) is Kind.FORBIDDEN
+    expired = tokens(not_after_us=1)
+    assert kind(made.check(WAYS["modal"](), host, expired, T0)) is Kind.UNAUTHENTICATED
+    limited = tokens(rate_per_s=1.0, burst=2, slot=0)
+    verdicts = [made.check(WAYS["modal"](), host, limited, T0) for _ in range(4)]
+    assert [kind(verdict) for verdict in verdicts] == [None, None, Kind.RATE_LIMITED, Kind.RATE_LIMITED]
+    assert made.admit(verdicts[0], GUARDED, T0) is verdicts[0], "it was counted already"
+    assert kind(made.check(head(b"Bearer " + BOTH + b"x"), host, tokens(), T0)) is Kind.UNAUTHENTICATED
     anybody = made.check(head(), host, tokens(), T0)
     assert anybody is ANYBODY
     assert kind(made.admit(anybody, GUARDED, T0)) is Kind.UNAUTHENTICATED
