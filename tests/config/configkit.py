@@ -215,7 +215,7 @@ def put_meta(key, value):
 def put_token(subject):
     columns = ("TokenHash", "Subject", "Environment", "Scopes", "UpdatedAt")
     hashed = base64.b64encode(hashlib.sha256(subject.encode()).digest()).decode()
-    return ("insert_or_update", "AuthTokens", columns, (hashed, subject, "main", ["a", "b"], COMMIT))
+    return ("insert_or_update", "AuthTokens", columns, (hashed, subject, "main", ["endpoint:a", "pin"], COMMIT))
 
 
 class Agent:
