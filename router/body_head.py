@@ -12,36 +12,46 @@ import msgspec
 
 MAX_HEAD_BYTES: Final = 65_536
 WAIT_S: Final = 10.0  # for so much of a body to come
+MAX_LOOKS: Final = 8  # for a model while the body comes; each goes over all that is there
 MAX_TOKENS: Final = 8_192  # looked at in a body that is cut off: some milliseconds
 
-_TOKEN: Final = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\]:,]', re.DOTALL)
+# A text that does not end is a token, too: an alternative that failed there would be tried at each quote.
+_TOKEN: Final = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)|[{}\[\]:,]', re.DOTALL)
 _MODEL: Final = b'"model"'
 
 
 class BodyHead:
-    """What came of a body so far. `is_whole` once there is enough to decide, `has_ended` if that is all of it."""
+    """What came of a body so far, in one piece. `is_whole` once it cannot say more; `has_ended`: that is all."""
 
-    __slots__ = ("_size", "has_ended", "is_whole", "limit", "pieces")
+    __slots__ = ("_bytes", "_looks", "has_ended", "is_whole", "limit")
 
     def __init__(self, limit: int = MAX_HEAD_BYTES) -> None:
         self.limit = limit
-        self.pieces: list[bytes] = []
         self.has_ended = False
         self.is_whole = False
-        self._size = 0
+        self._bytes = bytearray()
+        self._looks = 0
 
     def add(self, data: bytes, end: bool) -> None:
         """Take what came."""
-        if data or end:
-            self.pieces.append(data)
-            self._size += len(data)
+        self._bytes += data
         self.has_ended = end
-        self.is_whole = end or self._size >= self.limit
+        self.is_whole = end or len(self._bytes) >= self.limit
+
+    def taken(self) -> bytes:
+        """Return all that came, to be sent on."""
+        return bytes(self._bytes)
 
     def text(self) -> bytes:
         """Return the beginning, at most `limit` bytes."""
-        joined = self.pieces[0] if len(self.pieces) == 1 else b"".join(self.pieces)
-        return joined[: self.limit]
+        return bytes(self._bytes[: self.limit])
+
+    def may_name_model(self, last: int) -> bool:
+        """Whether a look for a model is worth it, now that so many bytes more are there; a few times only."""
+        if self._looks == MAX_LOOKS or self._bytes.find(_MODEL, max(0, len(self._bytes) - last - 64)) < 0:
+            return False
+        self._looks += 1
+        return True
 
 
 class _Asked(msgspec.Struct):

@@ -29,7 +29,7 @@ _MISSING = ProxyError(
     detail=f"`model` is no text at the top level of the JSON in the first {MAX_HEAD_BYTES} bytes",
 )  # fmt: skip
 _NOT_FOUND = ProxyError(Kind.MODEL_NOT_FOUND, Source.DOWNSTREAM)
-_UNKNOWN_CLIENT = ProxyError(Kind.UNAUTHENTICATED, Source.DOWNSTREAM)
+UNKNOWN_CLIENT = ProxyError(Kind.UNAUTHENTICATED, Source.DOWNSTREAM)
 
 
 def is_model_list(shape: RequestShape) -> bool:
@@ -54,7 +54,14 @@ def find_serving(table: Table, credential: Credential, model: str | None) -> End
     if endpoint is not None and _may_know(credential, endpoint):
         return endpoint
     # Somebody without a token may be somebody's client who forgot it.
-    return _UNKNOWN_CLIENT if credential is ANYBODY and len(table.credentials) else _NOT_FOUND
+    return UNKNOWN_CLIENT if credential is ANYBODY and len(table.credentials) else _NOT_FOUND
+
+
+def is_stranger(table: Table, credential: Credential) -> bool:
+    """Whether nothing here can be meant for a client, whatever the body says."""
+    if credential is not ANYBODY or not len(table.credentials):
+        return False
+    return not table.models.is_open(credential.environment)
 
 
 def model_list(table: Table, credential: Credential, request_id: bytes) -> tuple[ResponseHead, bytes]:

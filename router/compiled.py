@@ -34,6 +34,7 @@ HOT = (
     "engine_manners",
     "exchange",
     "exchange_ending",
+    "exchange_entry",
     "grpc_fields",
     "http",
     "outcomes",

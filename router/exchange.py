@@ -14,25 +14,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from router.body_head import MAX_HEAD_BYTES, BodyHead, find_model
-from router.body_head import WAIT_S as BODY_HEAD_WAIT_S
-from router.by_model import find_serving, is_model_list, model_list, model_of_query
-from router.core import OVERLOADED
-from router.deadlines import NEVER
 from router.engine_manners import FirstEventGuard
 from router.errors import Kind, ProxyError, Retry, Source
-from router.exchange_ending import REACHED_MAYBE, REACHED_NO, REACHED_YES, ExchangeEnding
+from router.exchange_ending import REACHED_MAYBE, REACHED_NO, REACHED_YES
+from router.exchange_entry import ExchangeEntry
 from router.grpc_fields import read_grpc_status
-from router.http import NO_FIELDS, ResponseHead, ResponseShape
+from router.http import NO_FIELDS, ResponseHead
 from router.outcomes import move_outcome
-from router.request_fields import accepted_id, affinity_key, asked_timeout_s, forward_timeouts
+from router.request_fields import forward_timeouts
 from router.routing.balancer import take_pinned
 from router.routing.load import OUTCOME_CANCELLED
-from router.routing.prefix import MAX_PROMPT_BYTES, Prompt
 from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream, ResponseReceiver
 
 if TYPE_CHECKING:
-    from router.http import Field, Headers, RequestHead
+    from router.http import Field, Headers
     from router.routing.table import Endpoint
     from router.stream import UpstreamStream
 
@@ -43,148 +38,12 @@ LOOK_AGAIN_S: Final = 0.1  # while a request waits for a cold start
 _UNBUFFERED: Final[Field] = (b"x-accel-buffering", b"no")
 
 
-class Exchange(ExchangeEnding):
+class Exchange(ExchangeEntry):
     """One request and its response. Implements `RequestReceiver` and `ResponseReceiver`."""
 
     __slots__ = ()
 
     # -- from the client ------------------------------------------------------------------------------
-
-    def request_head(self, head: RequestHead, end: bool) -> None:
-        """Decide, from the table as it is now, and send the head on."""
-        core = self._core
-        self._head = head
-        self._head_ends = end
-        core.in_flight += 1
-        shape = head.shape
-        known = shape.known
-        self._request_id = core.make_id() if known is NO_FIELDS else accepted_id(known) or core.make_id()
-        if core.trusted_hops and known is not NO_FIELDS:
-            self._peer = self._peer.behind(known, core.trusted_hops)
-        table = core.table
-        endpoint = table.route(shape.authority, shape.path)
-        if core.shed_share and core.sheds():
-            self._refuse(OVERLOADED)
-            return
-        credential = core.gate.check(head, endpoint, table.credentials, core.clock.now)
-        if isinstance(credential, ProxyError):
-            self._refuse(credential)
-            return
-        self._credential = credential
-        if endpoint is None:
-            # A table without any endpoint is one that has not come yet: try again, rather than never.
-            self._refuse(ProxyError(Kind.NO_ROUTE if table.endpoints else Kind.NO_REPLICA, Source.ROUTER))
-        elif endpoint.by_model:
-            self._ask_for_model(head, end)
-        else:
-            self._enter(endpoint)
-
-    def _ask_for_model(self, head: RequestHead, end: bool) -> None:
-        """Read as much of the body as may name a model, on a host that several endpoints share."""
-        core, credential, shape = self._core, self._credential, head.shape
-        assert credential is not None
-        if is_model_list(shape):
-            reply, body = model_list(core.table, credential, self._request_id)
-            self._status = 200
-            self._downstream.send_head(reply, False)
-            self._downstream.send_data(body, True)
-            self._finish(None)
-        elif end or shape.upgrade is not None:
-            self._enter_by_model(model_of_query(shape.path))
-        else:
-            self._wait_for_body(MAX_HEAD_BYTES)
-
-    def _enter_by_model(self, model: str | None) -> None:
-        """Go on with the endpoint that serves a model, if this client may know of it."""
-        core, credential = self._core, self._credential
-        assert credential is not None
-        endpoint = find_serving(core.table, credential, model)
-        if isinstance(endpoint, ProxyError):
-            self._refuse(endpoint)
-            return
-        admitted = core.gate.admit(credential, endpoint, core.clock.now)
-        if isinstance(admitted, ProxyError):
-            self._refuse(admitted)
-            return
-        self._enter(endpoint)
-
-    def _enter(self, endpoint: Endpoint) -> None:
-        """Take part in an endpoint's load, and look for a replica within its limits."""
-        core, head = self._core, self._head
-        assert head is not None
-        shape = head.shape
-        known = shape.known
-        self._endpoint = endpoint
-        self._counters = counters = endpoint.counters
-        limits = endpoint.limits
-        limit = limits.endpoint_concurrency
-        is_full = limit > 0 and endpoint.load.total() >= limit
-        counters.in_flight += 1
-        if endpoint.load.is_shared:
-            endpoint.load.publish()
-        if is_full:
-            self._refuse(ProxyError(Kind.AT_CAPACITY, Source.ROUTER))
-            return
-        limit = limits.max_body_bytes
-        if limit and shape.upgrade is None:
-            self._max_body_bytes = limit
-            if (head.length or 0) > limit or self._received_bytes > limit:
-                detail = f"the limit is {limit} bytes"
-                self._refuse(ProxyError(Kind.BODY_TOO_LARGE, Source.DOWNSTREAM, detail=detail))
-                return
-        timeouts = endpoint.timeouts
-        self._downstream.limit_idle(timeouts.idle_s)
-        if timeouts.total_s:
-            self._deadline_s = self._started_s + timeouts.total_s
-        forwarded_for = self._peer.forwarded_for
-        host = shape.authority
-        if known is not NO_FIELDS:
-            refusal = self._take_asked(known)
-            if refusal is not None:
-                self._refuse(refusal)
-                return
-            if core.trusted_hops:
-                host = known.get(b"x-forwarded-host", host)
-            before = known.get(b"x-forwarded-for")
-            if before:
-                forwarded_for = (b"x-forwarded-for", before + b", " + forwarded_for[1])
-        # What a client says of its own host and scheme is not believed, unless it is a proxy that we trust;
-        # its chain of addresses is kept.
-        head.added += (
-            (b"x-request-id", self._request_id),
-            forwarded_for,
-            (b"x-forwarded-host", host),
-            self._peer.forwarded_proto,
-        )
-        if endpoint.mends_sglang and shape.method == b"POST":
-            self._rid = core.make_id()
-            head.added.append((b"x-override-rid", self._rid))
-        if self._deadline_s:
-            self._timeouts_at = len(head.added)
-            core.wheel.watch(self)
-        if endpoint.prefixes is None or not self._ask_for_prompt(endpoint, head):
-            self._open(fresh=False)
-
-    def _ask_for_prompt(self, endpoint: Endpoint, head: RequestHead) -> bool:
-        """Read the beginning of a body that may be a prompt; False where there is nothing to wait for."""
-        shape = head.shape
-        if shape.method != b"POST" or self._head_ends or self.affinity or self._pin or shape.is_grpc:
-            return False
-        if self._replay is not None:  # it has said already which model it is for
-            self.prompt = Prompt(b"".join(self._replay), endpoint.salt)
-            return False
-        self._wait_for_body(MAX_PROMPT_BYTES)
-        return True
-
-    def _wait_for_body(self, limit: int) -> None:
-        """Let the client send the beginning of its body, in bounded time."""
-        head, core = self._head, self._core
-        assert head is not None
-        if head.shape.expects_continue:  # nobody else is there yet to ask for the body
-            self._downstream.send_informational(ResponseHead(ResponseShape(100)))
-        self._body_head = BodyHead(limit)
-        self._look_again_s = core.clock.now + BODY_HEAD_WAIT_S
-        core.wheel.watch(self)
 
     def request_data(self, data: bytes, end: bool) -> None:
         """Relay body bytes; keep them while the request might have to be repeated."""
@@ -196,10 +55,15 @@ class Exchange(ExchangeEnding):
         if self._body_head is not None:
             self._take_body_head(data, end)
             return
-        if upstream is None:
-            self._discard(len(data), end)
-            return
         replay = self._replay
+        if upstream is None:
+            if self._refusal is not None:
+                self._discard(end)
+            else:  # read together with what a codec was held behind
+                assert replay is not None
+                replay.append(data)
+                self._replay_ended = end
+            return
         if replay is not None:
             if received <= MAX_REPLAY_BYTES:
                 if replay and len(replay[-1]) + len(data) <= REPLAY_PIECE_BYTES:
@@ -216,39 +80,20 @@ class Exchange(ExchangeEnding):
             elif self._first_byte_s and not self._status:
                 self._await_first_byte(self._core.clock.now)
 
-    def _take_body_head(self, data: bytes, end: bool) -> None:
-        """Collect what may decide where the request goes."""
-        body_head = self._body_head
-        assert body_head is not None
-        body_head.add(data, end)
-        if body_head.is_whole:
-            self._decide_by_body(body_head)
-
-    def _decide_by_body(self, body_head: BodyHead) -> None:
-        """Go on with what is known of the body; it is sent behind the head."""
-        self._body_head = None
-        self._look_again_s = 0.0
-        self._replay = body_head.pieces
-        self._replay_ended = body_head.has_ended
-        endpoint = self._endpoint
-        if endpoint is None:
-            self._enter_by_model(find_model(body_head))
-        else:
-            self.prompt = Prompt(body_head.text(), endpoint.salt)
-            self._open(fresh=False)
-
     def request_trailers(self, trailers: Headers) -> None:
-        """Relay the trailers; a request that has them is not repeated."""
-        self._replay = None
+        """Relay the trailers; a request of which they were sent is not repeated."""
         if self._upstream is not None:
+            self._replay = None
             self._upstream.send_trailers(trailers)
             if self._first_byte_s and not self._status:
                 self._await_first_byte(self._core.clock.now)
-        elif self._body_head is not None:
-            self._counters.dropped_trailers += 1
-            self._take_body_head(b"", True)
+        elif self._refusal is not None:
+            self._discard(True)
         else:
-            self._discard(0, True)
+            self._trailers = trailers
+            body_head = self._body_head
+            if body_head is not None:
+                self._decide_by_body(body_head)
 
     def request_reset(self, error: ProxyError) -> None:
         """End: the client is gone, broke the protocol, or nothing moved for too long."""
@@ -277,7 +122,8 @@ class Exchange(ExchangeEnding):
         now = core.clock.now
         lease = endpoint.picker.pick(self, now) if not self._pin else take_pinned(endpoint, self._pin, now)
         if isinstance(lease, Kind):
-            if lease is not Kind.NO_REPLICA or not self._wait(endpoint, now):
+            # Who waits already goes on waiting while those that came before fill the first replica.
+            if (lease is not Kind.NO_REPLICA and not self._wait_until_s) or not self._wait(endpoint, now):
                 self._refuse(ProxyError(lease, Source.ROUTER))
             return
         if self._wait_until_s:
@@ -352,7 +198,11 @@ class Exchange(ExchangeEnding):
         if replay:
             for i, data in enumerate(replay, 1):
                 stream.send_data(data, self._replay_ended and i == len(replay))
-        if not stream.may_be_untouched:
+        if self._trailers is not None:
+            stream.send_trailers(self._trailers)
+            self._replay_ended = True
+            self._replay = None
+        elif not stream.may_be_untouched:
             self._replay = None
         elif replay is None:
             self._replay = []
@@ -377,8 +227,9 @@ class Exchange(ExchangeEnding):
         if endpoint is None or lease is None or self._status:
             return False
         newer = core.table.endpoints.get(endpoint.name)
-        if newer is not None:  # the one in force when the request came may be many versions old by now
-            self._endpoint = endpoint = newer
+        if newer is None or newer.counters is not self._counters:
+            return False  # it is gone, or the name is another's
+        self._endpoint = endpoint = newer  # the one in force when the request came may be many versions old
         untouched = error.retry is Retry.SAFE
         if error.retry is Retry.IF_REUSED and upstream is not None and upstream.may_be_untouched:
             untouched = upstream.is_untouched()
@@ -528,40 +379,17 @@ class Exchange(ExchangeEnding):
         self._first_byte_deadline_s = now + self._first_byte_s
         self._core.wheel.watch(self)
 
-    def _take_asked(self, known: dict[bytes, bytes]) -> ProxyError | None:
-        """Apply what the client asks for: a replica by name or by key; a time, of which the smallest wins."""
-        key = affinity_key(known)
-        if isinstance(key, ProxyError):
-            return key
-        self.affinity = key
-        self._pin = known.get(b"x-router-replica", b"")  # the gate has seen to who may
-        asked_s = asked_timeout_s(known)
-        if isinstance(asked_s, ProxyError):
-            return asked_s
-        if asked_s == NEVER:
-            return None
-        if not self._deadline_s or self._started_s + asked_s < self._deadline_s:
-            self._deadline_s = self._started_s + asked_s
-        if self._deadline_s <= self._core.clock.now:
-            return ProxyError(Kind.DEADLINE, Source.DOWNSTREAM)
-        return None
-
     def handle_deadline(self, now: float) -> None:
         """End the request whose time is up."""
         first = self._first_byte_deadline_s
         if self._refusal is not None:
             self._fail(self._refusal)
-        elif self._body_head is not None and not 0.0 < self._deadline_s <= now:
-            if self._endpoint is None:
-                self._fail(ProxyError(Kind.REQUEST_TIMEOUT, Source.DOWNSTREAM))
-            else:  # a prompt that comes slowly: it goes where any other does
-                self._decide_by_body(self._body_head)
-        elif self._look_again_s and not 0.0 < self._deadline_s <= now:
-            assert self._endpoint is not None
-            # The one in force when the request came may be many versions old by now.
-            self._endpoint = self._core.table.endpoints.get(self._endpoint.name, self._endpoint)
-            self._open(fresh=False)
         elif first and first <= now:
             self._fail(ProxyError(Kind.FIRST_BYTE_TIMEOUT, Source.UPSTREAM))
+        elif self._body_head is not None and not 0.0 < self._deadline_s <= now:
+            self._handle_late_body(now)
+        elif self._look_again_s and not 0.0 < self._deadline_s <= now:
+            if self._look_anew():
+                self._open(fresh=False)
         else:
             self._fail(ProxyError(Kind.DEADLINE, Source.ROUTER))

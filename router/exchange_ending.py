@@ -20,7 +20,7 @@ from router.stream import HOLD_NO_UPSTREAM, PendingStream, RequestReceiver, Resp
 if TYPE_CHECKING:
     from router.body_head import BodyHead
     from router.core import Core, Peer
-    from router.http import RequestHead
+    from router.http import Headers, RequestHead
     from router.routing.credentials import Credential
     from router.routing.load import Lease, Replica
     from router.routing.prefix import Prompt
@@ -40,6 +40,7 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
     """What is known of one request and its response, and every way in which they end."""
 
     __slots__ = (
+        "_body_due_s",
         "_body_head",
         "_connected_s",
         "_core",
@@ -55,6 +56,7 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
         "_has_length",
         "_head",
         "_head_ends",
+        "_is_counted",
         "_is_event_stream",
         "_is_held",
         "_last_event",
@@ -81,6 +83,7 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
         "_started_s",
         "_status",
         "_timeouts_at",
+        "_trailers",
         "_ttfb_s",
         "_tunnel_ends",
         "_upstream",
@@ -133,7 +136,10 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
         self._timeouts_at = 0  # where in the head's added fields what is left of the time is told
         self._has_length = False  # the answer declared one
         self._credential: Credential | None = None
+        self._is_counted = False  # in what the endpoint has in flight
         self._body_head: BodyHead | None = None  # while the endpoint depends on it
+        self._body_due_s = 0.0
+        self._trailers: Headers | None = None  # until somebody takes them
         self._is_held = False  # the client's side, until somebody takes the body
         self._wait_until_s = 0.0  # for a cold start
         self._look_again_s = 0.0
@@ -159,9 +165,12 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
         """Answer without a replica. A short body is read first, so that the connection can be kept."""
         head = self._head
         assert head is not None
+        self._uncount()  # what is refused is no load, however slowly its body comes
         length = head.length
         if (
             self._head_ends
+            or self._replay_ended
+            or self._trailers is not None
             or length is None
             or length > MAX_DISCARD_BYTES
             or self._received_bytes
@@ -170,13 +179,23 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
             self._fail(error)
             return
         self._refusal = error
+        self._look_again_s = 0.0
         self._deadline_s = self._core.clock.now + REFUSAL_WAIT_S
         self._core.wheel.watch(self)
         self._is_held = False
         self._downstream.release(HOLD_NO_UPSTREAM)
 
-    def _discard(self, size: int, end: bool) -> None:
-        assert self._refusal is not None, "data came although the request was held"
+    def _uncount(self) -> None:
+        """Leave what the endpoint has in flight, once."""
+        endpoint = self._endpoint
+        if self._is_counted and endpoint is not None:
+            self._is_counted = False
+            self._counters.in_flight -= 1
+            if endpoint.load.is_shared:
+                endpoint.load.publish()
+
+    def _discard(self, end: bool) -> None:
+        assert self._refusal is not None
         if end:
             self._fail(self._refusal)
 
@@ -272,9 +291,11 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
         durations.sum_s += duration_s
         endpoint = self._endpoint
         if endpoint is not None:
-            counters.in_flight -= 1
-            if endpoint.load.is_shared:
-                endpoint.load.publish()
+            if self._is_counted:  # `_uncount`, written out
+                self._is_counted = False
+                counters.in_flight -= 1
+                if endpoint.load.is_shared:
+                    endpoint.load.publish()
             if self._wait_until_s:
                 counters.waiting -= 1
             if self._ttfb_s:
@@ -316,4 +337,10 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
         self._pending = None
         self._replay = None
         self._head = None
+        self._body_head = None
+        self._trailers = None
+        self._credential = None
+        self._endpoint = None
+        self.prompt = None
+        self.tried = ()
         self._last_event = b""

@@ -7,8 +7,9 @@ from router.errors import Kind, ProxyError, Retry, Source
 from router.exchange import Exchange
 from router.http import RequestHead, RequestShape, ResponseHead, ResponseShape
 from router.routing.credentials import ANYBODY
-from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
-from router.routing.stage import build
+from router.routing.prefix import PrefixBoard
+from router.routing.spec import EndpointPatch, EndpointSpec, ReplicaSpec, RouteSpec, TablePatch, TableSpec
+from router.routing.stage import Stage, whole
 from router.stream import PendingStream
 
 GONE = ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM)
@@ -115,11 +116,14 @@ class OpenGate:
 class Bench:
     """One exchange with everything around it faked."""
 
-    def __init__(self, replicas=2, more=(), routes=(RouteSpec("*", "/", "e"),), **endpoint):
+    def __init__(self, replicas=2, more=(), routes=(RouteSpec("*", "/", "e"),), prefixes=False, **endpoint):
         self.now = 100.0
         self.clock = Clock(lambda: self.now)
         spec = EndpointSpec("e", tuple(ReplicaSpec(f"r{i}", f"http://10.0.0.{i + 1}:80") for i in range(replicas)), **endpoint)
-        self.table = build(TableSpec(1, (spec, *more), tuple(routes)), 100.0)
+        board = PrefixBoard(memoryview(bytearray(1 << 20))) if prefixes else None
+        self.stage = Stage(None, "", board)
+        self.stage.add(whole(TableSpec(1, (spec, *more), tuple(routes))), 100.0)
+        self.table = self.stage.table
         self.pool = FakePool()
         self.records = []
         self.gate = OpenGate()
@@ -132,6 +136,12 @@ class Bench:
     @property
     def endpoint(self):
         return self.table.endpoints["e"]
+
+    def patch(self, replicas):
+        """Bring the next version of the table, in which the endpoint has so many replicas."""
+        gone = tuple(r.id for r in self.core.table.endpoints["e"].replicas[replicas:])
+        change = EndpointPatch("e", remove=gone)
+        self.core.table = self.stage.add(TablePatch(self.core.table.version + 1, (change,)), self.now).table
 
     def pick_of(self, known):
         """Which replica a request with these fields is given."""

@@ -1,12 +1,13 @@
 """The model that a body names: found whole or cut off, never at another depth, never without bound."""
 
 import json
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.body_head import MAX_HEAD_BYTES, MAX_TOKENS, BodyHead, find_model
+from router.body_head import MAX_HEAD_BYTES, MAX_LOOKS, MAX_TOKENS, BodyHead, find_model
 
 LONG = "x" * MAX_HEAD_BYTES
 
@@ -89,7 +90,31 @@ def test_it_is_whole_at_its_end_or_at_the_limit():
     body.add(b"ab", False)
     assert not body.is_whole
     body.add(b"cdef", False)
-    assert (body.is_whole, body.has_ended, body.text(), body.pieces) == (True, False, b"abcd", [b"ab", b"cdef"])
+    assert (body.is_whole, body.has_ended, body.text(), body.taken()) == (True, False, b"abcd", b"abcdef")
     empty = BodyHead()
     empty.add(b"", True)
-    assert (empty.is_whole, empty.pieces) == (True, [b""])
+    assert (empty.is_whole, empty.taken()) == (True, b"")
+
+
+@pytest.mark.parametrize("text", ['"' * MAX_HEAD_BYTES, '\\"' * (MAX_HEAD_BYTES // 2), '"\\' * (MAX_HEAD_BYTES // 2), '{"a":"' + "\\" * MAX_HEAD_BYTES])
+def test_texts_that_do_not_end_cost_one_look(text):
+    """A scanner that starts anew at each quote takes ten seconds for 64 KiB, and stops everybody on the worker."""
+    began = time.process_time()
+    assert read(text + "x", ended=False) is None
+    assert time.process_time() - began < 0.5
+
+
+def test_where_a_model_may_stand():
+    body = BodyHead()
+    body.add(b'{"mod', False)
+    assert not body.may_name_model(5)
+    body.add(b'el":"m","x":"', False)
+    assert body.may_name_model(13)
+    body.add(b"y" * 100, False)
+    assert not body.may_name_model(10)
+    hostile = BodyHead()
+    looks = 0
+    for _ in range(1_000):
+        hostile.add(b'"model",', False)
+        looks += hostile.may_name_model(8)
+    assert looks == MAX_LOOKS

@@ -1,6 +1,7 @@
 """How a request finds its endpoint and its replica: by model, by key, by name, after a wait; and what is counted."""
 
 import json
+import sys
 
 import pytest
 from exchangekit import Bench, response
@@ -101,13 +102,64 @@ class TestByModel:
         assert bench.finished()
         assert bench.core.in_flight == 0
 
-    def test_trailers_end_the_body(self):
+    @pytest.mark.parametrize("is_warm", [True, False])
+    @pytest.mark.parametrize("size", [10, MAX_HEAD_BYTES])
+    def test_trailers_end_the_body_and_are_sent_on(self, is_warm, size):
+        """A codec that was held by the data still hands over the trailers that were read with it."""
+        bench = model_bench()
+        up = bench.warm() if is_warm else None
+        body = b'{"p":"' + b"x" * size + b'","model":"f"}'
+        bench.head()
+        bench.exchange.request_data(body[:8], False)
+        bench.exchange.request_data(body[8:], False)
+        if size > 10:  # so far in that it is not looked for
+            assert code(bench) == (400, "model_missing")
+            return
+        bench.exchange.request_trailers([(b"x", b"y")])
+        up = up or bench.connected()
+        assert (up.data, up.trailers) == (body, [(b"x", b"y")])
+
+    def test_a_model_that_is_known_is_not_waited_with(self):
         bench = model_bench()
         up = bench.warm()
         bench.head()
-        bench.exchange.request_data(b'{"model":"f"}', False)
-        bench.exchange.request_trailers([(b"x", b"y")])
-        assert (up.data, up.ended) == (b'{"model":"f"}', True)
+        bench.exchange.request_data(b'{"mod', False)
+        bench.exchange.request_data(b'el":"f","messages":[', False)
+        assert up.data == b'{"model":"f","messages":['
+        bench.exchange.request_data(b"]}", True)
+        assert (up.data, up.ended) == (b'{"model":"f","messages":[]}', True)
+
+    def test_the_clients_time_runs_while_the_body_is_awaited(self):
+        bench = model_bench()
+        bench.head(length=100, known={b"x-request-timeout-ms": b"500"})
+        bench.pass_time(0.6)
+        assert code(bench) == (504, "deadline")
+
+    def test_what_is_wrong_with_the_head_is_said_before_the_body(self):
+        bench = model_bench()
+        bench.head(known={b"x-request-timeout-ms": b"soon"})
+        assert code(bench) == (400, "bad_request")
+
+    def test_an_empty_body_is_answered_at_once(self):
+        bench = model_bench()
+        bench.head(length=0)
+        bench.exchange.request_data(b"", True)
+        assert code(bench) == (400, "model_missing")
+
+    def test_tiny_frames_do_not_take_twenty_times_their_size(self):
+        bench = model_bench()
+        bench.head()
+        for _ in range(5_000):
+            bench.exchange.request_data(b"  ", False)
+        assert sys.getsizeof(bench.exchange._body_head._bytes) < 16_384
+
+    def test_nothing_is_kept_of_a_body_behind_the_end(self):
+        bench = model_bench()
+        bench.head()
+        bench.exchange.request_data(b'{"x":"' + b"y" * 60_000, False)
+        bench.exchange.request_reset(ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM))
+        assert bench.exchange._body_head is None
+        assert bench.exchange._replay is None
 
     def test_a_tunnel_names_it_in_its_query(self):
         bench = model_bench()
@@ -195,6 +247,36 @@ class TestHold:
             assert code(bench) == (504, "deadline")
         assert bench.endpoint.counters.waiting == 0
 
+    def test_who_waits_goes_on_waiting_while_others_fill_the_first_replica(self):
+        bench = Bench(replicas=1, hold=HoldSpec(wait_s=5.0, only_tunnels=False), limits=LimitSpec(max_concurrency=1))
+        replica = bench.endpoint.replicas[0]
+        bench.endpoint.set_health(replica, is_healthy=False, now=bench.now)
+        bench.head(end=True)
+        replica.in_flight = 1
+        bench.endpoint.set_health(replica, is_healthy=True, now=bench.now)
+        bench.pass_time(2.0)
+        assert not bench.finished()
+        replica.in_flight = 0
+        bench.pass_time(2 * LOOK_AGAIN_S)
+        assert bench.connected().head is not None
+        assert bench.endpoint.counters.waiting == 0
+
+    def test_who_waits_for_an_endpoint_that_leaves_does_not_go_to_its_namesake(self):
+        bench = Bench(replicas=0, hold=HoldSpec(wait_s=5.0, only_tunnels=False))
+        bench.head(end=True)
+        stranger = Bench(replicas=1, environment="other", needs_token=True)
+        bench.core.table = stranger.table
+        bench.pass_time(2 * LOOK_AGAIN_S)
+        assert code(bench) == (404, "no_route")
+        assert bench.endpoint.counters.waiting == 0
+
+    def test_who_waits_is_asked_again_who_they_are(self):
+        bench = Bench(replicas=0, hold=HoldSpec(wait_s=5.0, only_tunnels=False))
+        bench.head(end=True)
+        bench.gate.refusals["e"] = ProxyError(Kind.UNAUTHENTICATED, Source.DOWNSTREAM)
+        bench.pass_time(2 * LOOK_AGAIN_S)
+        assert code(bench) == (401, "unauthenticated")
+
     def test_at_capacity_does_not_wait(self):
         bench = Bench(replicas=1, hold=HoldSpec(wait_s=5.0, only_tunnels=False), limits=LimitSpec(max_concurrency=1))
         bench.endpoint.replicas[0].in_flight = 1
@@ -251,6 +333,59 @@ def test_an_endpoint_takes_so_many_and_no_more():
     bench.head(end=True)
     assert code(bench) == (503, "at_capacity")
     assert bench.endpoint.counters.in_flight == 2
+
+
+def test_who_is_refused_for_want_of_room_takes_none():
+    """Its body may come slowly, and those that are refused meanwhile must not keep the endpoint shut."""
+    bench = Bench(limits=LimitSpec(endpoint_concurrency=2))
+    bench.endpoint.counters.in_flight = 2
+    bench.head(length=10)
+    assert not bench.finished(), "its small body is read first"
+    assert bench.endpoint.counters.in_flight == 2
+    bench.exchange.request_data(b"0123456789", True)
+    assert code(bench) == (503, "at_capacity")
+    assert bench.endpoint.counters.in_flight == 2
+
+
+class TestPrompts:
+    def bench(self):
+        return Bench(replicas=3, policy="prefix_affinity", prefixes=True)
+
+    def test_the_beginning_of_the_body_is_waited_for_and_sent_on(self):
+        bench = self.bench()
+        up = bench.warm()
+        bench.head()
+        bench.exchange.request_data(b"{" + b"x" * 1_000, False)
+        assert bench.pool.opened == []
+        bench.exchange.request_data(b"y" * 40_000, False)
+        assert up.data == b"{" + b"x" * 1_000 + b"y" * 40_000
+        bench.exchange.request_data(b"}", True)
+        assert up.ended
+
+    def test_one_that_comes_slowly_goes_where_any_other_does(self):
+        bench = self.bench()
+        bench.head()
+        bench.exchange.request_data(b"{", False)
+        bench.pass_time(WAIT_S + 0.1)
+        up = bench.connected()
+        assert (up.data, up.ended) == (b"{", False)
+
+    def test_it_picks_from_the_table_in_force_by_then(self):
+        bench = self.bench()
+        bench.head()
+        bench.exchange.request_data(b"{", False)
+        for left in (2, 1):  # two versions on
+            bench.patch(replicas=left)
+        bench.exchange.request_data(b"}", True)
+        (replica, _), = bench.pool.opened
+        assert replica.id == "r0"
+        assert not replica.has_left
+
+    @pytest.mark.parametrize("known", [{b"x-routing-key": b"k"}, None])
+    def test_who_has_no_prompt_is_not_waited_for(self, known):
+        bench = self.bench()
+        bench.head(method=b"POST" if known else b"GET", known=known, length=5)
+        assert len(bench.pool.opened) == 1
 
 
 def test_who_is_refused_at_the_gate_is_no_demand_of_the_endpoint():

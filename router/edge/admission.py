@@ -103,6 +103,12 @@ class AdmissionGate:
         """Return whose credential the head shows, ANYBODY's if it shows none of ours; take it out of the head."""
         shape = head.shape
         known = shape.known
+        match = _BEARER.fullmatch(shape.authorization) if shape.authorization else None
+        token: bytes = b"" if match is None else match[1]
+        is_own = bool(self._digests) and self._is_own(token)
+        is_ours = is_own or _OURS.fullmatch(token) is not None
+        if is_ours:  # whatever else identifies the client: it is no engine's
+            head.shape = shape.without_authorization()
         key = known.get(b"modal-key") or known.get(b"x-router-key")
         if key is not None:
             secret = known.get(b"modal-secret") or known.get(b"x-router-secret")
@@ -111,19 +117,13 @@ class AdmissionGate:
             if len(key) + len(secret) > _MAX_TOKEN_BYTES:
                 return _MISSING
             return credentials.find(key + b"." + secret) or _MISSING
-        match = _BEARER.fullmatch(shape.authorization) if shape.authorization else None
-        if match is None:
-            return ANYBODY
-        token: bytes = match[1]
-        if self._digests and self._is_own(token):
-            head.shape = shape.without_authorization()
+        if is_own:
             return OPERATOR
-        if _OURS.fullmatch(token) is None:
-            return ANYBODY
-        head.shape = shape.without_authorization()
-        return credentials.find(token) or _MISSING
+        return (credentials.find(token) or _MISSING) if is_ours else ANYBODY
 
     def _refusal(self, credential: Credential, endpoint: Endpoint, now: float) -> ProxyError | None:
+        if credential.is_revoked:
+            return _MISSING
         if self._has_expired(credential, now):
             return _EXPIRED
         if credential.may_call(endpoint.name, endpoint.environment):

@@ -51,11 +51,13 @@ class Credential:
         "digest",
         "endpoints",
         "environment",
+        "is_revoked",
         "key",
         "not_after_s",
     )
 
     def __init__(self, spec: TokenSpec) -> None:
+        self.is_revoked = False  # or replaced by what the table says of it now
         self.digest = spec.digest
         self.key = spec.key.encode()
         self.environment = spec.environment
@@ -103,11 +105,14 @@ class Credentials:
 
     def put(self, spec: TokenSpec) -> None:
         """Add a token, or take over what changed of it."""
+        self.revoke(spec.digest)
         self._by_digest[spec.digest] = Credential(spec)
 
     def revoke(self, digest: bytes) -> None:
-        """Take a token out."""
-        self._by_digest.pop(digest, None)
+        """Take a token out; who was found before and has not been let in yet is not any more."""
+        credential = self._by_digest.pop(digest, None)
+        if credential is not None:
+            credential.is_revoked = True
 
     def find(self, key_and_secret: bytes) -> Credential | None:
         """Return the token of `KEY.SECRET`."""

@@ -157,6 +157,7 @@ class Replica:
         """Leave the table, and give the cell up: another may be given it."""
         self.has_left = True
         self.owner = None
+        self.rank = -1  # whoever still holds a picker or a ring with it passes it over
         if self.board is not None:
             self.board.publish(self.slot, 0)
             self.board = None

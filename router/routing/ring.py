@@ -32,17 +32,17 @@ class Ring:
     __slots__ = ("_members", "_owners", "_points")
 
     def __init__(self) -> None:
-        self._members: tuple[Replica, ...] = ()
+        self._members: dict[tuple[str, int], Replica] = {}
         self._owners: dict[int, Replica] = {}
         self._points: list[int] = []
 
     def follow(self, members: tuple[Replica, ...]) -> None:
         """Let the ring have the points of these replicas; costs what changed and one pass over the points."""
-        if members == self._members:
+        # By what was put in, not by what the objects say now: a replica's weight changes in place.
+        before, owners = self._members, self._owners
+        after = {(replica.id, _count(replica)): replica for replica in members}
+        if before == after:
             return
-        before = {(r.id, _count(r)): r for r in self._members}
-        after = {(r.id, _count(r)): r for r in members}
-        owners = self._owners
         gone: set[int] = set()
         for name in before.keys() - after.keys():
             gone.update(_points(*name))
@@ -56,7 +56,7 @@ class Ring:
                 owners.update(dict.fromkeys(mine, replica))
         points.sort()
         self._points = points
-        self._members = members
+        self._members = after
 
     def find(self, key: bytes, tier: Tier, tried: tuple[Replica, ...], now: float) -> Replica | None:
         """Return the first replica for a key that may take a request, None if none is found."""

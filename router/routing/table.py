@@ -306,14 +306,16 @@ class ModelIndex:
     name is one, too.
     """
 
-    __slots__ = ("_claims",)
+    __slots__ = ("_claims", "_open")
 
     def __init__(self) -> None:
         self._claims: dict[str, dict[str, list[str]]] = {}
+        self._open: dict[str, int] = {}  # endpoints of an environment that ask for no token
 
     def change(self, before: EndpointSpec | None, after: EndpointSpec | None) -> None:
         """Take over what an endpoint serves now; None where it is not there."""
         if before is not None:
+            self._open[before.environment] -= not before.needs_token
             claims = self._claims[before.environment]
             for model in {before.name, *before.models}:
                 claims[model].remove(before.name)
@@ -322,6 +324,7 @@ class ModelIndex:
             if not claims:
                 del self._claims[before.environment]
         if after is not None:
+            self._open[after.environment] = self._open.get(after.environment, 0) + (not after.needs_token)
             for model in {after.name, *after.models}:
                 insort(self._claims.setdefault(after.environment, {}).setdefault(model, []), after.name)
 
@@ -329,6 +332,10 @@ class ModelIndex:
         """Return the name of the endpoint that serves `model`."""
         names = self._claims.get(environment, {}).get(model)
         return None if names is None else names[0]
+
+    def is_open(self, environment: str) -> bool:
+        """Whether somebody without a token may mean anything there."""
+        return self._open.get(environment, 0) > 0
 
     def names(self, environment: str) -> list[str]:
         """Return the models of an environment."""

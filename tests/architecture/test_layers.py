@@ -16,6 +16,7 @@ LAYERS = [
     ("router.by_model", 3, "exchange"),
     ("router.exchange", 3, "exchange"),
     ("router.exchange_ending", 3, "exchange"),
+    ("router.exchange_entry", 3, "exchange"),
     ("router.outcomes", 3, "exchange"),
     ("router.engine_manners", 3, "exchange"),
     ("router.edge", 4, "edge"),

@@ -74,7 +74,7 @@ def test_a_right_token_is_taken_and_not_forwarded(authorization):
     "given",
     [
         head(), head(b"Bearer"), head(b"Bearer "), head(b"Bearer three"), head(b"one"), head(b"Basic one"), head(b"Bearer one two"),
-        head(b"Bearer ONE"), head(key=b""), head(key=b"three"), head(key=b"one, one"), head(b"Bearer one", key=b"wrong"),
+        head(b"Bearer ONE"), head(key=b""), head(key=b"three"), head(key=b"one, one"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("where", [OPEN, GUARDED, None])
@@ -145,6 +145,32 @@ def test_a_token_is_stripped_even_where_none_is_asked_for():
     given = head(b"Bearer " + BOTH)
     gate().check(given, OPEN, Credentials(), T0)
     assert given.shape.fields == [(b"accept", b"*/*")]
+
+
+def test_a_wrong_key_is_not_made_good_by_a_right_bearer():
+    assert kind(gate("one").check(head(b"Bearer one", key=b"wrong"), OPEN, Credentials(), T0)) is Kind.UNAUTHENTICATED
+
+
+BESIDE = {
+    "ours beside ours": (head(b"Bearer wk-a.ws-a", modal_key=KEY, modal_secret=SECRET), ()),
+    "the operator's beside ours": (head(b"Bearer op", modal_key=KEY, modal_secret=SECRET), ("op",)),
+    "the operator's twice": (head(b"Bearer op", key=b"op"), ("op",)),
+    "ours beside a wrong one": (head(b"Bearer " + BOTH, key=b"x"), ("op",)),
+}
+
+
+@pytest.mark.parametrize(("given", "own"), BESIDE.values(), ids=BESIDE)
+def test_no_credential_of_ours_is_forwarded_beside_another(given, own):
+    gate(*own).check(given, OPEN, tokens(), T0)
+    assert given.shape.fields == [(b"accept", b"*/*")]
+
+
+def test_who_waits_is_not_let_in_by_a_token_that_is_revoked_or_changed_meanwhile():
+    made, known = gate(), tokens()
+    found = made.check(WAYS["modal"](), make_model_host(), known, T0)
+    assert made.admit(found, GUARDED, T0) is found
+    known.put(TokenSpec(digest(BOTH), "wk-0123", scopes=("endpoint:other",)))
+    assert kind(made.admit(found, GUARDED, T0)) is Kind.UNAUTHENTICATED
 
 
 def test_a_revoked_token_is_refused_by_the_very_next_request():

@@ -2,7 +2,9 @@
 
 from collections import Counter
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 from routekit import T0, Context, build, specs
 
 from router.errors import Kind
@@ -202,3 +204,28 @@ def test_the_walk_is_bounded():
     assert one.picker.ring(tier).find(b"k", Nobody(), (), T0) is None
     assert counted <= MAX_WALK
     assert not isinstance(one.picker.pick(Context(affinity=b"k"), T0), Kind)
+
+
+@given(st.lists(st.dictionaries(st.integers(0, 5), st.sampled_from([0.5, 1.0, 2.0, 4.0]), max_size=6), min_size=2, max_size=8))
+@settings(max_examples=60, deadline=None)
+def test_whatever_became_of_weights_and_members_the_ring_is_as_one_made_afresh(steps):
+    """Replicas stay the same objects, and their weights change in place."""
+    table = None
+    for step in steps:
+        wanted = [ReplicaSpec(f"r{i}", f"http://10.0.0.{i}:80", weight=w, slot=i) for i, w in sorted(step.items())]
+        table = build(wanted, before=table)
+        one, fresh = endpoint_of(table), endpoint_of(build(wanted))
+        if not wanted:
+            continue
+        ring, new = one.picker.ring(one.picker.tiers[0]), fresh.picker.ring(fresh.picker.tiers[0])
+        assert ring._points == new._points
+        assert {p: r.id for p, r in ring._owners.items()} == {p: r.id for p, r in new._owners.items()}
+        assert not any(replica.has_left for replica in ring._owners.values())
+
+
+def test_a_replica_that_left_takes_no_key_even_where_somebody_still_holds_it():
+    before = build(3)
+    gone = endpoint_of(before).replicas[2]
+    picker = endpoint_of(before).picker
+    build(2, before=before)
+    assert all(picker.choose(key, None, (), T0) is not gone for key in KEYS[:300])
