@@ -16,6 +16,7 @@ import asyncio
 import logging
 import os
 import resource
+import secrets
 import signal
 import time
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,7 @@ class Supervisor:
         self._may_accept = asyncio.Event()
         self._board_fd = make_boards(settings.workers)
         self._board = map_boards(self._board_fd, settings.workers, settings.workers).load
+        self._secret = secrets.token_bytes(32)
         self._busy_slots: list[int] = []  # of the board, in which a predecessor has something
         if predecessor is not None:
             predecessor.on_busy = self._note_busy
@@ -379,6 +381,7 @@ class Supervisor:
             max_connections=settings.max_connections,
             tokens=settings.auth_token,
             region=settings.region,
+            secret=self._secret,
             tls_listeners=self._succession.sockets.tls_count[index],
             tls=self._certificates.tls,
             proxies=proxies(settings),

@@ -32,7 +32,7 @@ def make_boards(workers: int) -> int:
     return fd
 
 
-def map_boards(fd: int, worker: int, workers: int) -> Boards:
+def map_boards(fd: int, worker: int, workers: int, secret: bytes = b"") -> Boards:
     """Return the boards as `worker` sees them; a single one needs no memory that others see.
 
     The supervisor's own row, behind the workers', is for what a predecessor of the daemon still has in flight.
@@ -42,7 +42,7 @@ def map_boards(fd: int, worker: int, workers: int) -> Boards:
     rates = rows * BOARD_CELLS * _CELL_BYTES
     prefixes = rates + BOARD_SLOTS * _CELL_BYTES
     load = LoadBoard(memory[:rates], worker, rows, BOARD_CELLS) if workers > 1 else None
-    return Boards(load, RateBoard(memory[rates:prefixes]), PrefixBoard(memory[prefixes:]))
+    return Boards(load, RateBoard(memory[rates:prefixes]), PrefixBoard(memory[prefixes:], secret))
 
 
 def _size(workers: int) -> int:

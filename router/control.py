@@ -44,6 +44,7 @@ class Start(msgspec.Struct, tag="start"):
     log_level: str = "INFO"
     overload: OverloadLimits = OverloadLimits()
     region: str = ""  # this router's own
+    secret: bytes = b""  # with which prompts are hashed, the same in all workers
 
 
 class Patch(msgspec.Struct, tag="patch"):

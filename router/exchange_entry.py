@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from router.body_head import MAX_HEAD_BYTES, BodyHead, find_model
 from router.body_head import WAIT_S as BODY_HEAD_WAIT_S
 from router.by_model import (
+    NOT_FOUND,
     UNKNOWN_CLIENT,
     find_serving,
     is_model_list,
@@ -26,7 +27,8 @@ from router.deadlines import NEVER
 from router.errors import Kind, ProxyError, Source
 from router.exchange_ending import ExchangeEnding
 from router.http import NO_FIELDS, ResponseHead, ResponseShape
-from router.request_fields import accepted_id, affinity_key, asked_timeout_s
+from router.local_reply import json_reply
+from router.request_fields import accepted_id, affinity_key, asked_timeout_s, is_json
 from router.routing.prefix import MAX_PROMPT_BYTES, Prompt
 
 if TYPE_CHECKING:
@@ -86,9 +88,12 @@ class ExchangeEntry(ExchangeEnding):
         if refusal is not None:
             self._refuse(refusal)
         elif is_model_list(shape):
-            reply, body = model_list(core.table, credential, self._request_id)
+            body = model_list(core.table, credential, shape.path)
+            if body is None:
+                self._refuse(NOT_FOUND)
+                return
             self._status = 200
-            self._downstream.send_head(reply, False)
+            self._downstream.send_head(json_reply(200, len(body), self._request_id), False)
             self._downstream.send_data(body, True)
             self._finish(None)
         elif end or shape.upgrade is not None:
@@ -196,7 +201,9 @@ class ExchangeEntry(ExchangeEnding):
     def _ask_for_prompt(self, endpoint: Endpoint, head: RequestHead) -> bool:
         """Read the beginning of a body that may be a prompt; False where there is nothing to wait for."""
         shape = head.shape
-        if shape.method != b"POST" or self._head_ends or self.affinity or self._pin or shape.is_grpc:
+        if shape.method != b"POST" or self._head_ends or self.affinity or self._pin:
+            return False
+        if len(endpoint.picker.eligible) < 2 or not is_json(shape):  # nothing to choose, or nothing to choose by
             return False
         if self._replay is not None:  # it has said already which model it is for
             self.prompt = Prompt(b"".join(self._replay), endpoint.salt)
@@ -210,6 +217,7 @@ class ExchangeEntry(ExchangeEnding):
         assert head is not None
         if head.shape.expects_continue:  # nobody else is there yet to ask for the body
             self._downstream.send_informational(ResponseHead(ResponseShape(100)))
+            head.shape = head.shape.without_expect()
         self._body_head = BodyHead(limit)
         self._body_due_s = core.clock.now + BODY_HEAD_WAIT_S
         self._look_again_s = core.clock.now + FIRST_LOOK_S

@@ -114,10 +114,20 @@ class RequestShape:
 
     def without_authorization(self) -> RequestShape:
         """Return this shape with the credential taken out; made once, as often as the shape is seen."""
-        if self._stripped is not None:
-            return self._stripped
+        if self._stripped is None:
+            self._stripped = self._without(b"authorization")
+        return self._stripped
+
+    def without_expect(self) -> RequestShape:
+        """Return this shape for a replica that is not asked to continue: the router has answered that."""
+        copy = self._without(b"expect")
+        copy.authorization = self.authorization
+        copy.expects_continue = False
+        return copy
+
+    def _without(self, name: bytes) -> RequestShape:
         copy = RequestShape(self.method, self.path, self.authority)
-        copy.fields = [field for field in self.fields if field[0] != b"authorization"]
+        copy.fields = [field for field in self.fields if field[0] != name]
         copy.known = self.known
         copy.upgrade = self.upgrade
         copy.scheme = self.scheme
@@ -128,7 +138,6 @@ class RequestShape:
         copy.is_grpc = self.is_grpc
         copy.never_indexed = self.never_indexed
         copy.expects_continue = self.expects_continue
-        self._stripped = copy
         return copy
 
 

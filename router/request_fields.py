@@ -10,7 +10,7 @@ from router.errors import Kind, ProxyError, Source
 from router.grpc_fields import grpc_timeout_s, write_grpc_timeout
 
 if TYPE_CHECKING:
-    from router.http import RequestHead
+    from router.http import RequestHead, RequestShape
 
 MAX_TIMEOUT_DIGITS = 9
 MAX_KEY_BYTES: Final = 1_024
@@ -42,6 +42,14 @@ def affinity_key(known: dict[bytes, bytes]) -> bytes | ProxyError:
                 return ProxyError(Kind.HEAD_TOO_LARGE, Source.DOWNSTREAM, detail=detail)
             return key
     return b""
+
+
+def is_json(shape: RequestShape) -> bool:
+    """Whether the body is said to be JSON."""
+    for name, value in shape.fields:
+        if name == b"content-type":
+            return value[:16].lower() == b"application/json"
+    return False
 
 
 def asked_timeout_s(known: dict[bytes, bytes]) -> float | ProxyError:

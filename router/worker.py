@@ -420,7 +420,7 @@ class ControlProtocol(asyncio.Protocol):
     def _obey(self, message: ToWorker) -> None:
         if isinstance(message, Start):
             logging.getLogger().setLevel(message.log_level)
-            boards = map_boards(self._board_fd, message.worker, message.workers)
+            boards = map_boards(self._board_fd, message.worker, message.workers, message.secret)
             self._worker = Worker(message, boards, self)
         elif self._worker is not None and isinstance(message, Accept):
             spawn(self._run(self._worker), "start")

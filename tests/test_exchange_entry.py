@@ -10,9 +10,11 @@ from router.body_head import MAX_HEAD_BYTES, WAIT_S
 from router.errors import Kind, ProxyError, Retry, Source
 from router.exchange import LOOK_AGAIN_S
 from router.request_fields import AFFINITY_FIELDS, MAX_KEY_BYTES
-from router.routing.spec import EndpointSpec, HoldSpec, LimitSpec, ReplicaSpec, RouteSpec
+from router.routing.credentials import OPERATOR, Credential
+from router.routing.spec import EndpointSpec, HoldSpec, LimitSpec, ReplicaSpec, RouteSpec, TokenSpec
 from router.stream import HOLD_NO_UPSTREAM
 
+JSON = [(b"content-type", b"application/json")]
 BY_MODEL = (RouteSpec("*", "/", "", by_model=True),)
 
 
@@ -179,6 +181,39 @@ class TestByModel:
         assert [model["id"] for model in listed["data"]] == ["e", "f", "org/f"]
         assert bench.records[0][6] == 200
         assert bench.pool.opened == []
+
+    def test_one_model_is_shown_by_its_name(self):
+        bench = model_bench()
+        bench.head(b"GET", end=True, path=b"/v1/models/org%2Ff")
+        assert json.loads(bench.down.data)["id"] == "org/f"
+        other = model_bench()
+        other.head(b"GET", end=True, path=b"/v1/models/org/h")
+        assert code(other) == (404, "model_not_found")
+
+    def test_a_model_that_two_serve_goes_to_the_first_that_the_token_may_call(self):
+        both = (
+            EndpointSpec("a", (ReplicaSpec("a0", "http://10.1.0.1:80"),), models=("m",), needs_token=True),
+            EndpointSpec("b", (ReplicaSpec("b0", "http://10.1.0.2:80"),), models=("m",), needs_token=True),
+        )
+        for scopes, home in (((), "a0"), (("endpoint:b",), "b0")):
+            bench = Bench(more=both, routes=BY_MODEL)
+            bench.gate.credential = Credential(TokenSpec(b"d", "wk-1", scopes=scopes))
+            bench.head()
+            bench.exchange.request_data(b'{"model":"m"}', True)
+            assert bench.pool.opened[0][0].id == home
+
+    def test_the_operator_reaches_every_environment(self):
+        bench = model_bench()
+        bench.gate.credential = OPERATOR
+        bench.head()
+        bench.exchange.request_data(b'{"model":"org/h"}', True)
+        assert bench.pool.opened[0][0].id == "h0"
+
+    def test_a_stranger_is_refused_before_the_body(self):
+        bench = Bench(more=(), routes=BY_MODEL, needs_token=True)
+        bench.table.credentials.put(TokenSpec(b"d", "wk-1"))
+        bench.head()
+        assert code(bench) == (401, "unauthenticated")
 
     def test_an_endpoint_that_refuses_the_client_is_not_counted_as_its_demand(self):
         bench = model_bench()
@@ -354,7 +389,7 @@ class TestPrompts:
     def test_the_beginning_of_the_body_is_waited_for_and_sent_on(self):
         bench = self.bench()
         up = bench.warm()
-        bench.head()
+        bench.head(fields=JSON)
         bench.exchange.request_data(b"{" + b"x" * 1_000, False)
         assert bench.pool.opened == []
         bench.exchange.request_data(b"y" * 40_000, False)
@@ -364,7 +399,7 @@ class TestPrompts:
 
     def test_one_that_comes_slowly_goes_where_any_other_does(self):
         bench = self.bench()
-        bench.head()
+        bench.head(fields=JSON)
         bench.exchange.request_data(b"{", False)
         bench.pass_time(WAIT_S + 0.1)
         up = bench.connected()
@@ -372,7 +407,7 @@ class TestPrompts:
 
     def test_it_picks_from_the_table_in_force_by_then(self):
         bench = self.bench()
-        bench.head()
+        bench.head(fields=JSON)
         bench.exchange.request_data(b"{", False)
         for left in (2, 1):  # two versions on
             bench.patch(replicas=left)
@@ -381,10 +416,30 @@ class TestPrompts:
         assert replica.id == "r0"
         assert not replica.has_left
 
+    def test_nobody_waits_where_there_is_nothing_to_choose(self):
+        empty = Bench(replicas=0, policy="prefix_affinity", prefixes=True)
+        empty.head(fields=JSON)
+        assert code(empty) == (503, "no_replica")
+        one = Bench(replicas=1, policy="prefix_affinity", prefixes=True)
+        one.head(fields=JSON)
+        assert len(one.pool.opened) == 1
+        text = self.bench()
+        text.head(fields=[(b"content-type", b"application/octet-stream")])
+        assert len(text.pool.opened) == 1
+
+    def test_who_was_told_to_continue_is_not_asked_to_twice(self):
+        bench = self.bench()
+        up = bench.warm()
+        bench.head(fields=[*JSON, (b"expect", b"100-continue")], expects_continue=True)
+        assert bench.down.informational == [100]
+        bench.exchange.request_data(b"{}", True)
+        assert not up.head.shape.expects_continue
+        assert b"expect" not in dict(up.head.shape.fields)
+
     @pytest.mark.parametrize("known", [{b"x-routing-key": b"k"}, None])
     def test_who_has_no_prompt_is_not_waited_for(self, known):
         bench = self.bench()
-        bench.head(method=b"POST" if known else b"GET", known=known, length=5)
+        bench.head(method=b"POST" if known else b"GET", known=known, length=5, fields=JSON)
         assert len(bench.pool.opened) == 1
 
 

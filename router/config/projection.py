@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from router.config.rows import RowError, read_endpoint, read_region, read_replica, read_route, read_token
+from router.config.rows import RowError, keep_shut, read_endpoint, read_region, read_replica, read_route, read_token
 from router.config.static import ConfigError, check_host
 from router.routing.load import BOARD_SLOTS
 from router.routing.spec import (
@@ -51,6 +51,7 @@ class Kept(msgspec.Struct):
     replicas: list[tuple[str, ReplicaSpec]] = []
     routes: list[tuple[tuple[str, ...], tuple[int, str, str]]] = []
     hosts: list[tuple[tuple[str, ...], str]] = []
+    regions: list[RegionSpec] = []
     held: list[tuple[str, ...]] = []
 
 
@@ -71,6 +72,7 @@ class Projection:
         self._good_hosts: dict[Key, str] = {}
         self._held: dict[Key, None] = {}  # (endpoint,) or (endpoint, replica)
         self._tokens: dict[Key, TokenSpec] = {}
+        self._limited = 0  # tokens with a rate limit: each has a cell
         self._regions: dict[str, RegionSpec] = {}
         self.quarantine: dict[tuple[str, Key], str] = {}
         self.ready = 0
@@ -159,6 +161,8 @@ class Projection:
                     kept.replicas.append((key[0], known))
             elif table == "Routes" and key in self._good_routes:
                 kept.routes.append((key, self._good_routes[key]))
+            elif table == "Regions" and key[0] in self._regions:
+                kept.regions.append(self._regions[key[0]])
             elif table == "Hosts" and key in self._good_hosts:
                 kept.hosts.append((key, self._good_hosts[key]))
         return kept
@@ -188,7 +192,8 @@ class Projection:
         self._good_routes.update(kept.routes)
         self._good_hosts.update(kept.hosts)
         self._held.update(dict.fromkeys(kept.held))
-        return TablePatch(0, tuple(changes.values()))
+        self._regions.update({region.name: region for region in kept.regions})
+        return TablePatch(0, tuple(changes.values()), regions=tuple(self._regions.values()) or None)
 
     @property
     def held(self) -> int:
@@ -266,7 +271,7 @@ class Projection:
             return read_endpoint(name, row)
         except RowError as reason:
             self.quarantine["Endpoints", key] = str(reason)
-            return known
+            return None if known is None else keep_shut(known, row)
 
     def _forget_endpoint(self, name: str) -> set[str]:
         """Take an endpoint out; return the replicas that were its. A paused one's are kept for when it is back."""
@@ -355,8 +360,13 @@ class Projection:
                 except RowError as reason:
                     self.quarantine["AuthTokens", key] = str(reason)
             known = self._tokens.pop(key, None)
+            self._limited -= known is not None and known.rate_per_s > 0.0
+            if spec is not None and spec.rate_per_s and self._limited >= MAX_REPLICAS:
+                self.quarantine["AuthTokens", key] = f"there are {MAX_REPLICAS} tokens with a rate limit already"
+                spec = None
             if spec is not None:
                 self._tokens[key] = spec
+                self._limited += spec.rate_per_s > 0.0
                 if spec != known:
                     upserted.append(spec)
             elif known is not None:

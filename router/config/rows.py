@@ -38,7 +38,7 @@ _DIGEST_BYTES = 32  # SHA-256
 PIN = "pin"
 """The scope that allows to name the replica."""
 ENDPOINT_SCOPE = "endpoint:"
-MAX_RATE_PER_S = 1e6
+MIN_RATE_PER_S, MAX_RATE_PER_S = 1e-6, 1e6
 
 
 class PolicyEntry(PoolSettings, frozen=True, forbid_unknown_fields=True):
@@ -73,7 +73,7 @@ class RowError(ValueError):
 class RateLimit(msgspec.Struct, forbid_unknown_fields=True):
     """AuthTokens.RateLimit: requests a second, and how many may come at once; a second's worth by default."""
 
-    per_s: Annotated[float, msgspec.Meta(gt=0.0, le=MAX_RATE_PER_S)]
+    per_s: Annotated[float, msgspec.Meta(ge=MIN_RATE_PER_S, le=MAX_RATE_PER_S)]
     burst: Annotated[int, msgspec.Meta(ge=0, le=10**9)] = 0
 
 
@@ -92,6 +92,25 @@ def read_endpoint(name: str, row: Row) -> EndpointSpec:
         name=name, health=health, environment=environment, needs_token=not policy.unauthenticated,
         **policy.pool_settings(),
     )  # fmt: skip
+
+
+def keep_shut(known: EndpointSpec, row: Row) -> EndpointSpec:
+    """Return the last good settings of an endpoint whose row cannot be used, open to nobody who may not be meant.
+
+    Without a token only where the row still says so, and to tokens of the environment that it names.
+    """
+    policy = row[1]
+    try:
+        said = msgspec.json.decode(policy if isinstance(policy, str) else msgspec.json.encode(policy))
+    except (msgspec.DecodeError, RecursionError):
+        said = None
+    is_open = isinstance(said, dict) and said.get("unauthenticated") is True
+    try:
+        environment = msgspec.convert(row[0], EnvironmentName)
+    except msgspec.ValidationError:
+        environment = known.environment
+    needs_token = known.needs_token or not is_open
+    return msgspec.structs.replace(known, needs_token=needs_token, environment=environment)
 
 
 def read_replica(replica_id: str, row: Row) -> ReplicaSpec:
@@ -127,8 +146,8 @@ def read_region(name: str, row: Row) -> RegionSpec:
     state, weight, failover = row
     if state not in _REGION_STATES:
         raise RowError(f"State: {state!r} is none of {', '.join(sorted(_REGION_STATES))}")
-    if not isinstance(weight, (int, float)) or not 0.0 <= weight <= 1_000.0:
-        raise RowError(f"Weight: {weight!r} is not between 0 and 1000")
+    if not isinstance(weight, (int, float)) or (weight != 0.0 and not 0.001 <= weight <= 1_000.0):
+        raise RowError(f"Weight: {weight!r} is neither 0 nor between 0.001 and 1000")
     others = _json(failover, tuple[RegionName, ...], "Failover") or ()
     return RegionSpec(name, cast("RegionState", state), float(weight), others)
 

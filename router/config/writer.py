@@ -115,8 +115,9 @@ class Writer:
                     known[key.capitalize()] = value
             # Said by a flag of its own, so that another policy does not change it in passing.
             is_open = unauthenticated
-            if is_open is None and isinstance(before, dict) and "unauthenticated" not in _decoded(known["Policy"]):
-                is_open = before.get("unauthenticated")
+            after = _decoded(known["Policy"])
+            if is_open is None and isinstance(before, dict) and isinstance(after, dict):
+                is_open = None if "unauthenticated" in after else before.get("unauthenticated")
             if is_open is not None:
                 known["Policy"] = _with(known["Policy"], "unauthenticated", is_open)
             if known["State"] not in ("ACTIVE", "PAUSED"):

@@ -17,6 +17,7 @@ from router.routing.spec import TokenSpec
 _ENDPOINT_SCOPE: Final = "endpoint:"
 _PIN: Final = "pin"
 _NS: Final = 1e9
+MAX_TOLERANCE_NS: Final = 2**61  # a cell has 63 bits
 
 
 class RateBoard:
@@ -67,7 +68,7 @@ class Credential:
         self.not_after_s = spec.not_after_us / 1e6
         self._slot = spec.slot if spec.rate_per_s else -1
         self._interval_ns = int(_NS / spec.rate_per_s) if spec.rate_per_s else 0
-        self._tolerance_ns = self._interval_ns * (spec.burst - 1)
+        self._tolerance_ns = min(self._interval_ns * (spec.burst - 1), MAX_TOLERANCE_NS)
 
     def may_call(self, endpoint: str, environment: str) -> bool:
         """Whether an endpoint that asks for a token is open to it."""

@@ -42,7 +42,8 @@ def explain(table: Table, asked: Asked, now: float) -> dict[str, Any]:
     where: dict[str, Any] = {"host": route.host.decode(), "path_prefix": route.path_prefix.decode()}
     endpoint = table.endpoints.get(route.endpoint)
     if route.by_model:
-        endpoint = table.serving(asked.environment, asked.model)
+        served = table.models.find(asked.environment, asked.model)
+        endpoint = table.endpoints.get(served[0]) if served else None
         where |= {"by_model": True, "model": asked.model, "environment": asked.environment}
         if endpoint is None:
             error = Kind.MODEL_NOT_FOUND if asked.model else Kind.MODEL_MISSING

@@ -147,6 +147,10 @@ class TableImage:
         slot = self._own_slots.take((endpoint,))
         return BOARD_SLOTS + slot if slot < ENDPOINT_SLOTS else NO_SLOT
 
+    def _has_cell(self, token: TokenSpec) -> bool:
+        known = self.tokens.get(token.digest)
+        return known is not None and known.rate_per_s > 0
+
     def _take_token(self, token: TokenSpec) -> TokenSpec:
         if token.rate_per_s:
             token = msgspec.structs.replace(token, slot=self._rates.take((token.digest.hex(),)))
@@ -209,7 +213,7 @@ class TableImage:
                 new += before is None or before.address != replica.address
         if len(self._slots) + new > BOARD_SLOTS:
             raise TooManyReplicasError(f"more than {BOARD_SLOTS} replicas in one table")
-        limited = sum(token.rate_per_s > 0 for token in patch.tokens)
+        limited = sum(token.rate_per_s > 0 and not self._has_cell(token) for token in patch.tokens)
         if len(self._rates) + limited > BOARD_SLOTS:
             raise TooManyTokensError(f"more than {BOARD_SLOTS} tokens with a rate limit in one table")
         if patch.routes is None and not patch.gone:

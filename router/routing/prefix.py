@@ -8,8 +8,8 @@ same. Cells are overwritten when hashes meet; a wrong hint costs a cache miss an
 
 from __future__ import annotations
 
+from hashlib import blake2b
 from typing import Final
-from zlib import crc32
 
 MAX_PROMPT_BYTES: Final = 32_768  # of a body that are looked at
 SMALL_BYTES: Final = 512  # a chunk within the first …
@@ -23,7 +23,7 @@ _FIELDS: Final = (b'"messages"', b'"prompt"', b'"input"', b'"text"', b'"input_id
 wherever they stand, since a wrong guess is a hint that helps nobody and nothing worse."""
 _SLOT_BITS: Final = 20
 _SLOT_MASK: Final = (1 << _SLOT_BITS) - 1
-_TAG_BITS: Final = 43
+_HASH_BYTES: Final = 8
 
 
 class Prompt:
@@ -31,8 +31,8 @@ class Prompt:
 
     __slots__ = ("ends", "hashes", "size")
 
-    def __init__(self, body: bytes, salt: int) -> None:
-        """`salt` keeps endpoints apart. What stands before the prompt are its parameters: they are cut off."""
+    def __init__(self, body: bytes, salt: bytes) -> None:
+        """`salt`, of 16 bytes, keeps endpoints apart. Parameters before the prompt are cut off."""
         for field in _FIELDS:
             start = body.find(field)
             if start > 0:
@@ -41,36 +41,42 @@ class Prompt:
         self.size = size = min(len(body), MAX_PROMPT_BYTES)
         self.hashes: list[int] = []
         self.ends: list[int] = []
-        before, at, step, count = salt, 0, SMALL_BYTES, 0
+        before, at, step, count = b"", 0, SMALL_BYTES, 0
         while at + step <= size:
             at += step
             count += 1
-            after = crc32(body[at - step : at], before)
-            # Both numbers depend on everything so far: together they are as good as 64 bits.
-            self.hashes.append(before << 32 | after)
+            before = blake2b(body[at - step : at], digest_size=_HASH_BYTES, key=salt, salt=before).digest()
+            self.hashes.append(int.from_bytes(before, "big"))
             self.ends.append(at)
-            before = after
             if count == SMALL_CHUNKS:
                 step = LARGE_BYTES
 
 
 class PrefixBoard:
-    """Who was sent which prefix last; cells of a buffer that workers may share."""
+    """Who was sent which prefix last; cells of a buffer that workers may share, and a secret that they do share.
 
-    __slots__ = ("_cells", "_mask")
+    With the secret nobody can make a prompt that meets another tenant's, and learn by it what was asked there.
+    """
 
-    def __init__(self, buffer: memoryview) -> None:
+    __slots__ = ("_cells", "_mask", "_secret")
+
+    def __init__(self, buffer: memoryview, secret: bytes = b"") -> None:
         """The buffer's size in cells of eight bytes must be a power of two."""
         self._cells = buffer.cast("Q")
         self._mask = len(self._cells) - 1
+        self._secret = secret
+
+    def salt(self, endpoint: str) -> bytes:
+        """Return what an endpoint's prompts are hashed with."""
+        return blake2b(endpoint.encode(), digest_size=16, key=self._secret).digest()
 
     def find(self, prompt: Prompt) -> tuple[int, int]:
         """Return slot and size in bytes of the longest prefix that somebody was sent; (-1, 0) for none."""
         cells, mask, hashes = self._cells, self._mask, prompt.hashes
         for i in range(len(hashes) - 1, -1, -1):
-            mixed = _mix(hashes[i])
-            cell = cells[mixed & mask]
-            if cell and cell >> _SLOT_BITS == mixed >> (64 - _TAG_BITS):
+            found = hashes[i]
+            cell = cells[found & mask]
+            if cell and cell >> _SLOT_BITS == found >> _SLOT_BITS:
                 return cell & _SLOT_MASK, prompt.ends[i]
         return -1, 0
 
@@ -78,10 +84,4 @@ class PrefixBoard:
         """Note who is sent it now."""
         cells, mask = self._cells, self._mask
         for found in prompt.hashes:
-            mixed = _mix(found)
-            cells[mixed & mask] = (mixed >> (64 - _TAG_BITS)) << _SLOT_BITS | slot
-
-
-def _mix(number: int) -> int:
-    """Spread the bits of a hash: Fibonacci hashing of its halves."""
-    return (number * 0x9E3779B97F4A7C15 ^ (number >> 29) * 0xBF58476D1CE4E5B9) & 0xFFFFFFFFFFFFFFFF
+            cells[found & mask] = found >> _SLOT_BITS << _SLOT_BITS | slot

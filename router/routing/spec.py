@@ -225,6 +225,11 @@ class RegionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     weight: Annotated[float, msgspec.Meta(ge=0.0, le=1_000.0)] = 1.0
     failover: tuple[RegionName, ...] = ()
 
+    def __post_init__(self) -> None:
+        """Refuse a weight beside which none of a replica's is a number."""
+        if 0.0 < self.weight < 0.001:
+            raise ValueError("weight is neither 0 nor at least 0.001")
+
 
 class DialSpec(msgspec.Struct, frozen=True):
     """What the pool must know of an endpoint to reach its replicas."""

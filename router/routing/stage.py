@@ -89,6 +89,7 @@ class Stage:
     __slots__ = (
         "_board",
         "_drafts",
+        "_failed",
         "_geography",
         "_gone",
         "_model_host",
@@ -113,6 +114,7 @@ class Stage:
         self._regions: tuple[RegionSpec, ...] | None = None
         self._board = board
         self._drafts: dict[str, Draft] = {}
+        self._failed: int | None = None  # the version of which a part could not be taken
         self._gone: set[str] = set()
         self._routes: RouteIndex | None = None
 
@@ -121,11 +123,16 @@ class Stage:
 
         ValueError for a patch that names what is not there; the table in force stays, and all parts are dropped.
         """
+        if self._failed is not None and patch.version == self._failed:
+            self._failed = patch.version if patch.more else None  # what was left of it is dropped, too
+            return None
+        self._failed = None
         try:
             self._take(patch, now)
             return None if patch.more else self._commit(patch.version, now)
         except BaseException:
             self._forget()
+            self._failed = patch.version if patch.more else None
             raise
 
     def _take(self, patch: TablePatch, now: float) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import insort
 from typing import TYPE_CHECKING, Final
-from zlib import crc32
 
 from router.counters import EndpointCounters
 from router.routing.balancer import Picker
@@ -83,7 +82,7 @@ class Endpoint:
         self.rings: dict[tuple[str, ...], Ring] = {} if older is None else older.rings
         self.by_model = False
         self.prefixes = prefixes if spec.policy == "prefix_affinity" else None
-        self.salt = crc32(spec.name.encode())
+        self.salt = b"" if self.prefixes is None else self.prefixes.salt(spec.name)
         self.load: EndpointLoad = EndpointLoad(counters, board) if older is None else older.load
         self.environment = spec.environment
         self.needs_token = spec.needs_token
@@ -306,14 +305,19 @@ class ModelIndex:
     name is one, too.
     """
 
-    __slots__ = ("_claims", "_open")
+    __slots__ = ("_claims", "_listed", "_open", "bodies")
 
     def __init__(self) -> None:
         self._claims: dict[str, dict[str, list[str]]] = {}
         self._open: dict[str, int] = {}  # endpoints of an environment that ask for no token
+        self._listed: dict[str | None, list[str]] = {}
+        self.bodies: dict[tuple[str | None, frozenset[str] | None, bool], bytes] = {}
+        """Lists of models as they were sent, by whom they are for; empty behind each change."""
 
     def change(self, before: EndpointSpec | None, after: EndpointSpec | None) -> None:
         """Take over what an endpoint serves now; None where it is not there."""
+        self._listed.clear()
+        self.bodies.clear()
         if before is not None:
             self._open[before.environment] -= not before.needs_token
             claims = self._claims[before.environment]
@@ -328,18 +332,26 @@ class ModelIndex:
             for model in {after.name, *after.models}:
                 insort(self._claims.setdefault(after.environment, {}).setdefault(model, []), after.name)
 
-    def find(self, environment: str, model: str) -> str | None:
-        """Return the name of the endpoint that serves `model`."""
-        names = self._claims.get(environment, {}).get(model)
-        return None if names is None else names[0]
+    def find(self, environment: str | None, model: str) -> list[str]:
+        """Return the names of the endpoints that serve `model`; None: in any environment."""
+        if environment is None:
+            return [name for claims in self._claims.values() for name in claims.get(model, ())]
+        return self._claims.get(environment, {}).get(model, [])
 
     def is_open(self, environment: str) -> bool:
         """Whether somebody without a token may mean anything there."""
         return self._open.get(environment, 0) > 0
 
-    def names(self, environment: str) -> list[str]:
-        """Return the models of an environment."""
-        return sorted(self._claims.get(environment, {}))
+    def names(self, environment: str | None) -> list[str]:
+        """Return the models of an environment, or of all, sorted; as long as nothing changes the same list."""
+        listed = self._listed.get(environment)
+        if listed is None:
+            if environment is None:
+                listed = sorted({model for claims in self._claims.values() for model in claims})
+            else:
+                listed = sorted(self._claims.get(environment, {}))
+            self._listed[environment] = listed
+        return listed
 
 
 class Table:
@@ -374,11 +386,6 @@ class Table:
             return self._only
         route = self.routes.find(authority, path)
         return None if route is None else self._end_of(route)
-
-    def serving(self, environment: str, model: str) -> Endpoint | None:
-        """Return the endpoint that serves a model in an environment, or None."""
-        name = self.models.find(environment, model)
-        return None if name is None else self.endpoints.get(name)
 
     def replicas(self) -> Iterable[tuple[Endpoint, Replica]]:
         """Every replica with its endpoint."""

@@ -679,3 +679,35 @@ def test_a_patch_names_only_what_changes(transactions, data):
                 (known[r.id].address, known[r.id].weight, known[r.id].state) != (r.address, r.weight, r.state)
                 for r in change.upsert if r.id in known
             )  # fmt: skip
+
+
+@pytest.mark.parametrize(("policy", "is_open"), [
+    ('{"unauthenticated": false, "new_field": 1}', False), ('{"new_field": 1}', False), ("not json", False),
+    ('{"unauthenticated": true, "new_field": 1}', True),
+])  # fmt: skip
+def test_a_row_that_cannot_be_used_leaves_no_endpoint_open_that_may_not_be_meant_to_be(policy, is_open):
+    book = Book()
+    book.put((*E, endpoint_row(policy='{"unauthenticated": true}')))
+    assert not book.projection._endpoints["e"].needs_token
+    book.put((*E, endpoint_row(policy=policy)))
+    assert ("Endpoints", ("e",)) in book.projection.quarantine
+    assert book.projection._endpoints["e"].needs_token is not is_open
+
+
+def test_a_token_that_cannot_be_read_has_no_rights():
+    book = Book()
+    book.put(("AuthTokens", (DIGEST,), ("s:wk-1", "main", None, None, None, None)))
+    patch = book.put(("AuthTokens", (DIGEST,), ("s:wk-1", "main", ["unheard of"], None, None, None)))
+    assert patch.revoked == (bytes(32),)
+    assert "unheard of" in book.projection.quarantine["AuthTokens", (DIGEST,)]
+
+
+def test_tokens_with_a_rate_beyond_their_cells_have_no_rights_and_stop_nothing(monkeypatch):
+    monkeypatch.setattr(module, "MAX_REPLICAS", 2)
+    book = Book()
+    keys = [base64.b64encode(bytes([i]) * 32).decode() for i in range(3)]
+    rows = [("AuthTokens", (key,), ("s:wk-1", "main", None, '{"per_s": 1}', None, None)) for key in keys]
+    patches = [book.put(row) for row in rows]
+    assert [patch is not None for patch in patches] == [True, True, False]
+    assert "rate limit" in book.projection.quarantine["AuthTokens", (keys[2],)]
+    assert book.put(("AuthTokens", (keys[0],), None)).revoked == (bytes(32),)

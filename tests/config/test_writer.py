@@ -237,7 +237,8 @@ async def test_who_may_call_is_not_changed_in_passing(writer):
     assert changed["policy"] == {"unauthenticated": False}
     changed = await writer.put_endpoint("e", create=False, unauthenticated=True)
     assert changed["policy"] == {"unauthenticated": True}
-    await refused(writer.put_endpoint("e", create=False, policy="not json"), "Policy")
+    for unusable in ("not json", "5"):
+        await refused(writer.put_endpoint("e", create=False, policy=unusable), "Policy")
     await refused(writer.put_endpoint("e", create=False, policy="[]", unauthenticated=False), "Policy")
 
 

@@ -20,7 +20,7 @@ def body(*texts, **parameters):
     return json.dumps({"model": "m", **parameters, "messages": messages}).encode()
 
 
-def prompt(*texts, salt=1, **parameters):
+def prompt(*texts, salt=b"1" * 16, **parameters):
     return Prompt(body(*texts, **parameters), salt)
 
 
@@ -43,8 +43,8 @@ def test_what_stands_before_the_messages_does_not_matter():
 
 def test_endpoints_do_not_meet():
     known = board()
-    known.record(prompt(*LONG[:3], salt=1), 7)
-    assert known.find(prompt(*LONG[:3], salt=2)) == (-1, 0)
+    known.record(prompt(*LONG[:3], salt=b"1" * 16), 7)
+    assert known.find(prompt(*LONG[:3], salt=b"2" * 16)) == (-1, 0)
 
 
 def test_the_longest_prefix_decides():
@@ -66,8 +66,8 @@ def test_of_a_long_body_only_the_beginning_is_looked_at():
 
 @pytest.mark.parametrize("raw", [b"", b"{}", b"x" * (SMALL_BYTES - 1), b'{"messages":[]}'])
 def test_a_short_one_has_no_prefix(raw):
-    assert Prompt(raw, 1).hashes == []
-    assert board().find(Prompt(raw, 1)) == (-1, 0)
+    assert Prompt(raw, b"1" * 16).hashes == []
+    assert board().find(Prompt(raw, b"1" * 16)) == (-1, 0)
 
 
 def test_other_prompts_are_strangers():
@@ -100,7 +100,7 @@ def endpoint(count=4, **spec):
 
 
 def pick(one, *texts):
-    return one.picker.pick(Context(prompt=prompt(*texts)), T0).replica
+    return one.picker.pick(Context(prompt=prompt(*texts, salt=one.salt)), T0).replica
 
 
 def test_a_conversation_stays_with_its_replica():
@@ -156,3 +156,11 @@ def test_a_routing_key_comes_first():
 def test_other_policies_remember_nothing():
     one = build(4).endpoints["e"]
     assert one.prefixes is None
+
+
+def test_without_the_secret_nobody_knows_an_endpoints_salt():
+    salts = {PrefixBoard(memoryview(bytearray(8)), secret).salt("e") for secret in (b"", b"a", b"b")}
+    assert len(salts) == 3
+    one = PrefixBoard(memoryview(bytearray(8)), b"a")
+    assert one.salt("e") != one.salt("f")
+    assert one.salt("e") == PrefixBoard(memoryview(bytearray(8)), b"a").salt("e")

@@ -263,3 +263,14 @@ def test_one_patch_in_any_parts_is_one_step(edits, data):
     ] if changes else True
     assert sorted(r.id for r in whole.departed) == sorted(r.id for r in step.departed)
     assert len({id(r) for r in whole.departed}) == len(whole.departed)
+
+
+def test_what_is_left_of_a_patch_of_which_a_part_failed_is_dropped():
+    stage = staged("e")
+    with pytest.raises(ValueError, match="not there"):
+        stage.add(TablePatch(2, (change("nobody", replica("x")),), more=True), T0)
+    assert stage.add(TablePatch(2, (change("e", remove=("a",)),), more=True), T0) is None
+    assert stage.add(TablePatch(2, (change("e", remove=("b",)),)), T0) is None
+    assert (stage.table.version, len(ids(stage.table, "e"))) == (1, 3)
+    assert stage.add(TablePatch(3, (change("e", remove=("b",)),)), T0).table.version == 3
+    assert len(ids(stage.table, "e")) == 2

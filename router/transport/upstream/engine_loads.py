@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
@@ -35,13 +35,16 @@ TOKENS_A_REQUEST = 1_024  # of prefill that waits: about as long as a request th
 FULL_FROM = 0.9  # of the KV memory
 
 
+_Number = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)]
+
+
 class RankLoad(msgspec.Struct):
     """What one data-parallel rank says, as far as it is used."""
 
-    num_running_reqs: int = 0
-    num_waiting_reqs: int = 0
-    num_waiting_uncached_tokens: int = 0
-    token_usage: float = 0.0
+    num_running_reqs: _Number = 0
+    num_waiting_reqs: _Number = 0
+    num_waiting_uncached_tokens: _Number = 0
+    token_usage: Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)] = 0.0
 
 
 class Loads(msgspec.Struct):
@@ -68,50 +71,58 @@ def score(body: bytes) -> float:
 
 
 class EngineLoadPoller:
-    """Asks while there is anybody to ask; tells `on_loads(endpoint, {replica: load})` after each round."""
+    """Asks while there is anybody to ask; tells `on_loads(endpoint, {replica: load})` after each round.
+
+    Each endpoint has rounds and connections of its own, so that engines which hang make nobody else's loads stale.
+    """
 
     def __init__(self, image: TableImage, on_loads: Callable[[str, dict[str, float]], None]) -> None:
         self._image = image
         self._on_loads = on_loads
-        self._free = asyncio.Semaphore(MAX_PARALLEL)
-        self._task: asyncio.Task[None] | None = None
+        self._tasks: dict[str, asyncio.Task[None]] = {}
 
     def follow(self) -> None:
         """Look at the table again: it has changed."""
-        if self._task is None and any(spec.policy == POLICY for spec in self._image.endpoints.values()):
-            self._task = spawn(self._run(), "engine loads")
+        endpoints = self._image.endpoints
+        for name, spec in endpoints.items():
+            if spec.policy == POLICY and name not in self._tasks:
+                self._tasks[name] = spawn(self._run(name), f"engine loads of {name}")
+        for name in [name for name in self._tasks if name not in endpoints or endpoints[name].policy != POLICY]:
+            self._tasks.pop(name).cancel()
 
     def close(self) -> None:
         """Stop asking."""
-        if self._task is not None:
-            self._task.cancel()
+        for task in self._tasks.values():
+            task.cancel()
+        self._tasks.clear()
 
-    async def _run(self) -> None:
+    async def _run(self, name: str) -> None:
+        free = asyncio.Semaphore(MAX_PARALLEL)
         while True:
             began_s = monotonic()
             try:
-                names = [name for name, spec in self._image.endpoints.items() if spec.policy == POLICY]
-                await asyncio.gather(*map(self._ask_endpoint, names))
+                await self._ask_endpoint(name, free)
             except Exception:  # a bug: the next round must come
                 _log.exception("a round of engine loads failed")
-            await asyncio.sleep(max(0.0, INTERVAL_S - (monotonic() - began_s)))
+            await asyncio.sleep(max(0.01, INTERVAL_S - (monotonic() - began_s)))
 
-    async def _ask_endpoint(self, name: str) -> None:
+    async def _ask_endpoint(self, name: str, free: asyncio.Semaphore) -> None:
         spec = self._image.endpoints[name]
         replicas = [r for r in self._image.replicas.get(name, {}).values() if r.state in ("READY", "DRAINING")]
-        answers = await asyncio.gather(*(self._ask(replica, spec.tls) for replica in replicas))
+        answers = await asyncio.gather(*(self._ask(replica, spec.tls, free) for replica in replicas))
         loads = {
             replica.id: load for replica, load in zip(replicas, answers, strict=True) if load is not None
         }
         if loads:
             self._on_loads(name, loads)
 
-    async def _ask(self, replica: ReplicaSpec, tls: TlsSpec) -> float | None:
-        async with self._free:
+    async def _ask(self, replica: ReplicaSpec, tls: TlsSpec, free: asyncio.Semaphore) -> float | None:
+        async with free:
             try:
                 async with asyncio.timeout(LIMIT_S):
                     status, body = await fetch_http(replica.address, PATH, tls)
                     return score(body) if status == 200 else None
-            except (OSError, ValueError, RecursionError) as failure:  # TimeoutError among them
+            # TimeoutError among them; nested too deep
+            except (OSError, ValueError, RecursionError) as failure:
                 _log.debug("replica %s does not tell its load: %s", replica.id, failure or "no answer in time")
                 return None

@@ -29,7 +29,7 @@ async def test_score(body, load):
     assert score(body) == pytest.approx(load)
 
 
-@pytest.mark.parametrize("body", [b"", b"{}", b'{"loads":[]}', b'{"loads":[{"num_running_reqs":"x"}]}', b"[1]", b"\xff", b'{"loads":' + b"[" * 10_000])
+@pytest.mark.parametrize("body", [b"", b"{}", b'{"loads":[]}', b'{"loads":[{"num_running_reqs":"x"}]}', b"[1]", b"\xff", b'{"loads":' + b"[" * 10_000, said({"num_running_reqs": 10**400}), said({"num_waiting_reqs": 2**60})])
 async def test_no_answer(body):
     with pytest.raises((ValueError, RecursionError)):
         score(body)
