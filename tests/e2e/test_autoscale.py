@@ -247,6 +247,7 @@ async def test_who_is_not_let_in_starts_nothing(store, start_router, autoscale, 
     assert demand["other"]["unserved"] >= 1
 
 
+@pytest.mark.slow
 async def test_live_sessions_hold_their_replica(store, autoscale, until):
     await endpoint(store, min_replicas=2)
     keeper = autoscale("--endpoint", "e")
@@ -288,6 +289,7 @@ async def test_an_autoscaler_that_is_killed_leaves_replicas_and_the_next_takes_t
     assert await states(store) == {}
 
 
+@pytest.mark.slow
 async def test_a_replica_whose_process_is_killed_is_replaced_at_once(store, autoscale, until):
     await endpoint(store, min_replicas=1)
     keeper = autoscale("--endpoint", "e")
@@ -318,6 +320,7 @@ async def test_a_dry_run_starts_nothing_and_once_does(store, autoscale, until):
     assert len(sidecars(store)) == 1
 
 
+@pytest.mark.slow
 async def test_replicas_by_command(store, autoscale, until):
     """The commands are `router replica create` and `delete` themselves."""
     own = f"{sys.executable} -m router replica"
@@ -372,6 +375,7 @@ async def test_what_a_router_is_asked_for_is_in_the_store_until_it_ends(store, s
     assert await rows() == []
 
 
+@pytest.mark.slow
 async def test_behind_a_relay_demand_goes_to_the_store_that_it_follows(store, start_router, client, until):
     with tempfile.TemporaryDirectory(prefix="r") as name:
         relay = StoreProcess(Path(name))
