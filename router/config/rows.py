@@ -95,21 +95,21 @@ def read_endpoint(name: str, row: Row) -> EndpointSpec:
 
 
 def keep_shut(known: EndpointSpec, row: Row) -> EndpointSpec:
-    """Return the last good settings of an endpoint whose row cannot be used, open to nobody who may not be meant.
+    """Return the last good settings of an endpoint whose row cannot be used, less the rights that it takes away.
 
-    Without a token only where the row still says so, and to tokens of the environment that it names.
+    What can be read of it counts: a token is asked for where it says so, and one of the environment that it names.
     """
     policy = row[1]
     try:
         said = msgspec.json.decode(policy if isinstance(policy, str) else msgspec.json.encode(policy))
     except (msgspec.DecodeError, RecursionError):
         said = None
-    is_open = isinstance(said, dict) and said.get("unauthenticated") is True
+    is_shut = isinstance(said, dict) and said.get("unauthenticated") is False
     try:
         environment = msgspec.convert(row[0], EnvironmentName)
     except msgspec.ValidationError:
         environment = known.environment
-    needs_token = known.needs_token or not is_open
+    needs_token = known.needs_token or is_shut
     return msgspec.structs.replace(known, needs_token=needs_token, environment=environment)
 
 

@@ -682,16 +682,17 @@ def test_a_patch_names_only_what_changes(transactions, data):
 
 
 @pytest.mark.parametrize(("policy", "is_open"), [
-    ('{"unauthenticated": false, "new_field": 1}', False), ('{"new_field": 1}', False), ("not json", False),
-    ('{"unauthenticated": true, "new_field": 1}', True),
+    ('{"unauthenticated": false, "new_field": 1}', False), ('{"unauthenticated": true, "new_field": 1}', True),
+    ('{"new_field": 1}', True), ("not json", True),
 ])  # fmt: skip
-def test_a_row_that_cannot_be_used_leaves_no_endpoint_open_that_may_not_be_meant_to_be(policy, is_open):
+def test_a_row_that_cannot_be_used_still_takes_the_rights_away_that_it_names(policy, is_open):
     book = Book()
     book.put((*E, endpoint_row(policy='{"unauthenticated": true}')))
-    assert not book.projection._endpoints["e"].needs_token
     book.put((*E, endpoint_row(policy=policy)))
     assert ("Endpoints", ("e",)) in book.projection.quarantine
     assert book.projection._endpoints["e"].needs_token is not is_open
+    book.put((*E, endpoint_row(policy="not json", environment="other")))
+    assert book.projection._endpoints["e"].environment == "other"
 
 
 def test_a_token_that_cannot_be_read_has_no_rights():

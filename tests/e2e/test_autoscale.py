@@ -268,6 +268,7 @@ async def test_live_sessions_hold_their_replica(store, autoscale, until):
     await ready(store, 0, until)
 
 
+@pytest.mark.slow
 async def test_an_autoscaler_that_is_killed_leaves_replicas_and_the_next_takes_them_over(store, autoscale, until):
     await endpoint(store, min_replicas=2)
     first = autoscale("--endpoint", "e")
@@ -307,6 +308,7 @@ async def test_a_replica_whose_process_is_killed_is_replaced_at_once(store, auto
     await until(replaced, 30)
 
 
+@pytest.mark.slow
 async def test_a_dry_run_starts_nothing_and_once_does(store, autoscale, until):
     await endpoint(store, min_replicas=1)
     dry = autoscale("--endpoint", "e", "--endpoint", "nobody", "--dry-run", "--once")

