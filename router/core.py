@@ -62,8 +62,25 @@ class Gate(Protocol):
         Where the endpoint is not known yet (`by_model`) `admit` decides once it is.
         """
 
+    def check_session(
+        self, head: RequestHead, endpoint: Endpoint, credentials: Credentials, minter: bytes, now: float
+    ) -> Credential | ProxyError:
+        """Return whose request of a session it is: who shows a credential, else who started it (its mark)."""
+
     def admit(self, found: Credential | ProxyError, endpoint: Endpoint, now: float) -> Credential | ProxyError:
         """Return who may call this endpoint, or why they may not."""
+
+
+class Desk(Protocol):
+    """Where sticky sessions begin and end: the supervisor's word, which comes later."""
+
+    def start(
+        self, endpoint: str, replica: str, idle_s: int, answer: Callable[[str, Kind | None], None]
+    ) -> None:
+        """Ask for a session on a replica; `answer` is given its id, or why there is none."""
+
+    def end(self, session_id: str, answer: Callable[[str, Kind | None], None]) -> None:
+        """Ask for the end of one; `answer` is given its id, and why it did not end."""
 
 
 class Peer:
@@ -97,6 +114,7 @@ class Core:
         "_shed_debt",
         "access_log",
         "clock",
+        "desk",
         "gate",
         "in_flight",
         "pool",
@@ -119,6 +137,7 @@ class Core:
         id_prefix: bytes,
         access_log: Callable[[AccessRecord], None] | None = None,
         trusted_hops: int = 0,
+        desk: Desk | None = None,
     ) -> None:
         self.table = table
         self.gate = gate
@@ -127,6 +146,7 @@ class Core:
         self.wheel = wheel
         self.access_log = access_log
         self.trusted_hops = trusted_hops
+        self.desk = desk
         self.unrouted = EndpointCounters()
         self.in_flight = 0
         self.retrying = 0

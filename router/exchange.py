@@ -124,7 +124,7 @@ class Exchange(ExchangeEntry):
         if isinstance(lease, Kind):
             # Who waits already goes on waiting while those that came before fill the first replica.
             if (lease is not Kind.NO_REPLICA and not self._wait_until_s) or not self._wait(endpoint, now):
-                self._refuse(ProxyError(lease, Source.ROUTER))
+                self._refuse(ProxyError(lease, Source.ROUTER) if self._visit is None else self._not_there(lease))
             return
         if self._wait_until_s:
             self._end_wait(now)
@@ -149,8 +149,14 @@ class Exchange(ExchangeEntry):
 
     def _wait(self, endpoint: Endpoint, now: float) -> bool:
         """Wait for a cold start, where the endpoint lets this request; False if it is to be refused."""
-        head, counters, hold = self._head, self._counters, endpoint.hold
+        head, counters = self._head, self._counters
         assert head is not None
+        if self._visit is None:
+            hold = endpoint.hold
+        elif self._visit.is_call:
+            hold = endpoint.session_hold
+        else:
+            return False  # a session's replica is the one it is
         if not hold.wait_s or self._retries or (hold.only_tunnels and head.shape.upgrade is None):
             return False
         if not self._wait_until_s:
@@ -165,6 +171,12 @@ class Exchange(ExchangeEntry):
         self._look_again_s = min(now + LOOK_AGAIN_S, self._wait_until_s)
         self._core.wheel.watch(self)
         return True
+
+    def _look_again(self) -> None:
+        if self._visit is not None and self._visit.is_call:
+            self._call()
+        else:
+            self._open(fresh=False)
 
     def _end_wait(self, now: float) -> None:
         self._counters.waiting -= 1
@@ -236,8 +248,10 @@ class Exchange(ExchangeEntry):
         if not untouched:
             return False
         self._reached = REACHED_NO
-        if self._retries >= endpoint.max_retries or self._pin or not core.may_retry():
+        if self._retries >= endpoint.max_retries or not core.may_retry():
             return False
+        if self._pin and upstream is None:
+            return False  # nobody else will do, and this one could not be reached
         if upstream is not None and self._replay is None:
             return False  # more of the body went out than is kept
         if error.retry is Retry.SAFE:
@@ -390,6 +404,6 @@ class Exchange(ExchangeEntry):
             self._handle_late_body(now)
         elif self._look_again_s and not 0.0 < self._deadline_s <= now:
             if self._look_anew():
-                self._open(fresh=False)
+                self._look_again()
         else:
             self._fail(ProxyError(Kind.DEADLINE, Source.ROUTER))

@@ -20,6 +20,7 @@ from router.stream import HOLD_NO_UPSTREAM, PendingStream, RequestReceiver, Resp
 if TYPE_CHECKING:
     from router.body_head import BodyHead
     from router.core import Core, Peer
+    from router.exchange_session import SessionVisit
     from router.http import Headers, RequestHead
     from router.routing.credentials import Credential
     from router.routing.load import Lease, Replica
@@ -87,6 +88,7 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
         "_ttfb_s",
         "_tunnel_ends",
         "_upstream",
+        "_visit",
         "_wait_until_s",
         "_waited_s",
         "affinity",
@@ -103,6 +105,7 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
         self._pending: PendingStream | None = None
         self._lease: Lease | None = None
         self._endpoint: Endpoint | None = None
+        self._visit: SessionVisit | None = None
         self._counters = core.unrouted
         self._head: RequestHead | None = None
         self._request_id = b""
@@ -298,6 +301,8 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
                     endpoint.load.publish()
             if self._wait_until_s:
                 counters.waiting -= 1
+            if self._visit is not None and self._visit.session is not None:
+                core.table.sessions.leave(self._visit.session)
             if self._ttfb_s:
                 first_bytes, overheads = counters.first_byte, counters.overhead
                 first_bytes.counts[bisect_left(BOUNDS_S, self._ttfb_s)] += 1

@@ -15,7 +15,7 @@ attribute store; a pick never blocks. Rules, in order:
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from router.errors import Kind
 from router.routing.load import Lease
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     from router.routing.prefix import PrefixBoard, Prompt
     from router.routing.table import Endpoint
     from router.routing.tier import Tier
+
+
+PINNABLE: Final = ("READY", "DRAINING")
+"""States of a replica that who is named for it still reaches."""
 
 
 class PickContext(Protocol):
@@ -110,7 +114,7 @@ class Picker:
 def take_pinned(endpoint: Endpoint, replica_id: bytes, now: float) -> Lease | Kind:
     """Return a lease on the replica that a trusted caller names, healthy or not, if it is up and not full."""
     replica = endpoint.find(replica_id)
-    if replica is None or replica.state not in ("READY", "DRAINING"):
+    if replica is None or replica.state not in PINNABLE:
         return Kind.NO_REPLICA
     if 0 < endpoint.limits.max_concurrency <= replica.total_in_flight():
         return Kind.AT_CAPACITY
