@@ -41,4 +41,5 @@ class DemandWatch:
             alive = [worker.index for worker in self._workers if worker.state in ("ready", "draining")]
             self._book.keep_workers(alive)
             self._book.keep_endpoints(self._image.endpoints)
-            return self._book.read(self._sessions.counts())
+            sessions = {n: count for n, count in self._sessions.counts().items() if n in self._image.endpoints}
+            return self._book.read(sessions)
