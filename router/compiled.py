@@ -44,6 +44,7 @@ HOT = (
     "routing/load",
     "routing/outlier",
     "routing/policies/__init__",
+    "routing/policies/chooser",
     "routing/policies/engine_load",
     "routing/policies/least_inflight",
     "routing/policies/p2c",
@@ -86,6 +87,7 @@ HOT = (
     "transport/shell",
     "transport/upstream/connection",
     "transport/upstream/dial",
+    "transport/upstream/opening",
     "transport/upstream/pool",
     "transport/upstream/question",  # its classes are handed to the compiled codec
     "walltime",

@@ -1,11 +1,14 @@
 """What all exchanges of a worker share: the table, the gate, the pool, clock and counters.
 
-Declares what the exchange needs of pool and gate, so that it depends on neither. No asyncio, no protocol names.
+Declares what the exchange needs of the gate, so that it does not depend on it, as `upstream.opening` does of the
+pool. No asyncio, no protocol names.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
+
+from mypy_extensions import trait
 
 from router.counters import EndpointCounters
 from router.errors import Kind, ProxyError, Source
@@ -18,10 +21,8 @@ if TYPE_CHECKING:
     from router.deadlines import DeadlineWheel
     from router.http import Field, RequestHead
     from router.routing.credentials import Credential, Credentials
-    from router.routing.load import Replica
-    from router.routing.spec import DialSpec
     from router.routing.table import Endpoint, Table
-    from router.stream import PendingStream, ResponseReceiver, UpstreamStream
+    from router.transport.upstream.opening import Pool
 
 RETRY_FLOOR: Final = 10  # retries under way that are always allowed …
 RETRY_SHARE: Final = 0.2  # … beside this share of the requests in flight
@@ -39,20 +40,11 @@ gRPC status or -1."""
 _SCHEMES: Final = (b"http", b"https")
 
 
-class Pool(Protocol):
-    """Streams to replicas."""
+@trait
+class Gate:
+    """Authentication and admission. A trait and not a Protocol, for the reason that `stream` gives."""
 
-    def open(
-        self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec, *, fresh: bool
-    ) -> UpstreamStream | PendingStream | ProxyError:
-        """Return a stream on a connection that is there at once, or a pending one, or why there can be none.
-
-        `fresh` forbids those that serve one request after another, of which one was just found dead.
-        """
-
-
-class Gate(Protocol):
-    """Authentication and admission."""
+    __slots__ = ()
 
     def check(
         self, head: RequestHead, endpoint: Endpoint | None, credentials: Credentials, now: float
@@ -61,9 +53,11 @@ class Gate(Protocol):
 
         Where the endpoint is not known yet (`by_model`) `admit` decides once it is.
         """
+        raise NotImplementedError
 
     def admit(self, found: Credential | ProxyError, endpoint: Endpoint, now: float) -> Credential | ProxyError:
         """Return who may call this endpoint, or why they may not."""
+        raise NotImplementedError
 
 
 class Peer:
