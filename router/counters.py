@@ -5,7 +5,10 @@ An endpoint's counters hang on the endpoint itself. `telemetry` copies them when
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64
 
 # Upper bounds in seconds: 1-2-5 steps from 10 us, where our own overhead lies, to 1,000 s, where a long
 # generation ends.
@@ -20,7 +23,8 @@ def bucket(seconds: float) -> int:
 
     `bisect_left` by hand: once compiled this is a fifth of that call, of which every request makes three.
     """
-    low, high = 0, len(BOUNDS_S)
+    low: i64 = 0
+    high: i64 = len(BOUNDS_S)
     while low < high:
         middle = (low + high) >> 1
         if BOUNDS_S[middle] < seconds:
