@@ -37,6 +37,7 @@ and sent, duration, overhead and time to first byte in seconds, client, retries,
 gRPC status or -1."""
 
 
+_HEX: Final = tuple(b"%02x" % i for i in range(256))
 _SCHEMES: Final = (b"http", b"https")
 
 
@@ -86,6 +87,7 @@ class Core:
     """What all exchanges of a worker share. `table` is swapped by one attribute store."""
 
     __slots__ = (
+        "_id_head",
         "_id_prefix",
         "_ids",
         "_shed_debt",
@@ -128,12 +130,15 @@ class Core:
         self.shed_requests = 0
         self._shed_debt = 0.0
         self._id_prefix = id_prefix
+        self._id_head = b"%b-%06x" % (id_prefix, 0)
         self._ids = 0
 
     def make_id(self) -> bytes:
-        """Return a request id: the worker's random prefix and a count."""
+        """Return a request id: the worker's random prefix and a count, of which all but the end is kept written."""
         self._ids = count = self._ids + 1
-        return b"%b-%08x" % (self._id_prefix, count)
+        if not count & 0xFF:
+            self._id_head = b"%b-%06x" % (self._id_prefix, count >> 8)
+        return self._id_head + _HEX[count & 0xFF]
 
     def sheds(self) -> bool:
         """Whether this new request is one of the share that is refused; evenly spread, not by chance."""

@@ -24,6 +24,7 @@ from router.outcomes import move_outcome
 from router.request_fields import forward_timeouts
 from router.routing.balancer import take_pinned
 from router.routing.load import OUTCOME_CANCELLED, Lease
+from router.server_timing import server_timing
 from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream, ResponseReceiver, UpstreamStream
 
 if TYPE_CHECKING:
@@ -290,14 +291,7 @@ class Exchange(ExchangeEntry):
             self._last_event_s = received_s
             headers.append(_UNBUFFERED)
         self._overhead_s = router_s = self._overhead_s + core.clock.read() - received_s
-        if self._connected_s:
-            timing = b"router;dur=%.3f, connect;dur=%.3f, upstream;dur=%.3f" % (
-                router_s * 1e3, self._connected_s * 1e3, upstream_s * 1e3,
-            )  # fmt: skip
-        else:
-            timing = b'router;dur=%.3f, connect;dur=0;desc="reused", upstream;dur=%.3f' % (
-                router_s * 1e3, upstream_s * 1e3,
-            )  # fmt: skip
+        timing = server_timing(router_s, self._connected_s, upstream_s)
         if shape.known is not NO_FIELDS and b"server-timing" in shape.known:
             timing = shape.known[b"server-timing"] + b", " + timing
         headers.append((b"server-timing", timing))
