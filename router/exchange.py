@@ -23,13 +23,13 @@ from router.http import NO_FIELDS, ResponseHead
 from router.outcomes import move_outcome
 from router.request_fields import forward_timeouts
 from router.routing.balancer import take_pinned
-from router.routing.load import OUTCOME_CANCELLED
-from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream, ResponseReceiver
+from router.routing.load import OUTCOME_CANCELLED, Lease
+from router.server_timing import server_timing
+from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream, ResponseReceiver, UpstreamStream
 
 if TYPE_CHECKING:
     from router.http import Field, Headers
     from router.routing.table import Endpoint
-    from router.stream import UpstreamStream
 
 MAX_REPLAY_BYTES: Final = 65_536  # of a request's body, kept while it might have to be sent again
 REPLAY_PIECE_BYTES: Final = 4_096
@@ -121,7 +121,7 @@ class Exchange(ExchangeEntry):
         core = self._core
         now = core.clock.now
         lease = endpoint.picker.pick(self, now) if not self._pin else take_pinned(endpoint, self._pin, now)
-        if isinstance(lease, Kind):
+        if not isinstance(lease, Lease):
             # Who waits already goes on waiting while those that came before fill the first replica.
             if (lease is not Kind.NO_REPLICA and not self._wait_until_s) or not self._wait(endpoint, now):
                 self._refuse(ProxyError(lease, Source.ROUTER) if self._visit is None else self._not_there(lease))
@@ -131,15 +131,14 @@ class Exchange(ExchangeEntry):
         self._lease = lease
         receiver: ResponseReceiver = FirstEventGuard(self) if endpoint.mends_sglang else self
         stream = core.pool.open(lease.replica, receiver, endpoint.dial, fresh=fresh)
-        if isinstance(stream, ProxyError):
-            self.upstream_failed(stream)
-            return
-        if isinstance(stream, PendingStream):
+        if isinstance(stream, UpstreamStream):
+            self._send(stream)
+        elif isinstance(stream, PendingStream):
             self._pending = stream
             self._opened_s = now
             self._hold_body()
-            return
-        self._send(stream)
+        else:
+            self.upstream_failed(stream)
 
     def _hold_body(self) -> None:
         """Keep the client's body where it is until somebody takes it."""
@@ -222,7 +221,7 @@ class Exchange(ExchangeEntry):
         assert endpoint is not None
         self._sent_s = now = self._core.clock.read()
         self._overhead_s = now - self._started_s - self._connected_s - self._waited_s
-        self._first_byte_s = endpoint.timeouts.first_byte_s
+        self._first_byte_s = endpoint.first_byte_s
         if self._first_byte_s and (self._head_ends or self._replay_ended or head.shape.upgrade is not None):
             self._await_first_byte(now)
         if not self._head_ends:
@@ -306,14 +305,7 @@ class Exchange(ExchangeEntry):
             self._last_event_s = received_s
             headers.append(_UNBUFFERED)
         self._overhead_s = router_s = self._overhead_s + core.clock.read() - received_s
-        if self._connected_s:
-            timing = b"router;dur=%.3f, connect;dur=%.3f, upstream;dur=%.3f" % (
-                router_s * 1e3, self._connected_s * 1e3, upstream_s * 1e3,
-            )  # fmt: skip
-        else:
-            timing = b'router;dur=%.3f, connect;dur=0;desc="reused", upstream;dur=%.3f' % (
-                router_s * 1e3, upstream_s * 1e3,
-            )  # fmt: skip
+        timing = server_timing(router_s, self._connected_s, upstream_s)
         if shape.known is not NO_FIELDS and b"server-timing" in shape.known:
             timing = shape.known[b"server-timing"] + b", " + timing
         headers.append((b"server-timing", timing))

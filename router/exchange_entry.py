@@ -29,6 +29,7 @@ from router.exchange_session import ExchangeSession
 from router.http import NO_FIELDS, ResponseHead, ResponseShape
 from router.local_reply import json_reply
 from router.request_fields import accepted_id, affinity_key, asked_timeout_s, is_json
+from router.routing.credentials import Credential
 from router.routing.prefix import MAX_PROMPT_BYTES, Prompt
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class ExchangeEntry(ExchangeSession):
             self._begin_session(endpoint, None)
             return
         credential = core.gate.check(head, endpoint, table.credentials, core.clock.now)
-        if isinstance(credential, ProxyError):
+        if not isinstance(credential, Credential):
             self._refuse(credential)
             return
         self._credential = credential
@@ -141,8 +142,7 @@ class ExchangeEntry(ExchangeSession):
         known = shape.known
         self._endpoint = endpoint
         self._counters = counters = endpoint.counters
-        limits = endpoint.limits
-        limit = limits.endpoint_concurrency
+        limit = endpoint.endpoint_concurrency
         if limit and endpoint.load.total() >= limit:
             self._refuse(ProxyError(Kind.AT_CAPACITY, Source.ROUTER))
             return False
@@ -150,17 +150,16 @@ class ExchangeEntry(ExchangeSession):
         counters.in_flight += 1
         if endpoint.load.is_shared:
             endpoint.load.publish()
-        limit = limits.max_body_bytes
+        limit = endpoint.max_body_bytes
         if limit and shape.upgrade is None:
             self._max_body_bytes = limit
             if (head.length or 0) > limit or self._received_bytes > limit:
                 detail = f"the limit is {limit} bytes"
                 self._refuse(ProxyError(Kind.BODY_TOO_LARGE, Source.DOWNSTREAM, detail=detail))
                 return False
-        timeouts = endpoint.timeouts
-        self._downstream.limit_idle(timeouts.idle_s)
-        if timeouts.total_s:
-            self._deadline_s = self._started_s + timeouts.total_s
+        self._downstream.limit_idle(endpoint.idle_s)
+        if endpoint.total_s:
+            self._deadline_s = self._started_s + endpoint.total_s
         forwarded_for = self._peer.forwarded_for
         host = shape.authority
         if known is not NO_FIELDS:
@@ -175,12 +174,12 @@ class ExchangeEntry(ExchangeSession):
                 forwarded_for = (b"x-forwarded-for", before + b", " + forwarded_for[1])
         # What a client says of its own host and scheme is not believed, unless it is a proxy that we trust;
         # its chain of addresses is kept.
-        head.added += (
+        head.added = [
             (b"x-request-id", self._request_id),
             forwarded_for,
             (b"x-forwarded-host", host),
             self._peer.forwarded_proto,
-        )
+        ]
         if endpoint.mends_sglang and shape.method == b"POST":
             self._rid = core.make_id()
             head.added.append((b"x-override-rid", self._rid))

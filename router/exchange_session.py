@@ -16,7 +16,10 @@ from router.body_head import MAX_HEAD_BYTES
 from router.errors import Kind, ProxyError, Source
 from router.exchange_ending import ExchangeEnding
 from router.http import NO_FIELDS
+from router.routing.credentials import Credential
+from router.routing.load import Replica
 from router.routing.session_token import SessionClaim
+from router.routing.sessions import Session
 from router.session_fields import (
     START_PATH,
     TERMINATE_PATH,
@@ -30,9 +33,6 @@ from router.session_fields import (
 if TYPE_CHECKING:
     from router.core import Desk
     from router.http import ResponseHead
-    from router.routing.credentials import Credential
-    from router.routing.load import Replica
-    from router.routing.sessions import Session
     from router.routing.table import Endpoint
 
 _METHOD: Final = ProxyError(Kind.METHOD_NOT_ALLOWED, Source.DOWNSTREAM)
@@ -76,7 +76,7 @@ class ExchangeSession(ExchangeEnding):
             self._refuse(_REQUIRED)
             return
         session = table.sessions.find(shown.token, endpoint, now)
-        if isinstance(session, ProxyError):
+        if not isinstance(session, Session):
             self._refuse(session)
             return
         credential: Credential | ProxyError
@@ -84,7 +84,7 @@ class ExchangeSession(ExchangeEnding):
             credential = admitted
         else:
             credential = core.gate.check_session(head, endpoint, table.credentials, session.minter, now)
-        if isinstance(credential, ProxyError):
+        if not isinstance(credential, Credential):
             self._refuse(credential)
             return
         self._credential = credential
@@ -112,7 +112,7 @@ class ExchangeSession(ExchangeEnding):
             credential = admitted
         else:
             credential = core.gate.check(head, endpoint, core.table.credentials, core.clock.now)
-        if isinstance(credential, ProxyError):
+        if not isinstance(credential, Credential):
             self._refuse(credential)
             return
         known = head.shape.known
@@ -178,7 +178,7 @@ class ExchangeSession(ExchangeEnding):
             self._wait_for_room(endpoint, _NO_STORE)
             return
         replica = sessions.choose(endpoint.picker, endpoint.name, sticky.max_per_replica)
-        if isinstance(replica, Kind):
+        if not isinstance(replica, Replica):
             self._wait_for_room(endpoint, ProxyError(replica, Source.ROUTER))
             return
         self._look_again_s = 0.0

@@ -17,6 +17,7 @@ import re
 from math import ceil
 from typing import TYPE_CHECKING, Final
 
+from router.core import Gate
 from router.errors import Kind, ProxyError, Source
 from router.http import NO_FIELDS
 from router.routing.credentials import ANYBODY, OPERATOR, Credential, mark_of
@@ -40,7 +41,7 @@ _OURS: Final = re.compile(rb"wk-[\x21-\x2d\x2f-\x7e]{1,128}\.ws-[\x21-\x7e]{1,25
 _MAX_TOKEN_BYTES: Final = 1_024
 
 
-class AdmissionGate:
+class AdmissionGate(Gate):
     """Checks each request's head against the table's tokens and the daemon's own."""
 
     __slots__ = ("_digests", "_marks", "_rates", "_walltime")

@@ -44,12 +44,16 @@ class Endpoint:
         "by_model",
         "counters",
         "dial",
+        "endpoint_concurrency",
         "environment",
+        "first_byte_s",
         "hold",
+        "idle_s",
         "is_replaced",
         "key",
         "limits",
         "load",
+        "max_body_bytes",
         "max_retries",
         "mends_sglang",
         "name",
@@ -67,6 +71,7 @@ class Endpoint:
         "slow_start_s",
         "spec",
         "timeouts",
+        "total_s",
         "watch_again",
         "watch_tick",
     )
@@ -100,6 +105,12 @@ class Endpoint:
         self.policy = spec.policy
         self.limits = spec.limits
         self.timeouts = spec.timeouts
+        # What every request reads, once more: an attribute of a compiled class costs a tenth of a struct's field.
+        self.endpoint_concurrency = spec.limits.endpoint_concurrency
+        self.max_body_bytes = spec.limits.max_body_bytes
+        self.idle_s = spec.timeouts.idle_s
+        self.total_s = spec.timeouts.total_s
+        self.first_byte_s = spec.timeouts.first_byte_s
         self.dial = DialSpec(spec.timeouts.connect_s, spec.connections, spec.tls)
         self.outlier = spec.outlier
         self.max_retries = spec.retries
