@@ -6,7 +6,7 @@ pool. No asyncio, no protocol names.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from mypy_extensions import trait
 
@@ -67,21 +67,16 @@ class Gate:
         raise NotImplementedError
 
 
-@trait
-class Desk:
-    """Where sticky sessions begin and end: the supervisor's word, which comes later."""
-
-    __slots__ = ()
+class Desk(Protocol):
+    """Where sticky sessions begin and end: the supervisor's word, which comes later. Asked once a session."""
 
     def start(
         self, endpoint: str, replica: str, idle_s: int, answer: Callable[[str, Kind | None], None]
     ) -> None:
         """Ask for a session on a replica; `answer` is given its id, or why there is none."""
-        raise NotImplementedError
 
     def end(self, session_id: str, answer: Callable[[str, Kind | None], None]) -> None:
         """Ask for the end of one; `answer` is given its id, and why it did not end."""
-        raise NotImplementedError
 
 
 class Peer:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from router.control import EndSession, SessionsUsed, StartSession
-from router.core import Desk
 from router.errors import Kind
 from router.routing.spec import SessionEntry
 from router.session_book import SessionUse
@@ -25,8 +24,8 @@ if TYPE_CHECKING:
 MAX_ASKED: Final = 4_096  # questions without an answer
 
 
-class SessionDesk(Desk):
-    """One in a worker."""
+class SessionDesk:
+    """One in a worker. Implements `core.Desk`."""
 
     def __init__(self, send: Callable[[AboutSessions], None], sessions: SessionIndex) -> None:
         self._send = send
