@@ -61,18 +61,18 @@ class SessionDesk:
         sessions = self._sessions
         if isinstance(question, StartSession):
             name, replica = question.endpoint, question.replica
-            if refusal is None and told.id not in sessions.open:
-                sessions.open[told.id] = SessionEntry(told.id, name, replica, question.idle_s)  # counted already
-            else:
-                sessions.count(name, replica, -1)
+            sessions.count(name, replica, -1)
+            if refusal is None:
+                sessions.begin(SessionEntry(told.id, name, replica, question.idle_s), now)
             answer(told.id, refusal)
             return
         if refusal is None:
             sessions.change((), (question.id,), now)
         answer(question.id, refusal)
 
-    def report(self) -> None:
+    def report(self, now: float) -> None:
         """Tell which sessions began or ended a request since the last time."""
+        self._sessions.settle(now)
         touched = self._sessions.take_touched()
         if touched:
             uses = [SessionUse(s.id, s.endpoint, s.replica.decode(), s.idle_s, busy) for s, busy in touched]

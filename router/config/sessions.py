@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("router.sessions")
 
+STARTING_S: Final = 60.0  # for a row to come back by the stream
 STORE_LIMIT_S: Final = 2.0  # for the store to take a start or an end
 REFRESHES: Final = 3  # in one idle timeout …
 REFRESH_CEILING_S: Final = 60.0  # … and no less often
@@ -63,7 +64,7 @@ class StoreSessions(SessionKeeper):
         self._wake = asyncio.Event()
         self._starts: dict[str, tuple[SessionEntry, asyncio.Future[None]]] = {}
         self._ends: dict[str, asyncio.Future[None]] = {}
-        self._starting: dict[str, SessionEntry] = {}  # that the table does not have yet
+        self._starting: dict[str, tuple[SessionEntry, float]] = {}  # not in the table yet, and since when
         self._error = "not connected yet"
         self._turn_s = 0.0
 
@@ -71,12 +72,12 @@ class StoreSessions(SessionKeeper):
 
     async def start(self, endpoint: str, replica: str, idle_s: int) -> tuple[str, Kind | None]:
         """Return the id of a new session on a replica, or why there is none."""
-        starting = sum(e.endpoint == endpoint and e.replica == replica for e in self._starting.values())
+        starting = sum(e.endpoint == endpoint and e.replica == replica for e, _ in self._starting.values())
         refusal = self._refusal(endpoint, replica, starting)
         if refusal is not None:
             return "", refusal
         entry = SessionEntry(make_id(), endpoint, replica, idle_s)
-        self._starting[entry.id] = entry
+        self._starting[entry.id] = (entry, monotonic())
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._starts[entry.id] = (entry, future)
         if not await self._is_kept(future):
@@ -103,9 +104,9 @@ class StoreSessions(SessionKeeper):
         return None
 
     def follow(self) -> None:
-        """Forget what ended, and what the table has now."""
-        there = self._image.sessions
-        for session_id in [name for name in self._starting if name in there]:
+        """Forget what the table has now, or did not get to see, since it ended before the table was read."""
+        there, before_s = self._image.sessions, monotonic() - STARTING_S
+        for session_id in [name for name, (_, at_s) in self._starting.items() if name in there or at_s < before_s]:
             del self._starting[session_id]
 
     def run(self) -> None:

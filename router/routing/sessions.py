@@ -48,6 +48,7 @@ class SessionIndex:
     """The sessions of all endpoints. `keys` and what is open come with the table."""
 
     __slots__ = (
+        "_begun",
         "_ended",
         "_in_flight",
         "_touched",
@@ -66,6 +67,7 @@ class SessionIndex:
         self.counts: dict[tuple[str, str], int] = {}
         """Open ones by endpoint and replica; one that is being started here counts already."""
         self.heard_s = 0.0  # when the store was heard last, by its own time, if that is long ago
+        self._begun: dict[str, float] = {}  # here, and not seen in the table yet: since when
         self._ended: dict[str, float] = {}  # to the Unix time at which a token of it is old anyway
         self._in_flight: dict[str, int] = {}
         self._verified: dict[bytes, Session] = {}
@@ -84,12 +86,33 @@ class SessionIndex:
             entry = self.open.pop(session_id, None)
             if entry is not None:
                 self.count(entry.endpoint, entry.replica, -1)
+                self._begun.pop(session_id, None)
             self.forget(session_id, now)
         for entry in opened:
-            if entry.id not in self.open:
-                self.count(entry.endpoint, entry.replica, 1)
+            before = self.open.get(entry.id)
+            if before is not None:
+                self.count(before.endpoint, before.replica, -1)
+            self.count(entry.endpoint, entry.replica, 1)
             self.open[entry.id] = entry
+            self._begun.pop(entry.id, None)
             self._ended.pop(entry.id, None)
+
+    def begin(self, entry: SessionEntry, now: float) -> None:
+        """Take a session for open that was begun here, ahead of the table."""
+        if entry.id not in self.open:
+            self.count(entry.endpoint, entry.replica, 1)
+            self.open[entry.id] = entry
+            self._begun[entry.id] = now
+
+    def settle(self, now: float) -> None:
+        """Let go of those that the table did not get to see: they ended before it was read."""
+        while self._begun:
+            session_id = next(iter(self._begun))
+            if now - self._begun[session_id] < YOUNG_S:
+                break
+            del self._begun[session_id]
+            entry = self.open.pop(session_id)
+            self.count(entry.endpoint, entry.replica, -1)
 
     def forget(self, session_id: str, now: float) -> None:
         """Refuse a session from now on, whatever the table still says."""
