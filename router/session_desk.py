@@ -44,6 +44,9 @@ class SessionDesk:
 
     def end(self, session_id: str, answer: Answer) -> None:
         """Ask for the end of a session."""
+        if len(self._asked) >= MAX_ASKED:
+            answer(session_id, Kind.SESSION_UNAVAILABLE)
+            return
         self._count += 1
         self._ask(EndSession(self._count, session_id), answer)
 

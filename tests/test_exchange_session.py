@@ -5,8 +5,10 @@ import json
 import pytest
 from exchangekit import CLOSED, GONE, REFUSED, STALE, Bench, response
 
-from router.body_head import WAIT_S
+from router.body_head import MAX_HEAD_BYTES, WAIT_S
+from router.demand import count_demand
 from router.errors import Kind, ProxyError, Source
+from router.http import SESSION_COOKIE
 from router.routing.credentials import Credential
 from router.routing.session_token import SessionClaim, SessionKeys
 from router.routing.sessions import YOUNG_S
@@ -83,7 +85,7 @@ class TestRequests:
         made = bench()
         made.head(end=True, known=shown(made, **changes))
         assert code(made) == error
-        assert uses(made) in ([], [("s1", False)])
+        assert uses(made) == [], "what is refused is no use"
         assert made.endpoint.counters.in_flight == 0
 
     def test_a_token_of_nobodys(self):
@@ -169,12 +171,40 @@ class TestRequests:
         sessions.leave(session)
         assert uses(made) == [("s1", False)]
 
-    def test_on_a_host_by_model_a_session_needs_a_credential_beside_it(self):
+    def test_on_a_host_by_model_the_token_names_the_endpoint(self):
+        made = bench(routes=(RouteSpec("*", "/", "", by_model=True),))
+        made.head(length=9, known=shown(made))
+        assert made.pool.opened[0][0].id == "r1", "no model is waited for"
+
+    def test_on_a_host_by_model_without_one(self):
         made = bench(routes=(RouteSpec("*", "/", "", by_model=True),))
         body = json.dumps({"model": "e"}).encode()
-        made.head(length=len(body), known=shown(made))
+        made.head(length=len(body), known={b"x-router-session": b"nobody's"})
         made.exchange.request_data(body, True)
-        assert made.pool.opened[0][0].id == "r1"
+        assert code(made) == (401, "session_invalid")
+
+    def test_a_start_on_a_host_by_model_needs_the_model(self):
+        made = bench(routes=(RouteSpec("*", "/", "", by_model=True),))
+        body = json.dumps({"model": "e"}).encode()
+        made.head(path=START, length=len(body), known={SESSION_COOKIE: token(made)})
+        made.exchange.request_data(body, True)
+        assert made.desk.asked[0][0] == ("e", "r0", 60)
+
+    def test_a_cookie_of_another_endpoint_is_none(self):
+        made = bench()
+        made.head(end=True, known={SESSION_COOKIE: token(made, endpoint="f")})
+        assert code(made) == (401, "session_required")
+
+    def test_another_process_under_the_replicas_name_knows_nothing_of_it(self):
+        made = bench()
+        address = made.endpoint.replicas[1].address
+        made.change((EndpointPatch("e", None, (ReplicaSpec("r1", address, generation=2),)),))
+        made.head(end=True, known=shown(made))
+        assert code(made) == (410, "session_gone")
+        made = bench()
+        made.change((EndpointPatch("e", None, (ReplicaSpec("r1", address, generation=2),)),))
+        made.head(end=True, known=shown(made, generation=2))
+        assert made.pool.opened
 
     def test_what_failed_behind_the_head_leaves_the_session(self):
         made = bench()
@@ -286,7 +316,8 @@ class TestStart:
         made.change(sessions=tuple(SessionEntry(f"a{i}", "e", f"r{i}", 9) for i in range(2)))
         self.start(made)
         assert made.desk.asked == []
-        assert (made.endpoint.counters.waiting, made.endpoint.counters.in_flight) == (1, 1)
+        counters = made.endpoint.counters
+        assert (counters.starting, counters.waiting, counters.in_flight) == (1, 0, 0), "others have their room"
         made.pass_time(4.0)
         made.change(ended=("a1",))
         made.pass_time(0.2)
@@ -296,30 +327,28 @@ class TestStart:
         _, answer = made.desk.asked[-1]
         answer("", Kind.AT_CAPACITY)
         assert code(made) == (503, "at_capacity")
-        assert (made.endpoint.counters.waiting, made.endpoint.counters.in_flight) == (0, 0)
+        assert (counters.starting, counters.waiting, counters.in_flight) == (0, 0, 0)
 
     def test_without_a_replica_it_waits_and_counts_as_demand(self):
         made = bench(replicas=0)
         self.start(made)
-        assert made.endpoint.counters.waiting == 1
+        assert count_demand(made.endpoint.counters).waiting == 1
         made.pass_time(6.0)
         assert code(made) == (503, "no_replica")
         assert made.endpoint.counters.codes == {"no_replica": 1}
 
     def test_no_more_wait_than_may(self):
         made = bench(sticky=StickySpec(max_waiting=1), replicas=0)
-        made.endpoint.counters.waiting = 1
+        made.endpoint.counters.starting = 1
         assert code(self.start(made)) == (503, "no_replica")
 
-    def test_a_store_that_is_away_is_waited_for(self):
+    def test_a_store_that_is_away_is_not_waited_for(self):
         made = self.start(bench())
         self.answered(made, "", Kind.SESSION_UNAVAILABLE)
-        made.pass_time(0.2)
-        self.answered(made)
-        assert code(made) == (200, "")
+        assert code(made) == (503, "session_unavailable")
 
     def test_without_a_key_there_is_none(self):
-        made = Bench(sessions=StickySpec(start_wait_s=0.0))
+        made = Bench(sessions=StickySpec())
         assert code(self.start(made)) == (503, "session_unavailable")
 
     def test_who_left_meanwhile_leaves_no_session(self):
@@ -348,6 +377,16 @@ class TestStart:
         self.answered(made)
         assert code(made) == (200, "")
 
+    def test_no_more_of_its_body_is_taken_while_the_supervisor_is_asked(self):
+        for path, known in ((START, None), (TERMINATE, shown(bench()))):
+            made = bench()
+            made.head(path=path, known=known)
+            made.exchange.request_data(b"x" * MAX_HEAD_BYTES, False)
+            assert len(made.desk.asked) == 1
+            assert made.down.holds, "the client is held"
+            made.desk.asked[0][1]("new", None)
+            assert code(made) == (200, "")
+
     def test_a_body_that_does_not_come(self):
         made = self.start(bench(), end=False, length=2)
         made.pass_time(WAIT_S + 1)
@@ -372,7 +411,7 @@ class TestStart:
         assert code(self.start(made)) == (503, "no_replica")
 
     def test_a_stale_cookie_does_not_matter(self):
-        made = self.start(bench(), fields=[(b"cookie", b"__Host-router-session=old")])
+        made = self.start(bench(), known={SESSION_COOKIE: b"old"})
         assert made.desk.asked
 
     def test_not_on_other_endpoints(self):

@@ -126,14 +126,36 @@ async def test_the_end_of_a_request_of_a_session_that_is_over_brings_nothing_bac
     assert kept.keeper.book.used == {}
 
 
-async def test_a_successor_has_the_keys_and_sessions_and_learns_of_those_that_came_later(keep):
+async def test_a_successor_takes_over_what_there_is_and_what_still_happens(keep):
     kept = keep()
-    session_id, _ = await kept.keeper.start("e", "r", 60)
+    first, _ = await kept.keeper.start("e", "r", 60)
+    over, _ = await kept.keeper.start("e", "r", 60)
+    await kept.keeper.end(over)
     image = TableImage()
     successor = LocalSessions(image, image.apply)
-    image.apply(successor.first_patch(kept.image.session_keys, tuple(kept.image.sessions.values())))
+    entries = tuple(kept.image.sessions.values())
+    image.apply(successor.first_patch(kept.image.session_keys, entries, kept.image.ended_sessions))
     assert image.session_keys == kept.image.session_keys
-    assert set(image.sessions) == {session_id}
-    successor.take(0, [use("later", busy=True)])
-    assert set(image.sessions) == {session_id, "later"}
-    assert successor.book.counts() == {"e": 2}
+    assert set(image.sessions) == {first}
+    assert image.ended_sessions == (over,), "their tokens may still be young"
+    later, _ = await kept.keeper.start("e", "r", 60)
+    kept.keeper.take(0, [use(later, busy=True)])
+    await kept.keeper.end(first)
+    for _ in range(2):  # it is told again and again
+        successor.follow_predecessor(
+            list(kept.image.sessions.values()), list(kept.image.ended_sessions), kept.keeper.book.busy()
+        )
+        assert set(image.sessions) == {later}
+    assert successor.book.busy() == [later]
+    await successor.end(later)
+    successor.follow_predecessor(list(kept.image.sessions.values()), [], [])
+    assert image.sessions == {}, "what ended here does not come back from there"
+
+
+async def test_a_predecessor_ends_nothing_for_idleness(keep):
+    kept = keep()
+    session_id, _ = await kept.keeper.start("e", "r", 1)
+    kept.keeper.run()
+    kept.keeper.retire()
+    await asyncio.sleep(1.5)
+    assert session_id in kept.image.sessions

@@ -266,7 +266,7 @@ class TestSessions:
     """Whose request of a session it is: of who shows a credential, else of who started it."""
 
     def check(self, guard, given, endpoint=GUARDED, known=None, minter=b""):
-        return guard.check_session(given, endpoint, known or tokens(), minter, T0)
+        return guard.check_session(given, endpoint, tokens() if known is None else known, minter, T0)
 
     def test_who_started_it_stands_for_who_shows_nothing(self):
         known = tokens()

@@ -61,6 +61,8 @@ def test_an_end_counts_from_the_moment_it_is_known_and_is_not_remembered_for_eve
     index.change((), tuple(f"s{i}" for i in range(100)), 10.0 + YOUNG_S + 1)
     index.change((), ("z",), 10.0 + 3 * YOUNG_S)
     assert len(index._ended) == 1, "what is older than any young token is forgotten"
+    index.begin(entry("z"), 10.0 + 3 * YOUNG_S)
+    assert "z" not in index.open, "an answer behind the end"
     assert kind(index.find(token(issued_s=10), e, 10.0 + 3 * YOUNG_S)) is Kind.SESSION_GONE
 
 
@@ -69,8 +71,31 @@ def test_while_the_store_is_silent_what_began_since_is_believed(index):
     index.heard_s = 1_000.0
     assert kind(index.find(token(issued_s=1_000), e, 9_000.0)) is None
     assert kind(index.find(token(issued_s=1_000 - int(YOUNG_S)), e, 9_000.0)) is Kind.SESSION_GONE, "known to be over"
+    index.change((), ("a",), 9_000.0)
+    index.change((), tuple(f"s{i}" for i in range(10)), 99_000.0)
+    assert kind(index.find(token(issued_s=1_000), e, 99_000.0)) is Kind.SESSION_GONE, "an end is not forgotten"
     index.heard_s = 0.0
-    assert kind(index.find(token(issued_s=1_000), e, 9_000.0)) is Kind.SESSION_GONE
+    assert kind(index.find(token("b", issued_s=1_000), e, 9_000.0)) is Kind.SESSION_GONE
+
+
+def test_a_token_from_the_future_is_not_young(index):
+    e = endpoint(1)
+    assert kind(index.find(token(issued_s=103), e, 100.0)) is None
+    assert kind(index.find(token(issued_s=120), e, 100.0)) is Kind.SESSION_GONE
+    index.change((entry("a"),), (), 0.0)
+    assert kind(index.find(token(issued_s=120), e, 100.0)) is None
+
+
+def test_who_is_full_is_not_looked_for_again_until_one_ends(index):
+    e = endpoint(1)
+    index.change((entry("a"),), (), 0.0)
+    assert index.choose(e.picker, "e", 1) is Kind.AT_CAPACITY
+    assert index._full == {"e": e.picker}
+    assert index.choose(e.picker, "e", 1) is Kind.AT_CAPACITY
+    e.refresh(1.0)
+    assert index.choose(e.picker, "e", 2).id == "r0", "another picker is looked at anew"
+    index.change((), ("a",), 0.0)
+    assert index.choose(e.picker, "e", 1).id == "r0"
 
 
 def test_a_token_of_another_endpoint_or_environment(index):
