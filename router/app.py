@@ -28,8 +28,20 @@ from router.config.agent import ConfigAgent
 from router.config.certificates import WATCH_S, ServedCertificates
 from router.config.demand import make_publisher
 from router.config.listeners import proxies
+from router.config.sessions import make_keeper
 from router.config.static_table import StaticTable
-from router.control import PULSE_S, EngineLoads, Health, Patch, ReopenLogs, SetLogLevel, SetTls, Start, pack
+from router.control import (
+    PULSE_S,
+    EngineLoads,
+    Health,
+    Patch,
+    ReopenLogs,
+    SetLogLevel,
+    SetTls,
+    Start,
+    StoreHeard,
+    pack,
+)
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.demand_watch import DemandWatch
@@ -38,6 +50,8 @@ from router.handover import BusyReplica
 from router.routing.image import TableImage, parts_of
 from router.routing.spec import TablePatch
 from router.service import notify
+from router.session_calls import SessionCalls
+from router.session_keeper import LocalSessions, SessionKeeper
 from router.succession import Succession
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
@@ -83,10 +97,16 @@ class Supervisor:
         self._monitor = HealthMonitor(self._on_health)
         self._loads = EngineLoadPoller(self._image, self._on_loads)
         self._succession = Succession(
-            settings, command, predecessor, self._agent, self._static, self._drain_after
+            settings, command, predecessor, self._agent, self._static, self._image, self._drain_after
         )
         self._workers: list[WorkerProcess] = []
-        self._demand = DemandWatch(self._workers, self._image)
+        self._sessions: SessionKeeper = (
+            LocalSessions(self._image, self._publish)
+            if self._static is not None
+            else make_keeper(settings, self._image)
+        )
+        self._heard_s = 0.0  # what the workers were told last of the store
+        self._demand = DemandWatch(self._workers, self._image, self._sessions.book)
         self._publisher = make_publisher(settings, self._demand.read)
         self._may_greet = asyncio.Event()
         self._may_accept = asyncio.Event()
@@ -118,14 +138,24 @@ class Supervisor:
         _raise_file_limit()
         await self._succession.bind()
         self._publish(TablePatch(0) if self._static is None else self._image.diff(self._static.spec()))
+        if isinstance(self._sessions, LocalSessions):
+            self._publish(self._sessions.first_patch(*self._succession.sessions()))
         is_first = self._succession.predecessor is None
         if is_first:
             await self._start_admin()
             self._may_accept.set()
+        calls = SessionCalls(self._sessions)
         for index, sockets in enumerate(self._succession.sockets.by_worker):
             self._workers.append(
                 WorkerProcess(
-                    index, self._greet, self._board_fd, sockets, self._on_death, self._may_greet, self._may_accept
+                    index,
+                    self._greet,
+                    self._board_fd,
+                    sockets,
+                    self._on_death,
+                    self._may_greet,
+                    self._may_accept,
+                    calls.handle,
                 )
             )
         await self._workers_are(lambda worker: worker.has_process)  # they import while this reads its checkpoint
@@ -147,6 +177,8 @@ class Supervisor:
         notify("READY=1")
         if self._publisher is not None:
             self._publisher.start()
+        self._sessions.run()
+        self._tell_heard()
         if self._certificates.tls is not None:
             asyncio.get_running_loop().call_later(WATCH_S, self._watch_certificates)
         if self._settings.stuck_worker_s:
@@ -183,6 +215,7 @@ class Supervisor:
         self._loads.close()
         if self._publisher is not None:
             await self._publisher.close()
+        await self._sessions.close()
         if self._agent is not None:
             await self._agent.close()
         if self._admin is not None:
@@ -236,7 +269,7 @@ class Supervisor:
         is_serving = self._is_started and not self._is_draining and not self._done.done()
         return self._succession.upgrade(is_serving=is_serving)
 
-    async def _drain_after(self, report: Callable[[list[BusyReplica]], None]) -> int:
+    async def _drain_after(self, report: Callable[[list[BusyReplica], list[str]], None]) -> int:
         """Finish what is under way here: a successor serves. Return how many requests were cut."""
         self._is_draining = True
         if self._admin is not None:
@@ -249,7 +282,7 @@ class Supervisor:
         self.end(EXIT_CUT if cut else EXIT_CLEAN)
         return cut
 
-    async def _report_busy(self, report: Callable[[list[BusyReplica]], None]) -> None:
+    async def _report_busy(self, report: Callable[[list[BusyReplica], list[str]], None]) -> None:
         """Tell the successor what is still on each replica: a replica's limit is for both together."""
         while True:
             counts: dict[tuple[str, str], int] = {}
@@ -258,11 +291,12 @@ class Supervisor:
                     if seen.in_flight:
                         name = (seen.endpoint, seen.id)
                         counts[name] = counts.get(name, 0) + seen.in_flight
-            report([BusyReplica(*name, count) for name, count in counts.items()])
+            report([BusyReplica(*name, count) for name, count in counts.items()], self._sessions.book.busy())
             await asyncio.sleep(BUSY_S)
 
-    def _note_busy(self, replicas: list[BusyReplica]) -> None:
+    def _note_busy(self, replicas: list[BusyReplica], sessions: list[str]) -> None:
         """Put what a predecessor still has into its row of the load board, where every worker counts it."""
+        self._sessions.book.set_elsewhere(sessions, time.monotonic())
         if self._board is None:
             return
         for slot in self._busy_slots:
@@ -395,8 +429,22 @@ class Supervisor:
             yield Patch(part)
         for endpoint, replica in self._monitor.unhealthy():
             yield Health(endpoint, replica, is_healthy=False)
+        if self._heard_s:
+            yield StoreHeard(self._heard_s)
+
+    def _tell_heard(self) -> None:
+        """Tell the workers when the store fell silent: of sessions that began since, the table knows nothing."""
+        try:
+            heard_s = 0.0 if self._agent is None else self._agent.heard_s()
+            if heard_s != self._heard_s:
+                self._heard_s = heard_s
+                for worker in self._workers:
+                    worker.send(StoreHeard(heard_s))
+        finally:
+            asyncio.get_running_loop().call_later(PULSE_S, self._tell_heard)
 
     def _on_death(self, index: int) -> None:
+        self._sessions.book.drop_worker(index, time.monotonic())
         if self._board is not None:
             self._board.clear_row(index)
 
@@ -422,6 +470,7 @@ class Supervisor:
                 worker.send_packed(packed)
         self._monitor.follow(numbered, self._image)
         self._loads.follow()
+        self._sessions.follow()
 
     def _replace(self, spec: TableSpec) -> None:
         """Bring the workers from the table in force to `spec`."""
@@ -491,6 +540,7 @@ class Supervisor:
             "last_reload": self._last_reload,
             "config_staleness_s": 0.0 if config is None else config["staleness_s"],
             "config": config,
+            "sessions": self._sessions.status(),
             "demand": None if self._publisher is None else self._publisher.status(),
             "listen": self.listen,
             **self._succession.state(),
@@ -516,6 +566,15 @@ class Supervisor:
             if found is not None:
                 return found
         return {"error": "no worker answers"}
+
+    def sessions(self, endpoint: str | None) -> list[dict[str, Any]]:
+        """Return the open sticky sessions."""
+        return self._sessions.shown(endpoint)
+
+    async def end_session(self, session_id: str) -> str:
+        """End a sticky session."""
+        refusal = await self._sessions.end(session_id)
+        return "" if refusal is None else refusal.value
 
     async def add_replica(self, url: str, endpoint: str | None, weight: float) -> dict[str, Any]:
         """Add a replica until it is removed or the daemon ends; ValueError names what is wrong."""

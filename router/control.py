@@ -16,6 +16,7 @@ from router.demand import EndpointDemand
 from router.overload import OverloadLimits
 from router.routing.explain import Asked
 from router.routing.spec import TablePatch
+from router.session_book import SessionUse
 from router.telemetry import WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
 from router.transport.server_tls import ServerTls
@@ -97,6 +98,20 @@ class Explain(msgspec.Struct, tag="explain"):
     asked: Asked
 
 
+class SessionAnswer(msgspec.Struct, tag="session answer"):
+    """The answer to `StartSession` and `EndSession`: a session's id, or the kind of error."""
+
+    question: int
+    id: str = ""
+    refusal: str = ""
+
+
+class StoreHeard(msgspec.Struct, tag="store heard"):
+    """Nothing has been heard of the store since this time of its own; 0: it is heard."""
+
+    unix_s: float
+
+
 class SetLogLevel(msgspec.Struct, tag="log"):
     """Change the level of the process log."""
 
@@ -155,6 +170,28 @@ class Explained(msgspec.Struct, tag="explained"):
     explanation: msgspec.Raw
 
 
+class StartSession(msgspec.Struct, tag="start session"):
+    """Ask for a session on a replica."""
+
+    question: int
+    endpoint: str
+    replica: str
+    idle_s: int
+
+
+class EndSession(msgspec.Struct, tag="end session"):
+    """Ask for the end of a session."""
+
+    question: int
+    id: str
+
+
+class SessionsUsed(msgspec.Struct, tag="sessions used"):
+    """What became of sessions since the worker said so last."""
+
+    uses: list[SessionUse]
+
+
 class Drained(msgspec.Struct, tag="drained"):
     """The worker is done and about to exit."""
 
@@ -163,9 +200,10 @@ class Drained(msgspec.Struct, tag="drained"):
 
 ToWorker = (
     Start | Patch | Health | EngineLoads | Accept | Drain | Ask | AskDemand | Explain | SetLogLevel | SetTls
-    | ReopenLogs
+    | ReopenLogs | SessionAnswer | StoreHeard
 )  # fmt: skip
-FromWorker = Built | Ready | Alive | Counted | Demanded | Explained | Drained
+AboutSessions = StartSession | EndSession | SessionsUsed
+FromWorker = Built | Ready | Alive | Counted | Demanded | Explained | Drained | AboutSessions
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -1,11 +1,14 @@
 """What all exchanges of a worker share: the table, the gate, the pool, clock and counters.
 
-Declares what the exchange needs of pool and gate, so that it depends on neither. No asyncio, no protocol names.
+Declares what the exchange needs of the gate, so that it does not depend on it, as `upstream.opening` does of the
+pool. No asyncio, no protocol names.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, Protocol
+
+from mypy_extensions import trait
 
 from router.counters import EndpointCounters
 from router.errors import Kind, ProxyError, Source
@@ -18,10 +21,8 @@ if TYPE_CHECKING:
     from router.deadlines import DeadlineWheel
     from router.http import Field, RequestHead
     from router.routing.credentials import Credential, Credentials
-    from router.routing.load import Replica
-    from router.routing.spec import DialSpec
     from router.routing.table import Endpoint, Table
-    from router.stream import PendingStream, ResponseReceiver, UpstreamStream
+    from router.transport.upstream.opening import Pool
 
 RETRY_FLOOR: Final = 10  # retries under way that are always allowed …
 RETRY_SHARE: Final = 0.2  # … beside this share of the requests in flight
@@ -36,23 +37,15 @@ and sent, duration, overhead and time to first byte in seconds, client, retries,
 gRPC status or -1."""
 
 
+_HEX: Final = tuple(b"%02x" % i for i in range(256))
 _SCHEMES: Final = (b"http", b"https")
 
 
-class Pool(Protocol):
-    """Streams to replicas."""
+@trait
+class Gate:
+    """Authentication and admission. A trait and not a Protocol, for the reason that `stream` gives."""
 
-    def open(
-        self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec, *, fresh: bool
-    ) -> UpstreamStream | PendingStream | ProxyError:
-        """Return a stream on a connection that is there at once, or a pending one, or why there can be none.
-
-        `fresh` forbids those that serve one request after another, of which one was just found dead.
-        """
-
-
-class Gate(Protocol):
-    """Authentication and admission."""
+    __slots__ = ()
 
     def check(
         self, head: RequestHead, endpoint: Endpoint | None, credentials: Credentials, now: float
@@ -61,9 +54,29 @@ class Gate(Protocol):
 
         Where the endpoint is not known yet (`by_model`) `admit` decides once it is.
         """
+        raise NotImplementedError
+
+    def check_session(
+        self, head: RequestHead, endpoint: Endpoint, credentials: Credentials, minter: bytes, now: float
+    ) -> Credential | ProxyError:
+        """Return whose request of a session it is: who shows a credential, else who started it (its mark)."""
+        raise NotImplementedError
 
     def admit(self, found: Credential | ProxyError, endpoint: Endpoint, now: float) -> Credential | ProxyError:
         """Return who may call this endpoint, or why they may not."""
+        raise NotImplementedError
+
+
+class Desk(Protocol):
+    """Where sticky sessions begin and end: the supervisor's word, which comes later. Asked once a session."""
+
+    def start(
+        self, endpoint: str, replica: str, idle_s: int, answer: Callable[[str, Kind | None], None]
+    ) -> None:
+        """Ask for a session on a replica; `answer` is given its id, or why there is none."""
+
+    def end(self, session_id: str, answer: Callable[[str, Kind | None], None]) -> None:
+        """Ask for the end of one; `answer` is given its id, and why it did not end."""
 
 
 class Peer:
@@ -92,11 +105,13 @@ class Core:
     """What all exchanges of a worker share. `table` is swapped by one attribute store."""
 
     __slots__ = (
+        "_id_head",
         "_id_prefix",
         "_ids",
         "_shed_debt",
         "access_log",
         "clock",
+        "desk",
         "gate",
         "in_flight",
         "pool",
@@ -119,6 +134,7 @@ class Core:
         id_prefix: bytes,
         access_log: Callable[[AccessRecord], None] | None = None,
         trusted_hops: int = 0,
+        desk: Desk | None = None,
     ) -> None:
         self.table = table
         self.gate = gate
@@ -127,6 +143,7 @@ class Core:
         self.wheel = wheel
         self.access_log = access_log
         self.trusted_hops = trusted_hops
+        self.desk = desk
         self.unrouted = EndpointCounters()
         self.in_flight = 0
         self.retrying = 0
@@ -134,12 +151,15 @@ class Core:
         self.shed_requests = 0
         self._shed_debt = 0.0
         self._id_prefix = id_prefix
+        self._id_head = b"%b-%06x" % (id_prefix, 0)
         self._ids = 0
 
     def make_id(self) -> bytes:
-        """Return a request id: the worker's random prefix and a count."""
+        """Return a request id: the worker's random prefix and a count, of which all but the end is kept written."""
         self._ids = count = self._ids + 1
-        return b"%b-%08x" % (self._id_prefix, count)
+        if not count & 0xFF:
+            self._id_head = b"%b-%06x" % (self._id_prefix, count >> 8)
+        return self._id_head + _HEX[count & 0xFF]
 
     def sheds(self) -> bool:
         """Whether this new request is one of the share that is refused; evenly spread, not by chance."""

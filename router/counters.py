@@ -5,20 +5,38 @@ An endpoint's counters hang on the endpoint itself. `telemetry` copies them when
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from mypy_extensions import i64
 
 # Upper bounds in seconds: 1-2-5 steps from 10 us, where our own overhead lies, to 1,000 s, where a long
-# generation ends. bisect over 25 floats costs 0.1 us.
+# generation ends.
 BOUNDS_S: Final[tuple[float, ...]] = (
     *(step * 10.0**power for power in range(-5, 3) for step in (1.0, 2.0, 5.0)),
     1000.0,
 )
 
 
+def bucket(seconds: float) -> int:
+    """Return the first bucket whose bound is not below `seconds`, or the one for all above.
+
+    `bisect_left` by hand: once compiled this is a fifth of that call, of which every request makes three.
+    """
+    low: i64 = 0
+    high: i64 = len(BOUNDS_S)
+    while low < high:
+        middle = (low + high) >> 1
+        if BOUNDS_S[middle] < seconds:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
 # The bucket of a gap of so many whole milliseconds: a token's time is nearly always in this table, and a
 # bisection by name would be a tenth of what relaying the event costs.
-_GAP_BUCKETS: Final = tuple(bisect_left(BOUNDS_S, (ms + 0.5) / 1e3) for ms in range(256))
+_GAP_BUCKETS: Final = tuple(bucket((ms + 0.5) / 1e3) for ms in range(256))
 
 
 class Histogram:
@@ -32,13 +50,13 @@ class Histogram:
 
     def observe(self, seconds: float) -> None:
         """Count one duration."""
-        self.counts[bisect_left(BOUNDS_S, seconds)] += 1
+        self.counts[bucket(seconds)] += 1
         self.sum_s += seconds
 
     def observe_gap(self, seconds: float) -> None:
         """Count the time between two events of a stream, to the whole millisecond."""
         ms = int(seconds * 1e3)
-        self.counts[_GAP_BUCKETS[ms] if ms < 256 else bisect_left(BOUNDS_S, seconds)] += 1
+        self.counts[_GAP_BUCKETS[ms] if ms < 256 else bucket(seconds)] += 1
         self.sum_s += seconds
 
 

@@ -8,14 +8,14 @@ Pure: the owner calls `turn(now)` every `TICK_S`. Being late by up to two ticks 
 from __future__ import annotations
 
 import logging
-from typing import Protocol
+from typing import Final, Protocol
 
 _log = logging.getLogger("router.deadlines")
 
-TICK_S = 0.025
+TICK_S: Final = 0.025
 NEVER = 1e12  # a deadline that never comes, for an item that stays in the wheel
-SLOTS = 1024  # one turn is 25.6 s; later deadlines are looked at once a turn
-TURN_S = SLOTS * TICK_S
+SLOTS: Final = 1024  # one turn is 25.6 s; later deadlines are looked at once a turn
+TURN_S: Final = SLOTS * TICK_S
 
 
 class Watched(Protocol):

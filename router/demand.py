@@ -30,6 +30,7 @@ class EndpointDemand(msgspec.Struct, array_like=True):
     waiting: int = 0
     """Requests that are held until a replica is there."""
     sessions: int = 0
+    """Sticky ones that are in use at this router."""
 
     @property
     def is_idle(self) -> bool:
@@ -41,11 +42,10 @@ def count_demand(counters: EndpointCounters) -> EndpointDemand | None:
     """Return what one worker counted so far; None if nothing ever came."""
     in_flight = counters.in_flight
     waiting = counters.waiting
-    sessions = int(getattr(counters, "sessions", 0))
-    if not (in_flight or counters.requests or waiting or sessions):
+    if not (in_flight or counters.requests or waiting):
         return None
     unserved = sum(counters.codes.get(code, 0) for code in UNSERVED_CODES)
-    return EndpointDemand(in_flight, counters.requests + in_flight, unserved, waiting, sessions)
+    return EndpointDemand(in_flight, counters.requests + in_flight, unserved, waiting)
 
 
 class DemandBook:
@@ -88,13 +88,14 @@ class DemandBook:
             for _, counted in self._last.values():
                 counted.pop(name, None)
 
-    def read(self) -> dict[str, EndpointDemand]:
-        """Return the demand of each endpoint that was ever asked for anything."""
+    def read(self, sessions: dict[str, int] | None = None) -> dict[str, EndpointDemand]:
+        """Return the demand of each endpoint that was ever asked for anything; `sessions` are by endpoint."""
         found = {name: EndpointDemand(0, *totals) for name, totals in self._totals.items()}
         for _, counted in self._last.values():
             for name, seen in counted.items():
                 demand = found[name]
                 demand.in_flight += seen.in_flight
                 demand.waiting += seen.waiting
-                demand.sessions += seen.sessions
+        for name, count in (sessions or {}).items():
+            found.setdefault(name, EndpointDemand()).sessions = count
         return found

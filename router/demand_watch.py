@@ -15,6 +15,7 @@ from router.demand import DemandBook
 if TYPE_CHECKING:
     from router.demand import EndpointDemand
     from router.routing.image import TableImage
+    from router.session_book import SessionBook
     from router.worker_process import WorkerProcess
 
 ASK_LIMIT_S = 0.25
@@ -23,7 +24,8 @@ ASK_LIMIT_S = 0.25
 class DemandWatch:
     """Over the workers, a list that the supervisor fills, and the table in force."""
 
-    def __init__(self, workers: list[WorkerProcess], image: TableImage) -> None:
+    def __init__(self, workers: list[WorkerProcess], image: TableImage, sessions: SessionBook) -> None:
+        self._sessions = sessions
         self._workers = workers
         self._image = image
         self._book = DemandBook()
@@ -39,4 +41,5 @@ class DemandWatch:
             alive = [worker.index for worker in self._workers if worker.state in ("ready", "draining")]
             self._book.keep_workers(alive)
             self._book.keep_endpoints(self._image.endpoints)
-            return self._book.read()
+            sessions = {n: count for n, count in self._sessions.counts().items() if n in self._image.endpoints}
+            return self._book.read(sessions)

@@ -23,13 +23,13 @@ from router.http import NO_FIELDS, ResponseHead
 from router.outcomes import move_outcome
 from router.request_fields import forward_timeouts
 from router.routing.balancer import take_pinned
-from router.routing.load import OUTCOME_CANCELLED
-from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream, ResponseReceiver
+from router.routing.load import OUTCOME_CANCELLED, Lease
+from router.server_timing import server_timing
+from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream, ResponseReceiver, UpstreamStream
 
 if TYPE_CHECKING:
     from router.http import Field, Headers
     from router.routing.table import Endpoint
-    from router.stream import UpstreamStream
 
 MAX_REPLAY_BYTES: Final = 65_536  # of a request's body, kept while it might have to be sent again
 REPLAY_PIECE_BYTES: Final = 4_096
@@ -121,25 +121,24 @@ class Exchange(ExchangeEntry):
         core = self._core
         now = core.clock.now
         lease = endpoint.picker.pick(self, now) if not self._pin else take_pinned(endpoint, self._pin, now)
-        if isinstance(lease, Kind):
+        if not isinstance(lease, Lease):
             # Who waits already goes on waiting while those that came before fill the first replica.
             if (lease is not Kind.NO_REPLICA and not self._wait_until_s) or not self._wait(endpoint, now):
-                self._refuse(ProxyError(lease, Source.ROUTER))
+                self._refuse(ProxyError(lease, Source.ROUTER) if self._visit is None else self._not_there(lease))
             return
         if self._wait_until_s:
             self._end_wait(now)
         self._lease = lease
         receiver: ResponseReceiver = FirstEventGuard(self) if endpoint.mends_sglang else self
         stream = core.pool.open(lease.replica, receiver, endpoint.dial, fresh=fresh)
-        if isinstance(stream, ProxyError):
-            self.upstream_failed(stream)
-            return
-        if isinstance(stream, PendingStream):
+        if isinstance(stream, UpstreamStream):
+            self._send(stream)
+        elif isinstance(stream, PendingStream):
             self._pending = stream
             self._opened_s = now
             self._hold_body()
-            return
-        self._send(stream)
+        else:
+            self.upstream_failed(stream)
 
     def _hold_body(self) -> None:
         """Keep the client's body where it is until somebody takes it."""
@@ -149,8 +148,14 @@ class Exchange(ExchangeEntry):
 
     def _wait(self, endpoint: Endpoint, now: float) -> bool:
         """Wait for a cold start, where the endpoint lets this request; False if it is to be refused."""
-        head, counters, hold = self._head, self._counters, endpoint.hold
+        head, counters = self._head, self._counters
         assert head is not None
+        if self._visit is None:
+            hold = endpoint.hold
+        elif self._visit.is_call:
+            hold = endpoint.session_hold
+        else:
+            return False  # a session's replica is the one it is
         if not hold.wait_s or self._retries or (hold.only_tunnels and head.shape.upgrade is None):
             return False
         if not self._wait_until_s:
@@ -165,6 +170,12 @@ class Exchange(ExchangeEntry):
         self._look_again_s = min(now + LOOK_AGAIN_S, self._wait_until_s)
         self._core.wheel.watch(self)
         return True
+
+    def _look_again(self) -> None:
+        if self._visit is not None and self._visit.is_call:
+            self._call()
+        else:
+            self._open(fresh=False)
 
     def _end_wait(self, now: float) -> None:
         self._counters.waiting -= 1
@@ -210,7 +221,7 @@ class Exchange(ExchangeEntry):
         assert endpoint is not None
         self._sent_s = now = self._core.clock.read()
         self._overhead_s = now - self._started_s - self._connected_s - self._waited_s
-        self._first_byte_s = endpoint.timeouts.first_byte_s
+        self._first_byte_s = endpoint.first_byte_s
         if self._first_byte_s and (self._head_ends or self._replay_ended or head.shape.upgrade is not None):
             self._await_first_byte(now)
         if not self._head_ends:
@@ -236,8 +247,10 @@ class Exchange(ExchangeEntry):
         if not untouched:
             return False
         self._reached = REACHED_NO
-        if self._retries >= endpoint.max_retries or self._pin or not core.may_retry():
+        if self._retries >= endpoint.max_retries or not core.may_retry():
             return False
+        if self._pin and upstream is None:
+            return False  # nobody else will do, and this one could not be reached
         if upstream is not None and self._replay is None:
             return False  # more of the body went out than is kept
         if error.retry is Retry.SAFE:
@@ -292,14 +305,7 @@ class Exchange(ExchangeEntry):
             self._last_event_s = received_s
             headers.append(_UNBUFFERED)
         self._overhead_s = router_s = self._overhead_s + core.clock.read() - received_s
-        if self._connected_s:
-            timing = b"router;dur=%.3f, connect;dur=%.3f, upstream;dur=%.3f" % (
-                router_s * 1e3, self._connected_s * 1e3, upstream_s * 1e3,
-            )  # fmt: skip
-        else:
-            timing = b'router;dur=%.3f, connect;dur=0;desc="reused", upstream;dur=%.3f' % (
-                router_s * 1e3, upstream_s * 1e3,
-            )  # fmt: skip
+        timing = server_timing(router_s, self._connected_s, upstream_s)
         if shape.known is not NO_FIELDS and b"server-timing" in shape.known:
             timing = shape.known[b"server-timing"] + b", " + timing
         headers.append((b"server-timing", timing))
@@ -390,6 +396,6 @@ class Exchange(ExchangeEntry):
             self._handle_late_body(now)
         elif self._look_again_s and not 0.0 < self._deadline_s <= now:
             if self._look_anew():
-                self._open(fresh=False)
+                self._look_again()
         else:
             self._fail(ProxyError(Kind.DEADLINE, Source.ROUTER))

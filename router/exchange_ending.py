@@ -6,20 +6,21 @@ is sent and nothing heard. Imports no asyncio and no protocol.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import TYPE_CHECKING, Final
 
-from router.counters import BOUNDS_S
+from router.counters import bucket
 from router.engine_manners import abort
 from router.errors import WIRE, Kind, ProxyError, Retry
 from router.http import NO_GRPC_STATUS
 from router.local_reply import error_event, grpc_reply, grpc_trailers, local_reply
 from router.outcomes import answer_outcome, failure_outcome, move_outcome
+from router.routing.balancer import PickContext
 from router.stream import HOLD_NO_UPSTREAM, PendingStream, RequestReceiver, ResponseReceiver
 
 if TYPE_CHECKING:
     from router.body_head import BodyHead
     from router.core import Core, Peer
+    from router.exchange_session import SessionVisit
     from router.http import Headers, RequestHead
     from router.routing.credentials import Credential
     from router.routing.load import Lease, Replica
@@ -36,7 +37,7 @@ REACHED_YES: Final = b"yes"
 _SILENT: Final = (Kind.CLIENT_GONE, Kind.CLIENT_STALLED)  # nobody is there to be answered
 
 
-class ExchangeEnding(RequestReceiver, ResponseReceiver):
+class ExchangeEnding(PickContext, RequestReceiver, ResponseReceiver):
     """What is known of one request and its response, and every way in which they end."""
 
     __slots__ = (
@@ -87,6 +88,7 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
         "_ttfb_s",
         "_tunnel_ends",
         "_upstream",
+        "_visit",
         "_wait_until_s",
         "_waited_s",
         "affinity",
@@ -103,6 +105,7 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
         self._pending: PendingStream | None = None
         self._lease: Lease | None = None
         self._endpoint: Endpoint | None = None
+        self._visit: SessionVisit | None = None
         self._counters = core.unrouted
         self._head: RequestHead | None = None
         self._request_id = b""
@@ -287,7 +290,7 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
         counters.bytes_received += self._received_bytes
         counters.bytes_sent += self._sent_bytes
         durations = counters.duration  # written out: a call costs as much as the work in it
-        durations.counts[bisect_left(BOUNDS_S, duration_s)] += 1
+        durations.counts[bucket(duration_s)] += 1
         durations.sum_s += duration_s
         endpoint = self._endpoint
         if endpoint is not None:
@@ -298,11 +301,13 @@ class ExchangeEnding(RequestReceiver, ResponseReceiver):
                     endpoint.load.publish()
             if self._wait_until_s:
                 counters.waiting -= 1
+            if self._visit is not None and self._visit.session is not None:
+                core.table.sessions.leave(self._visit.session)
             if self._ttfb_s:
                 first_bytes, overheads = counters.first_byte, counters.overhead
-                first_bytes.counts[bisect_left(BOUNDS_S, self._ttfb_s)] += 1
+                first_bytes.counts[bucket(self._ttfb_s)] += 1
                 first_bytes.sum_s += self._ttfb_s
-                overheads.counts[bisect_left(BOUNDS_S, self._overhead_s)] += 1
+                overheads.counts[bucket(self._overhead_s)] += 1
                 overheads.sum_s += self._overhead_s
         if core.access_log is not None:
             head = self._head

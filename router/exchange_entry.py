@@ -25,10 +25,11 @@ from router.by_model import (
 from router.core import OVERLOADED
 from router.deadlines import NEVER
 from router.errors import Kind, ProxyError, Source
-from router.exchange_ending import ExchangeEnding
+from router.exchange_session import ExchangeSession
 from router.http import NO_FIELDS, ResponseHead, ResponseShape
 from router.local_reply import json_reply
 from router.request_fields import accepted_id, affinity_key, asked_timeout_s, is_json
+from router.routing.credentials import Credential
 from router.routing.prefix import MAX_PROMPT_BYTES, Prompt
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _NO_PIN: Final = ProxyError(
 )
 
 
-class ExchangeEntry(ExchangeEnding):
+class ExchangeEntry(ExchangeSession):
     """The way of a request from its head to the look for a replica."""
 
     __slots__ = ()
@@ -63,8 +64,11 @@ class ExchangeEntry(ExchangeEnding):
         if core.shed_share and core.sheds():
             self._refuse(OVERLOADED)
             return
+        if endpoint is not None and endpoint.sessions is not None:
+            self._begin_session(endpoint, None)
+            return
         credential = core.gate.check(head, endpoint, table.credentials, core.clock.now)
-        if isinstance(credential, ProxyError):
+        if not isinstance(credential, Credential):
             self._refuse(credential)
             return
         self._credential = credential
@@ -115,6 +119,8 @@ class ExchangeEntry(ExchangeEnding):
             self._refuse(admitted)
         elif self._pin and not admitted.can_pin:
             self._refuse(_NO_PIN)
+        elif endpoint.sessions is not None:
+            self._begin_session(endpoint, admitted)
         else:
             self._credential = admitted
             self._enter(endpoint)
@@ -122,40 +128,45 @@ class ExchangeEntry(ExchangeEnding):
     # -- within which limits ---------------------------------------------------------------------------
 
     def _enter(self, endpoint: Endpoint) -> None:
-        """Take part in an endpoint's load, and look for a replica within its limits."""
+        """Take part in an endpoint's load, and look for a replica."""
+        head = self._head
+        assert head is not None
+        if self._take_part(endpoint) and (endpoint.prefixes is None or not self._ask_for_prompt(endpoint, head)):
+            self._open(fresh=False)
+
+    def _take_part(self, endpoint: Endpoint) -> bool:
+        """Take part in an endpoint's load within its limits; False if the request is refused."""
         core, head = self._core, self._head
         assert head is not None
         shape = head.shape
         known = shape.known
         self._endpoint = endpoint
         self._counters = counters = endpoint.counters
-        limits = endpoint.limits
-        limit = limits.endpoint_concurrency
+        limit = endpoint.endpoint_concurrency
         if limit and endpoint.load.total() >= limit:
             self._refuse(ProxyError(Kind.AT_CAPACITY, Source.ROUTER))
-            return
+            return False
         self._is_counted = True
         counters.in_flight += 1
         if endpoint.load.is_shared:
             endpoint.load.publish()
-        limit = limits.max_body_bytes
+        limit = endpoint.max_body_bytes
         if limit and shape.upgrade is None:
             self._max_body_bytes = limit
             if (head.length or 0) > limit or self._received_bytes > limit:
                 detail = f"the limit is {limit} bytes"
                 self._refuse(ProxyError(Kind.BODY_TOO_LARGE, Source.DOWNSTREAM, detail=detail))
-                return
-        timeouts = endpoint.timeouts
-        self._downstream.limit_idle(timeouts.idle_s)
-        if timeouts.total_s:
-            self._deadline_s = self._started_s + timeouts.total_s
+                return False
+        self._downstream.limit_idle(endpoint.idle_s)
+        if endpoint.total_s:
+            self._deadline_s = self._started_s + endpoint.total_s
         forwarded_for = self._peer.forwarded_for
         host = shape.authority
         if known is not NO_FIELDS:
             refusal = self._take_asked(known)
             if refusal is not None:
                 self._refuse(refusal)
-                return
+                return False
             if core.trusted_hops:
                 host = known.get(b"x-forwarded-host", host)
             before = known.get(b"x-forwarded-for")
@@ -163,20 +174,19 @@ class ExchangeEntry(ExchangeEnding):
                 forwarded_for = (b"x-forwarded-for", before + b", " + forwarded_for[1])
         # What a client says of its own host and scheme is not believed, unless it is a proxy that we trust;
         # its chain of addresses is kept.
-        head.added += (
+        head.added = [
             (b"x-request-id", self._request_id),
             forwarded_for,
             (b"x-forwarded-host", host),
             self._peer.forwarded_proto,
-        )
+        ]
         if endpoint.mends_sglang and shape.method == b"POST":
             self._rid = core.make_id()
             head.added.append((b"x-override-rid", self._rid))
         if self._deadline_s:
             self._timeouts_at = len(head.added)
             core.wheel.watch(self)
-        if endpoint.prefixes is None or not self._ask_for_prompt(endpoint, head):
-            self._open(fresh=False)
+        return True
 
     def _take_asked(self, known: dict[bytes, bytes]) -> ProxyError | None:
         """Apply what the client asks for: a replica by name or by key; a time, of which the smallest wins."""
@@ -184,7 +194,8 @@ class ExchangeEntry(ExchangeEnding):
         if isinstance(key, ProxyError):
             return key
         self.affinity = key
-        self._pin = known.get(b"x-router-replica", b"")  # the gate has seen to who may
+        if self._visit is None:
+            self._pin = known.get(b"x-router-replica", b"")  # the gate has seen to who may
         asked_s = asked_timeout_s(known)
         if isinstance(asked_s, ProxyError):
             return asked_s
@@ -241,7 +252,11 @@ class ExchangeEntry(ExchangeEnding):
         self._stop_waiting_for_body(body_head)
         if self._endpoint is None:
             self._enter_by_model(find_model(body_head))
-        elif self._look_anew():
+        elif not self._look_anew():
+            pass
+        elif self._visit is not None and self._visit.is_call:
+            self._call()
+        else:
             self.prompt = Prompt(body_head.text(), self._endpoint.salt)
             self._open(fresh=False)
 
@@ -260,7 +275,7 @@ class ExchangeEntry(ExchangeEnding):
         if now < self._body_due_s:
             self._look_again_s = self._body_due_s
             self._core.wheel.watch(self)
-        elif self._endpoint is None:
+        elif self._endpoint is None or self._visit is not None:
             self._fail(ProxyError(Kind.REQUEST_TIMEOUT, Source.DOWNSTREAM))
         else:  # a prompt that comes slowly: it goes where any other does
             self._decide_by_body(body_head)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from router.control import Unpacker
+from router.routing.spec import SessionEntry
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
@@ -74,6 +75,8 @@ class Handover(msgspec.Struct, tag="handover"):
     is_failed: bool = False  # by the operator
     added: list[AddedReplica] = []
     removed: list[str] = []
+    session_keys: list[bytes] = []  # of a static table, whose sessions are the daemon's
+    sessions: list[SessionEntry] = []
 
 
 class Ready(msgspec.Struct, tag="ready"):
@@ -104,6 +107,7 @@ class Busy(msgspec.Struct, tag="busy"):
     """What the predecessor still has under way, now and then while it drains; replicas without are left out."""
 
     replicas: list[BusyReplica]
+    sessions: list[str] = []
 
 
 class Gone(msgspec.Struct, tag="gone"):
@@ -137,7 +141,7 @@ class Predecessor:
         self.handover = Handover(VERSION, 0, 0, [])
         self.is_gone = False
         self.cut: int | None = None
-        self.on_busy: Callable[[list[BusyReplica]], None] = lambda _: None
+        self.on_busy: Callable[[list[BusyReplica], list[str]], None] = lambda _, __: None
         self._pair = pair
         self._writer: asyncio.StreamWriter | None = None
         self._first: asyncio.Future[Handover] = asyncio.get_running_loop().create_future()
@@ -206,7 +210,7 @@ class Predecessor:
         except (OSError, ValueError, msgspec.DecodeError) as wrong:
             failure = HandoverError(f"the predecessor's words cannot be read: {wrong}")
         self.is_gone = True
-        self.on_busy([])
+        self.on_busy([], [])
         self._yours.set()
         if not self._first.done():
             self._first.set_exception(failure)
@@ -219,7 +223,7 @@ class Predecessor:
         elif isinstance(message, Yours):
             self._yours.set()
         elif isinstance(message, Busy):
-            self.on_busy(message.replicas)
+            self.on_busy(message.replicas, message.sessions)
         else:
             self.cut = message.cut
 

@@ -21,10 +21,12 @@ HOP_BY_HOP: Final = frozenset(
 KNOWN_REQUEST: Final = frozenset(
     (
         b"grpc-timeout",
+        b"modal-authorization",
         b"modal-key",
         b"modal-routing-affinity-key",
         b"modal-secret",
         b"modal-session-id",
+        b"modal-session-idle-timeout",
         b"x-forwarded-for",
         b"x-forwarded-host",
         b"x-forwarded-proto",
@@ -33,6 +35,8 @@ KNOWN_REQUEST: Final = frozenset(
         b"x-router-key",
         b"x-router-replica",
         b"x-router-secret",
+        b"x-router-session",
+        b"x-router-session-idle-timeout",
         b"x-routing-key",
         b"x-session-id",
         b"x-smg-routing-key",
@@ -86,6 +90,7 @@ class RequestShape:
         "path",
         "scheme",
         "sends_te",
+        "shown_session",
         "success_is_tunnel",
         "takes_trailers",
         "upgrade",
@@ -111,6 +116,7 @@ class RequestShape:
         self.h1_lines = b""
         self.h2_block = b""
         self._stripped: RequestShape | None = None
+        self.shown_session: ShownSession | None = None  # made for the first that asks
 
     def without_authorization(self) -> RequestShape:
         """Return this shape with the credential taken out; made once, as often as the shape is seen."""
@@ -126,8 +132,12 @@ class RequestShape:
         return copy
 
     def _without(self, name: bytes) -> RequestShape:
-        copy = RequestShape(self.method, self.path, self.authority)
-        copy.fields = [field for field in self.fields if field[0] != name]
+        return self.changed([field for field in self.fields if field[0] != name], self.path)
+
+    def changed(self, fields: Headers, path: bytes) -> RequestShape:
+        """Return this shape with other fields and another path; what it says of an Authorization is left out."""
+        copy = RequestShape(self.method, path, self.authority)
+        copy.fields = fields
         copy.known = self.known
         copy.upgrade = self.upgrade
         copy.scheme = self.scheme
@@ -139,6 +149,21 @@ class RequestShape:
         copy.never_indexed = self.never_indexed
         copy.expects_continue = self.expects_continue
         return copy
+
+
+class ShownSession:
+    """What a request shows of a sticky session: a token, empty for none, whence, and the request without it.
+
+    `is_query`: the token stood in the query; `path` is without query.
+    """
+
+    __slots__ = ("is_query", "path", "shape", "token")
+
+    def __init__(self, token: bytes, shape: RequestShape, *, is_query: bool) -> None:
+        self.token = token
+        self.shape = shape
+        self.is_query = is_query
+        self.path = shape.path.partition(b"?")[0]
 
 
 class RequestHead:

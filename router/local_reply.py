@@ -45,6 +45,13 @@ _MESSAGES: dict[Kind, str] = {
     Kind.BODY_TOO_LARGE: "The request body is larger than the limit.",
     Kind.UNAUTHENTICATED: "A valid credential is required.",
     Kind.FORBIDDEN: "This credential does not give access here.",
+    Kind.METHOD_NOT_ALLOWED: "This path takes POST only.",
+    Kind.SESSION_REQUIRED: (
+        "This endpoint is sessioned: POST /_router/sessions/start, and send the token as x-router-session."
+    ),
+    Kind.SESSION_INVALID: "The session token is none of this fleet; start a session.",
+    Kind.SESSION_GONE: "The session has ended; start another.",
+    Kind.SESSION_UNAVAILABLE: "The store that keeps sessions does not answer; retry after the given time.",
     Kind.DRAINING: "This router is shutting down; repeat the request.",
     Kind.OVERLOADED: "This router is overloaded; retry after the given time.",
     Kind.EARLY_DATA: "This request must not be sent as early data.",
@@ -145,8 +152,10 @@ def local_reply(error: ProxyError, reached: bytes, request_id: bytes) -> tuple[R
     retry_after_s = error.retry_after_s or wire.retry_after_s
     if retry_after_s:
         headers.append((b"retry-after", b"%d" % retry_after_s))
-    if error.kind is Kind.UNAUTHENTICATED:
+    if wire.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
+    if error.kind is Kind.METHOD_NOT_ALLOWED:
+        headers.append((b"allow", b"POST"))
     if error.kind is Kind.UPGRADE_UNSUPPORTED:
         headers.append((b"sec-websocket-version", b"13"))
     shape.fields = headers

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from router.config.settings import Settings
     from router.config.static_table import StaticTable
     from router.handover import BusyReplica, Predecessor, Ready
+    from router.routing.image import TableImage
+    from router.routing.spec import SessionEntry
     from router.transport.upstream.probe import HealthMonitor
     from router.upgrade import Successor
 
@@ -49,7 +51,8 @@ class Succession:
         predecessor: Predecessor | None,
         agent: ConfigAgent | None,
         static: StaticTable | None,
-        drain: Callable[[Callable[[list[BusyReplica]], None]], Awaitable[int]],
+        image: TableImage,
+        drain: Callable[[Callable[[list[BusyReplica], list[str]], None]], Awaitable[int]],
     ) -> None:
         self.sockets = ListeningSockets(settings)
         self.admin = AdminSocket()
@@ -59,6 +62,7 @@ class Succession:
         self._settings = settings
         self._agent = agent
         self._static = static
+        self._image = image
         self._drain = drain
         self._inheritance = Inheritance([])
         self._upgrade = Upgrade(command, settings.upgrade_timeout_s, self._describe, self._hand_over)
@@ -87,6 +91,13 @@ class Succession:
                 self._static.restore(added, handover.removed)
             except ValueError as refusal:
                 _log.warning("what was changed by hand is not all kept: %s", refusal)
+
+    def sessions(self) -> tuple[tuple[bytes, ...], tuple[SessionEntry, ...]]:
+        """Return the keys and sessions that a predecessor had of a table that is its own."""
+        if self.predecessor is None:
+            return (), ()
+        handover = self.predecessor.handover
+        return tuple(handover.session_keys), tuple(handover.sessions)
 
     async def know_enough(self, monitor: HealthMonitor, is_over: Callable[[], bool]) -> None:
         """Wait for the table, and for which replicas are ill; RuntimeError when there is no way on."""
@@ -143,6 +154,8 @@ class Succession:
             is_failed=self.is_failed,
             added=[AddedReplica(*entry) for entry in added],
             removed=removed,
+            session_keys=list(self._image.session_keys) if self._static is not None else [],
+            sessions=list(self._image.sessions.values()) if self._static is not None else [],
         )
 
     async def _hand_over(self, successor: Successor, ready: Ready) -> int:
@@ -154,7 +167,7 @@ class Succession:
         self.admin.disown(taken)
         notify(f"MAINPID={successor.pid}")
         successor.tell(Yours())
-        return await self._drain(lambda replicas: successor.tell(Busy(replicas)))
+        return await self._drain(lambda replicas, sessions: successor.tell(Busy(replicas, sessions)))
 
     # -- what is known of it ----------------------------------------------------------------------------
 

@@ -45,9 +45,11 @@ from router.control import (
     Patch,
     Ready,
     ReopenLogs,
+    SessionAnswer,
     SetLogLevel,
     SetTls,
     Start,
+    StoreHeard,
     ToWorker,
     Unpacker,
     pack,
@@ -66,6 +68,7 @@ from router.overload import Overload
 from router.routing.explain import explain
 from router.routing.outlier import is_ready
 from router.routing.stage import Stage
+from router.session_desk import SessionDesk
 from router.telemetry import (
     EndpointSnapshot,
     GcWatch,
@@ -93,6 +96,7 @@ _log = logging.getLogger("router.worker")
 # asyncio leaves behind.
 GC_THRESHOLDS = (50_000, 20, 50)
 DRAIN_POLL_S = 0.05
+REPORT_S = 0.1  # between two words about which sessions are in use
 MAX_PENDING = 4_096  # messages; beyond it the supervisor's writes have to wait
 MAX_UNHEARD_BYTES = 65_536
 TURN_S = 0.002  # of messages in one turn of the loop; requests come between
@@ -115,7 +119,8 @@ class Worker:
         self.pool = ConnectionPool(self.reactor)
         self._walltime = WallTime()
         self.gate = AdmissionGate(start.tokens, boards.rates, self._walltime)
-        self._stage = Stage(boards.load, start.region, boards.prefixes)
+        self._stage = Stage(boards.load, start.region, boards.prefixes, self._walltime)
+        self.desk = SessionDesk(control.send, self._stage.table.sessions)
         self.access_log = (
             AccessLog(start.access_log, start.access_log_sample, self.counters) if start.access_log else None
         )
@@ -128,6 +133,7 @@ class Worker:
             secrets.token_hex(8).encode(),
             self.access_log,
             start.trusted_hops,
+            self.desk,
         )
         proxies = None if start.proxies is None else TrustedPeers(start.proxies)
         limits = start.overload
@@ -137,6 +143,7 @@ class Worker:
         self.overload = Overload(limits)
         self._shed_before = 0
         self._pulse_s = 0.0
+        self._report_s = 0.0
         self._tls_listeners = start.tls_listeners
         if start.tls is not None:
             self.listener.set_context(server_context(start.tls))
@@ -177,6 +184,11 @@ class Worker:
             case Explain():
                 found = explain(self.core.table, message.asked, self.clock.read())
                 self._control.send(Explained(message.question, msgspec.Raw(msgspec.msgpack.encode(found))))
+            case SessionAnswer():
+                self.desk.take(message, self.clock.read())
+                self.outbox.flush()
+            case StoreHeard():
+                self._stage.table.sessions.heard_s = message.unix_s
             case Drain():
                 self._drained_by_s = monotonic() + message.deadline_s  # a second one may only hurry the first
                 if not self.draining:
@@ -266,6 +278,9 @@ class Worker:
         overload.tick(lag_s, now)
         core.shed_share = overload.share
         self.listener.refuses_connections = overload.refuses_connections
+        if now >= self._report_s:
+            self._report_s = now + REPORT_S
+            self.desk.report()
         if now >= self._pulse_s:
             self._pulse_s = now + PULSE_S
             self._control.pulse(Alive(overload.describe()))
@@ -285,6 +300,7 @@ class Worker:
         cut = self.listener.cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self._is_busy() else 0
         while self.listener.open_connections and monotonic() < self._drained_by_s + 1.0:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL_S)
+        self.desk.report()
         self._control.send(Drained(cut))
         self.close()
         self._control.end()

@@ -12,6 +12,7 @@ import logging
 import signal
 import socket
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -27,9 +28,12 @@ from router.control import (
     Demanded,
     Drain,
     Drained,
+    EndSession,
     Explain,
     Explained,
     Ready,
+    SessionsUsed,
+    StartSession,
     Unpacker,
     from_worker,
     pack,
@@ -39,7 +43,7 @@ from router.transport.tasks import spawn
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from router.control import FromWorker, ToWorker
+    from router.control import AboutSessions, FromWorker, SessionAnswer, ToWorker
     from router.routing.explain import Asked
     from router.telemetry import WorkerSnapshot
 
@@ -67,7 +71,9 @@ class WorkerProcess:
         on_death: Callable[[int], None],
         may_greet: asyncio.Event,
         may_accept: asyncio.Event,
+        on_sessions: Callable[[int, AboutSessions, Callable[[SessionAnswer], None]], None],
     ) -> None:
+        self._on_sessions = on_sessions
         self.index = index
         self.pid = 0
         self.state = "starting"
@@ -288,6 +294,8 @@ class WorkerProcess:
         elif isinstance(message, Drained):
             self.cut = message.cut
             self._has_drained = True
+        elif isinstance(message, StartSession | EndSession | SessionsUsed):
+            self._on_sessions(self.index, message, partial(_tell, self._channel))
         else:
             future = self._questions.get(message.question)
             if future is not None and not future.done():
@@ -300,3 +308,9 @@ class WorkerProcess:
         self.overload = ""
         for future in self._questions.values():
             future.cancel()
+
+
+def _tell(channel: asyncio.StreamWriter | None, message: SessionAnswer) -> None:
+    """Answer the process that asked: another in its place numbers its questions anew."""
+    if channel is not None and not channel.is_closing():
+        channel.write(pack(message))

@@ -10,7 +10,7 @@ from router.routing.credentials import ANYBODY
 from router.routing.prefix import PrefixBoard
 from router.routing.spec import EndpointPatch, EndpointSpec, ReplicaSpec, RouteSpec, TablePatch, TableSpec
 from router.routing.stage import Stage, whole
-from router.stream import PendingStream
+from router.stream import DownstreamStream, PendingStream, UpstreamStream
 
 GONE = ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM)
 REFUSED = ProxyError(Kind.CONNECT_FAILED, Source.UPSTREAM, Retry.SAFE)
@@ -20,7 +20,7 @@ GOES_AWAY = ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, Retry.SAFE)
 STALE = ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, Retry.IF_REUSED)
 
 
-class FakeStream:
+class FakeStream(DownstreamStream, UpstreamStream):
     """Records what it is told and refuses what the seam forbids."""
 
     def __init__(self, reused=False, untouched=True):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 
 from router.control import (
     MAX_MESSAGE_BYTES,
+    AboutSessions,
     Accept,
     Alive,
     Ask,
@@ -16,6 +17,7 @@ from router.control import (
     Demanded,
     Drain,
     Drained,
+    EndSession,
     EngineLoads,
     Explain,
     Explained,
@@ -24,9 +26,13 @@ from router.control import (
     Patch,
     Ready,
     ReopenLogs,
+    SessionAnswer,
+    SessionsUsed,
     SetLogLevel,
     SetTls,
     Start,
+    StartSession,
+    StoreHeard,
     ToWorker,
     Unpacker,
     from_worker,
@@ -37,6 +43,7 @@ from router.demand import EndpointDemand
 from router.overload import OverloadLimits
 from router.routing.explain import Asked
 from router.routing.spec import EndpointPatch, EndpointSpec, LimitSpec, ReplicaSpec, RouteSpec, TablePatch
+from router.session_book import SessionUse
 from router.telemetry import EndpointSnapshot, ReplicaSnapshot, WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
 from router.transport.server_tls import CertificatePair, ServerTls
@@ -77,6 +84,9 @@ TO_WORKER = [
     AskDemand(3),
     SetLogLevel("INFO"),
     ReopenLogs(),
+    SessionAnswer(4, "id"),
+    SessionAnswer(4, refusal="at_capacity"),
+    StoreHeard(1.5),
 ]
 FROM_WORKER = [
     Built(),
@@ -86,6 +96,9 @@ FROM_WORKER = [
     Demanded(3, 9, {"e": EndpointDemand(1, 5, 2, 0, 1)}),
     Explained(2, msgspec.Raw(msgspec.msgpack.encode({"a": [1, None]}))),
     Drained(0),
+    StartSession(4, "e", "r", 600),
+    EndSession(5, "id"),
+    SessionsUsed([SessionUse("id", "e", "r", 600, True)]),
 ]
 
 
@@ -110,6 +123,7 @@ def test_from_the_worker_and_back(message):
 def test_no_kind_is_missing_here():
     assert {type(message) for message in TO_WORKER} == set(ToWorker.__args__)
     assert {type(message) for message in FROM_WORKER} == set(FromWorker.__args__)
+    assert {type(message) for message in FROM_WORKER} > set(AboutSessions.__args__)
 
 
 def test_one_directions_messages_are_not_the_others():

@@ -26,9 +26,18 @@ def test_who_is_not_let_in_is_no_demand():
 
 def test_workers_are_added_up():
     book = DemandBook()
-    book.take(0, 10, {"e": EndpointDemand(1, 5, 2, 1, 3)})
+    book.take(0, 10, {"e": EndpointDemand(1, 5, 2, 1)})
     book.take(1, 11, {"e": EndpointDemand(2, 7), "f": EndpointDemand(0, 1)})
-    assert book.read() == {"e": EndpointDemand(3, 12, 2, 1, 3), "f": EndpointDemand(0, 1)}
+    assert book.read() == {"e": EndpointDemand(3, 12, 2, 1), "f": EndpointDemand(0, 1)}
+
+
+def test_sticky_sessions_are_demand_also_where_nothing_was_ever_asked_here():
+    book = DemandBook()
+    book.take(0, 10, {"e": EndpointDemand(0, 5)})
+    found = book.read({"e": 3, "f": 1})
+    assert found == {"e": EndpointDemand(0, 5, sessions=3), "f": EndpointDemand(sessions=1)}
+    assert not found["f"].is_idle
+    assert book.read() == {"e": EndpointDemand(0, 5)}
 
 
 def test_a_worker_that_is_replaced_counts_on():

@@ -32,7 +32,11 @@ async def place(tmp_path, monkeypatch):
         sock = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
 
         def make():
-            made.append(WorkerProcess(0, start, board.fileno(), [sock], deaths.append, may_greet, may_accept))
+            made.append(
+                WorkerProcess(
+                    0, start, board.fileno(), [sock], deaths.append, may_greet, may_accept, lambda *told: None
+                )
+            )
             made[-1].deaths = deaths
             return made[-1]
 

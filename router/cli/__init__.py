@@ -16,6 +16,7 @@ from router.cli.control import endpoint, region, replica, route, token
 from router.cli.drain import drain
 from router.cli.edge import edge
 from router.cli.serve import serve
+from router.cli.session import session
 from router.cli.sidecar import sidecar
 from router.cli.store_admin import store
 from router.cli.up import up
@@ -36,7 +37,7 @@ main.add_command(autoscale)
 main.add_command(edge)
 main.add_command(compile_)
 main.add_command(certs)
-for group in (endpoint, replica, route, token, region):
+for group in (endpoint, replica, route, token, region, session):
     main.add_command(group)
 
 

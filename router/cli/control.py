@@ -54,11 +54,13 @@ def _endpoint_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--state", type=click.Choice(["ACTIVE", "PAUSED"]), help="A paused one answers 503."),
         click.option("--policy", metavar="JSON", help='As {"policy": "p2c", "slow_start_s": 30, "timeouts": {}, '
                      '"limits": {}, "outlier": {}, "retries": 2, "tls": {}, "connections": {}, "failover": ["us"], '
-                     '"affinity": {}, "hold": {}, "models": ["org/name"], '
+                     '"affinity": {}, "hold": {}, "sessions": {"idle_timeout_s": 600}, "models": ["org/name"], '
                      '"scaling": {"target_concurrency": 8, "max_replicas": 4}}.'),
         click.option("--health", metavar="JSON", help='As {"kind": "http", "path": "/ready"} or {"kind": "grpc"}.'),
         click.option("--unauthenticated/--authenticated", default=None,
                      help="Whether it is served without a token of its environment. [default: no]"),
+        click.option("--sessioned/--not-sessioned", default=None,
+                     help="Whether each request belongs to a sticky session. [default: no]"),
         click.option("--host", multiple=True, help="Route from this host as well; `*` is any. Repeatable."),
         click.option("--prefix", multiple=True, help="Path prefix of those routes; `/` if none is given."),
     ]):  # fmt: skip

@@ -30,7 +30,7 @@ from router.config import checkpoint
 from router.config.pace import Pace
 from router.config.projection import Projection
 from router.config.reduce import RowBook, Transactions, Watermark
-from router.config.schema import CLIENT_VERSION, SCHEMA_KEY, STREAMED, STREAMED_VERSION
+from router.config.schema import CLIENT_VERSION, SCHEMA_KEY, STREAMED, STREAMED_VERSION, streamed
 from router.config.target import parse_target, state_dir
 from router.config.timestamps import format_timestamp, to_micros
 from router.routing.image import TableImage
@@ -51,6 +51,7 @@ _log = logging.getLogger("router.config")
 
 EXIT_NO_STORE = 5
 CHECKPOINT_S = 30.0
+SILENT_S = 10.0  # after which what the table does not know of sessions means nothing
 SLICE = 1_000  # rows that are turned into a patch at a time, so that the supervisor's loop goes round
 REFUSED_RETRY_S = 10.0  # what is wrong with a database or its schema takes a person to mend
 
@@ -94,6 +95,7 @@ class ConfigAgent:
         self._transactions = Transactions()
         self._pace = Pace()
         self._identity = ""
+        self._schema = 0
         self._client: StoreClient | None = None
         self._tail: Tail | None = None
         self._reaper: Reaper | None = None
@@ -154,6 +156,12 @@ class ConfigAgent:
     def has_table(self) -> bool:
         """Whether there is a table to serve from, of the store or of a checkpoint."""
         return self._has_table
+
+    def heard_s(self) -> float:
+        """Return when the store was heard last, in Unix seconds of its own, if that is long ago; else 0."""
+        watermark_us = self._watermark.read(self._transactions.oldest_us())
+        behind_s = self._staleness_s(watermark_us)
+        return 0.0 if behind_s is None or behind_s < SILENT_S else watermark_us / 1e6
 
     def accept_held(self) -> int:
         """Let through what the shrink guard holds; return how many ready replicas that takes out."""
@@ -320,6 +328,9 @@ class ConfigAgent:
             async for block in blocks:
                 found.update(block)
         schema = check_schema(found.get((SCHEMA_KEY,)))
+        if streamed(schema.version) != streamed(self._schema):
+            self._watermark = Watermark(self._watermark.read())  # of a table that is streamed now nothing is known
+        self._schema = schema.version
         if schema.identity != self._identity:
             if self._identity:
                 _log.warning("%s: this is another database than the checkpoint's", self._target)
@@ -336,7 +347,7 @@ class ConfigAgent:
         at = await client.read_time()
         read_us = to_micros(at)
         tables: dict[str, dict[Key, Row]] = {}
-        for table in STREAMED:
+        for table in streamed(self._schema):
             rows = tables[table.name] = {}
             async with aclosing(client.read_table(table, at)) as blocks:
                 async for block in blocks:
@@ -367,8 +378,10 @@ class ConfigAgent:
         for record in records:
             if record.table == "Meta":  # before anything is taken over
                 for key, row in record.rows:
-                    if key == (SCHEMA_KEY,):
-                        check_schema(row)
+                    if key == (SCHEMA_KEY,) and streamed(check_schema(row).version) != streamed(self._schema):
+                        from router.config.tail import LostPlaceError  # noqa: PLC0415
+
+                        raise LostPlaceError("another schema streams other tables")
         changes = self._book.take(records)
         if not changes:
             return
@@ -422,6 +435,7 @@ class ConfigAgent:
         found.restore(self._book)
         header = found.header
         self._identity = header.identity
+        self._schema = header.of_schema
         self._watermark = Watermark(header.watermark_us, header.positions)
         for patch in (self._projection.restore(header.kept), self._projection.step(self._book.rows())):
             if patch is not None:
@@ -451,7 +465,7 @@ class ConfigAgent:
         positions = {token: min(at, watermark_us) for token, at in self._watermark.positions.items()}
         header = checkpoint.Header(
             checkpoint.FORMAT, STREAMED_VERSION, self._target.database, self._identity, watermark_us, positions,
-            self._projection.kept(),
+            self._projection.kept(), self._schema,
         )  # fmt: skip
         self._is_changed = False
         encoding = checkpoint.blocks_of(self._book)  # as of now, like the header

@@ -36,7 +36,10 @@ _Block = tuple[str, list[tuple[list[str], int, list[Any] | None]]]
 
 
 class Header(msgspec.Struct):
-    """Of which database, up to when, and where each partition is to be read on."""
+    """Of which database, up to when, and where each partition is to be read on.
+
+    `schema` is what the rows look like, `of_schema` what the database's was: it says which tables are here.
+    """
 
     format: int
     schema: int
@@ -45,6 +48,7 @@ class Header(msgspec.Struct):
     watermark_us: int
     positions: dict[str, int]
     kept: Kept = msgspec.field(default_factory=Kept)
+    of_schema: int = 2
 
 
 class Checkpoint(msgspec.Struct):

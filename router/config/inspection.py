@@ -11,7 +11,7 @@ from router.config.agent import SchemaError, check_schema
 from router.config.client import RpcError, Status, StoreClient
 from router.config.duty import AUTOSCALER, REAPER, read_duty
 from router.config.errors import StoreError
-from router.config.schema import SCHEMA_KEY, STREAMED
+from router.config.schema import SCHEMA_KEY, STREAMED, streamed
 from router.config.timestamps import format_timestamp, parse_timestamp, to_micros
 from router.config.wire import Child, DataRecord, Heartbeat
 from router.config.writer import in_words
@@ -53,7 +53,7 @@ async def _inspect(client: StoreClient, target: Target) -> dict[str, Any]:
     positions = await _positions(client, now_us)
     watermark_us = min(positions.values(), default=now_us)
     rows = {}
-    for table in STREAMED:
+    for table in streamed(schema.version):
         counted, _ = await client.execute(f"SELECT COUNT(*) FROM {table.name}")  # noqa: S608 - names of ours
         rows[table.name] = int(counted[0][0])
     nodes, _ = await client.execute("SELECT LeaseExpiresAt FROM Nodes")

@@ -16,7 +16,18 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from router.config.rows import RowError, keep_shut, read_endpoint, read_region, read_replica, read_route, read_token
+from router.config.rows import (
+    RowError,
+    keep_shut,
+    read_endpoint,
+    read_region,
+    read_replica,
+    read_route,
+    read_session,
+    read_session_keys,
+    read_token,
+)
+from router.config.schema import SESSION_KEY
 from router.config.static import ConfigError, check_host
 from router.routing.load import BOARD_SLOTS
 from router.routing.spec import (
@@ -25,6 +36,7 @@ from router.routing.spec import (
     RegionSpec,
     ReplicaSpec,
     RouteSpec,
+    SessionEntry,
     TablePatch,
     TokenSpec,
 )
@@ -37,6 +49,7 @@ if TYPE_CHECKING:
 
 GUARD_FLOOR = 10  # ready replicas; a smaller table loses more than half of them in daily use
 MAX_REPLICAS = BOARD_SLOTS - 8_192  # cells given up by a patch are free only in the next
+MAX_SESSIONS = 200_000  # routers give no more than half of it
 MAX_REASONS = 1_000  # quarantined rows that are listed; beyond it they are counted
 _ROUTING = frozenset(("Hosts", "RouteSets", "Routes"))
 
@@ -74,6 +87,8 @@ class Projection:
         self._tokens: dict[Key, TokenSpec] = {}
         self._limited = 0  # tokens with a rate limit: each has a cell
         self._regions: dict[str, RegionSpec] = {}
+        self._sessions: dict[Key, SessionEntry] = {}
+        self._session_keys: tuple[bytes, ...] = ()
         self.quarantine: dict[tuple[str, Key], str] = {}
         self.ready = 0
         self._count = 0
@@ -112,6 +127,8 @@ class Projection:
         replicas: dict[str, dict[str, None]] = {}
         tokens: dict[Key, None] = {}
         regions: dict[str, None] = {}
+        sessions: dict[Key, None] = {}
+        keys = None
         routing = False
         for table, key, _ in changes:
             if table == "Replicas":
@@ -124,16 +141,23 @@ class Projection:
                 tokens[key] = None
             elif table == "Regions":
                 regions[key[0]] = None
+            elif table == "Sessions":
+                sessions[key] = None
+            elif key == (SESSION_KEY,):
+                keys = self._changed_session_keys(key)
         patch = self._patch(endpoints, replicas, routing=routing, defer_routes=defer_routes)
-        if not tokens and not regions:
+        if not tokens and not regions and not sessions and keys is None:
             return patch
         upserted, revoked = self._changed_tokens(tokens)
         changed = self._changed_regions(regions)
-        if patch is None and not upserted and not revoked and changed is None:
+        opened, ended = self._changed_sessions(sessions)
+        parts = (patch, changed, keys)
+        if not any((upserted, revoked, opened, ended)) and all(part is None for part in parts):
             return None
         return msgspec.structs.replace(
-            patch or TablePatch(0), tokens=upserted, revoked=revoked, regions=changed
-        )
+            patch or TablePatch(0), tokens=upserted, revoked=revoked, regions=changed,
+            sessions=opened, ended=ended, session_keys=keys,
+        )  # fmt: skip
 
     def accept(self) -> tuple[int, TablePatch | None]:
         """Let go of everything held; return how many replicas that takes out, and the patch."""
@@ -387,6 +411,44 @@ class Projection:
             except RowError as reason:
                 self.quarantine["Regions", key] = str(reason)
         return None if self._regions == before else tuple(self._regions.values())
+
+    def _changed_sessions(self, keys: Iterable[Key]) -> tuple[tuple[SessionEntry, ...], tuple[str, ...]]:
+        """Return the sessions that began, and the ids of those that ended."""
+        opened: list[SessionEntry] = []
+        ended: list[str] = []
+        for key in keys:
+            self.quarantine.pop(("Sessions", key), None)
+            row = self._row("Sessions", key)
+            entry = None
+            if row is not None:
+                try:
+                    entry = read_session(key[0], row)
+                except RowError as reason:
+                    self.quarantine["Sessions", key] = str(reason)
+            known = self._sessions.pop(key, None)
+            if entry is not None and len(self._sessions) >= MAX_SESSIONS:
+                self.quarantine["Sessions", key] = f"there are {MAX_SESSIONS} sessions already"
+                entry = None
+            if entry is not None:
+                self._sessions[key] = entry
+                if entry != known:
+                    opened.append(entry)
+            elif known is not None:
+                ended.append(known.id)
+        return tuple(opened), tuple(ended)
+
+    def _changed_session_keys(self, key: Key) -> tuple[bytes, ...] | None:
+        """Return the keys that sign and verify session tokens, None if they are as before or cannot be used."""
+        self.quarantine.pop(("Meta", key), None)
+        try:
+            found = read_session_keys(self._row("Meta", key))
+        except RowError as reason:
+            self.quarantine["Meta", key] = str(reason)
+            return None
+        if found == self._session_keys:
+            return None
+        self._session_keys = found
+        return found
 
     def _is_paused(self, name: str) -> bool:
         row = self._row("Endpoints", (name,))

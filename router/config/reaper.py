@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from random import random
+from time import monotonic
 from typing import TYPE_CHECKING
 
 from router.config.client import COMMIT_TIME
@@ -18,6 +20,7 @@ from router.config.duty import REAPER, take_duty
 from router.config.errors import StoreError
 from router.config.lease import LEASE_S, SHARDS
 from router.config.pace import Pace
+from router.config.sessions import check_sessions, reap_orphans
 from router.config.timestamps import parse_timestamp
 from router.config.writer import open_writer
 
@@ -36,6 +39,7 @@ DELETE_AFTER_S = 60.0
 MAX_SHARE = 0.3
 SHARE_FLOOR = 10
 """Ready replicas of an endpoint; a smaller one may lose all of them with its one node."""
+SESSIONS_S = 15.0  # between looks for sessions that nobody ends
 MAX_NODES = 200  # looked at in one turn
 DUTY_KEY = REAPER
 
@@ -51,6 +55,8 @@ class Reaper:
         self.is_on_duty = False
         self._is_patient_enough = False
         self.reaped = 0
+        self.reaped_sessions = 0
+        self._sessions_s = 0.0
         self.refused: dict[str, int] = {}
         """Endpoint to how many of its replicas were spared: the alarm."""
 
@@ -76,6 +82,7 @@ class Reaper:
             return
         if not self._is_patient_enough:
             return
+        await self._reap_sessions(writer)
         suspects = await self._suspects(writer)
         if not suspects:
             self.refused = {}
@@ -89,6 +96,17 @@ class Reaper:
                 "not reaped: %d of the ready replicas of endpoint %s are on nodes whose leases ran out, "
                 "more than %.0f %%", count, endpoint, MAX_SHARE * 100,
             )  # fmt: skip
+
+    async def _reap_sessions(self, writer: Writer) -> None:
+        """End the sessions of routers that are gone, now and then; a store of an older schema has none."""
+        now_s = monotonic()
+        if now_s < self._sessions_s:
+            return
+        self._sessions_s = now_s + SESSIONS_S
+        with suppress(StoreError):
+            await check_sessions(writer)
+            count = await reap_orphans(writer)
+            self.reaped_sessions += count
 
     async def _take_duty(self, t: Transaction) -> tuple[bool, bool]:
         """Return whether the duty is ours, and whether it may be done yet.

@@ -15,7 +15,7 @@ import asyncio
 import logging
 from contextlib import aclosing, suppress
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from router.config.agent import SchemaError, check_schema
 from router.config.client import RpcError, StoreClient
@@ -26,7 +26,7 @@ from router.config.embedded.values import decoder
 from router.config.errors import StoreError
 from router.config.pace import Pace
 from router.config.reduce import RowBook, Transactions, Watermark
-from router.config.schema import BY_NAME, MIGRATIONS, SCHEMA_KEY, STREAMED
+from router.config.schema import BY_NAME, MIGRATIONS, SCHEMA_KEY, STREAMED, streamed
 from router.config.setup import connect, make_database
 from router.config.tail import LostPlaceError, Tail
 from router.config.target import Target
@@ -36,11 +36,11 @@ from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from typing import Any
 
     from router.config.embedded.database import Database
     from router.config.embedded.server import StoreServer
     from router.config.reduce import Change
+    from router.config.schema import StreamedTable
     from router.config.wire import DataRecord, Key, Row
 
 _log = logging.getLogger("router.relay")
@@ -64,6 +64,7 @@ class Relay:
         self._pace = Pace()
         self._ready: list[tuple[int, int, list[Change]]] = []  # by commit timestamp, waiting for the watermark
         self._taken = 0
+        self._streamed = STREAMED
         self._encoders: dict[str, Callable[[Key, Row | None, int], RowChange]] = {}
         self._task: asyncio.Task[None] | None = None
         self.trouble = ""
@@ -73,12 +74,11 @@ class Relay:
         if not self._has_database():
             await asyncio.to_thread(lambda: make_database(connect(self._own), self._own))
         database = self._database()
-        if database.upstream is None:
-            if database.catalog.tables:
-                raise StoreError("this data is a store's own, not a relay's: give another --data")
-            database.follow(str(self._upstream), [statement for step in MIGRATIONS for statement in step])
-        elif database.upstream != str(self._upstream):
+        if database.upstream is None and database.catalog.tables:
+            raise StoreError("this data is a store's own, not a relay's: give another --data")
+        if database.upstream not in (None, str(self._upstream)):
             raise StoreError(f"this data follows {database.upstream}, not {self._upstream}: give another --data")
+        database.follow(str(self._upstream), [statement for step in MIGRATIONS for statement in step])
         self._task = spawn(self._run(), "relay")
 
     async def close(self) -> None:
@@ -137,13 +137,11 @@ class Relay:
         """Bring everything to one time of the upstream, as a difference."""
         at = await client.read_time()
         read_us = to_micros(at)
-        tables: dict[str, dict[Key, Row]] = {}
-        for table in STREAMED:
-            rows = tables[table.name] = {}
-            async with aclosing(client.read_table(table, at)) as blocks:
-                async for block in blocks:
-                    rows.update(block)
-        check_schema(tables["Meta"].get((SCHEMA_KEY,)))
+        tables: dict[str, dict[Key, Row]] = {table.name: {} for table in STREAMED}
+        await self._read(client, STREAMED[0], at, tables)
+        self._streamed = streamed(check_schema(tables["Meta"].get((SCHEMA_KEY,))).version)
+        for table in self._streamed[1:]:
+            await self._read(client, table, at, tables)
         tokens: dict[str, int] = {}
         async with aclosing(client.changes(read_us, None, HEARTBEAT_MS)) as stream:
             async for records in stream:
@@ -164,12 +162,19 @@ class Relay:
         self._database().advance_to(read_us)
         _log.info("%s: %d rows differed", self._upstream, differing)
 
+    async def _read(
+        self, client: StoreClient, table: StreamedTable, at: Any, tables: dict[str, dict[Key, Row]]
+    ) -> None:
+        async with aclosing(client.read_table(table, at)) as blocks:
+            async for block in blocks:
+                tables[table.name].update(block)
+
     def _difference(self, name: str, rows: dict[Key, Row], read_us: int) -> list[RowChange]:
         """Return what makes the table, as it is on disk, the one that was read."""
         database = self._database()
         table = database.catalog.table(name)
         encode = self._encoder(name)
-        written_at = list(table.columns).index("updatedat")
+        written_at = {at for at, column in enumerate(table.columns.values()) if column.commit_timestamp}
         present = dict(database.scan(table, [keys.ALL], NOW_US))
         changes = []
         for key, row in rows.items():
@@ -183,6 +188,11 @@ class Relay:
         return changes
 
     def _take(self, records: list[DataRecord]) -> None:
+        for record in records:
+            if record.table == "Meta":
+                for key, row in record.rows:
+                    if key == (SCHEMA_KEY,) and streamed(check_schema(row).version) != self._streamed:
+                        raise LostPlaceError("another schema streams other tables")
         changes = self._book.take(records)
         if changes:
             self._taken += 1
@@ -212,14 +222,15 @@ class Relay:
         return known
 
 
-def _without(row: Sequence[Any], at: int) -> tuple[Any, ...]:
-    return (*row[:at], *row[at + 1 :])
+def _without(row: Sequence[Any], left_out: set[int]) -> list[Any]:
+    return [value for at, value in enumerate(row) if at not in left_out]
 
 
 def _make_encoder(database: Database, name: str) -> Callable[[Key, Row | None, int], RowChange]:
     streamed = BY_NAME[name]
     table = database.catalog.table(name)
     columns = [column.name for column in table.columns.values()]
+    stamps = [column.name for column in table.columns.values() if column.commit_timestamp]
     decode = {column: decoder(table.column(column).type) for column in streamed.all_columns}
 
     def encode(key: Key, row: Row | None, commit_us: int) -> RowChange:
@@ -227,8 +238,8 @@ def _make_encoder(database: Database, name: str) -> Callable[[Key, Row | None, i
         at_rest_key = tuple(stored.values())
         if row is None:
             return RowChange(name, at_rest_key, None)
+        stored |= dict.fromkeys(stamps, commit_us)
         stored |= {column: decode[column](v) for column, v in zip(streamed.columns, row, strict=True)}
-        stored["UpdatedAt"] = commit_us
         return RowChange(name, at_rest_key, tuple(stored.get(column) for column in columns))
 
     return encode

@@ -16,6 +16,7 @@ import msgspec
 from router.config.static import ConfigError, check_name, check_prefix, check_replica_id
 from router.config.timestamps import parse_timestamp
 from router.routing.load import split_address
+from router.routing.session_token import MIN_KEY_BYTES
 from router.routing.spec import (
     EndpointSpec,
     EnvironmentName,
@@ -25,6 +26,7 @@ from router.routing.spec import (
     RegionSpec,
     RegionState,
     ReplicaSpec,
+    SessionEntry,
     State,
     TokenSpec,
 )
@@ -38,6 +40,7 @@ _DIGEST_BYTES = 32  # SHA-256
 PIN = "pin"
 """The scope that allows to name the replica."""
 ENDPOINT_SCOPE = "endpoint:"
+MAX_KEYS = 8
 MIN_RATE_PER_S, MAX_RATE_PER_S = 1e-6, 1e6
 
 
@@ -68,6 +71,12 @@ class Capabilities(msgspec.Struct):
 
 class RowError(ValueError):
     """A row that cannot be used; the text is the reason."""
+
+
+class SessionKeyEntry(msgspec.Struct):
+    """Row `session_key` of Meta."""
+
+    keys: Annotated[list[str], msgspec.Meta(max_length=MAX_KEYS)] = []
 
 
 class RateLimit(msgspec.Struct, forbid_unknown_fields=True):
@@ -195,6 +204,34 @@ def check_scope(scope: Any) -> None:
         raise RowError(f"Scopes: {scope!r} is neither {ENDPOINT_SCOPE}NAME nor {PIN}")
     if name != scope:
         _check(check_name, name, "Scopes")
+
+
+def read_session(session_id: str, row: Row) -> SessionEntry | None:
+    """Return the open session that a Sessions row says, None for one that ended; RowError for what it cannot."""
+    endpoint, replica, state, idle = row
+    if state != "OPEN":
+        return None
+    _check(check_name, endpoint, "EndpointId")
+    _check(check_replica_id, replica, "ReplicaId")
+    try:
+        idle_s = int(idle)
+    except (TypeError, ValueError):
+        raise RowError(f"IdleTimeoutS: {idle!r} is no number") from None
+    return SessionEntry(session_id, endpoint, replica, idle_s)
+
+
+def read_session_keys(row: Row | None) -> tuple[bytes, ...]:
+    """Return the keys that the row `session_key` of Meta says; RowError for what it cannot."""
+    if row is None:
+        return ()
+    entry = _json(row[0], SessionKeyEntry, "V") or SessionKeyEntry()
+    try:
+        keys = tuple(bytes.fromhex(key) for key in entry.keys)
+    except ValueError:
+        raise RowError("V.keys: a key is not of hexadecimal digits") from None
+    if any(len(key) < MIN_KEY_BYTES for key in keys):
+        raise RowError(f"V.keys: a key has less than {MIN_KEY_BYTES} bytes")
+    return keys
 
 
 def read_route(row: Row) -> tuple[int, str, str]:

@@ -9,16 +9,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-CLIENT_VERSION = 2
+CLIENT_VERSION = 3
 """The schema this code was written for."""
 STREAMED_VERSION = 1
 """The schema that last changed what a streamed table's rows look like: a checkpoint of another is not read."""
 DEMAND_VERSION = 2
 """The schema from which on there are Demand and Sessions."""
 
+SESSION_VERSION = 3
+"""The schema from which on sessions are streamed."""
+
 STREAM = "RouterStream"
 SCHEMA_KEY = "schema"
 """Row of `Meta`: {"version": N, "oldest_client": N, "identity": TEXT made once per database}."""
+SESSION_KEY = "session_key"
+"""Row of `Meta`: {"keys": [HEX, …]}; the first one signs session tokens, all of them verify."""
 
 _UPDATED = "UpdatedAt TIMESTAMP NOT NULL OPTIONS (allow_commit_timestamp=true)"
 
@@ -129,16 +134,26 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
 ) PRIMARY KEY (SessionId),
   ROW DELETION POLICY (OLDER_THAN(UpdatedAt, INTERVAL 8 DAY))""",
     ),
+    # Every router is told that a session began or ended, but not each time that it was used.
+    (
+        f"""ALTER CHANGE STREAM {STREAM}
+  SET FOR Meta, Regions, Endpoints, Replicas, RouteSets, Routes, Hosts, AuthTokens,
+    Sessions(EndpointId, ReplicaId, State, IdleTimeoutS)""",
+    ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class StreamedTable:
-    """What a client reads of a table: key columns first. JSON columns are texts to it."""
+    """What a client reads of a table: key columns first. JSON columns are texts to it.
+
+    `since`: the schema from which on the stream has it.
+    """
 
     name: str
     keys: tuple[str, ...]
     columns: tuple[str, ...]
+    since: int = 1
 
     @property
     def all_columns(self) -> tuple[str, ...]:
@@ -164,5 +179,15 @@ STREAMED: tuple[StreamedTable, ...] = (
         ("TokenHash",),
         ("Subject", "Environment", "Scopes", "RateLimit", "NotAfter", "RevokedAt"),
     ),
+    StreamedTable(
+        "Sessions", ("SessionId",), ("EndpointId", "ReplicaId", "State", "IdleTimeoutS"), SESSION_VERSION
+    ),
 )
+
+
+def streamed(version: int) -> tuple[StreamedTable, ...]:
+    """Return the tables that a database of this schema streams."""
+    return tuple(table for table in STREAMED if table.since <= version)
+
+
 BY_NAME = {table.name: table for table in STREAMED}

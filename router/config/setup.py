@@ -17,7 +17,8 @@ from google.auth.credentials import AnonymousCredentials
 from google.cloud import spanner
 
 from router.config.errors import StoreError, StoreUnavailableError
-from router.config.schema import MIGRATIONS, SCHEMA_KEY, STREAM
+from router.config.schema import MIGRATIONS, SCHEMA_KEY, SESSION_KEY, SESSION_VERSION, STREAM
+from router.session_book import KEY_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -106,7 +107,9 @@ def _migrate(database: Any, say: Callable[[str], None], migrations: Sequence[Seq
     if version < len(migrations) or not row:
         # Also where there is nothing to migrate: an init may have broken off just before this.
         value = {"oldest_client": 1, "identity": secrets.token_hex(16), **row, "version": len(migrations)}
-        _write_schema_row(database, value)
+        _write_meta(database, SCHEMA_KEY, value)
+    if len(migrations) >= SESSION_VERSION and not _has_row(database, SESSION_KEY):
+        _write_meta(database, SESSION_KEY, {"keys": [secrets.token_hex(KEY_BYTES)]})
     return len(migrations)
 
 
@@ -132,9 +135,14 @@ def _name(statement: str) -> str:
     return "" if found is None else f"{found[1].upper()} {found[2]}"
 
 
-def _write_schema_row(database: Any, value: dict[str, Any]) -> None:
+def _has_row(database: Any, key: str) -> bool:
+    with database.snapshot() as snapshot:
+        return bool(list(snapshot.read("Meta", ["K"], spanner.KeySet(keys=[[key]]))))  # type: ignore[no-untyped-call]
+
+
+def _write_meta(database: Any, key: str, value: dict[str, Any]) -> None:
     with database.batch() as batch:
         batch.insert_or_update(
             "Meta", ["K", "V", "UpdatedAt"],
-            [[SCHEMA_KEY, msgspec.json.encode(value).decode(), spanner.COMMIT_TIMESTAMP]],
+            [[key, msgspec.json.encode(value).decode(), spanner.COMMIT_TIMESTAMP]],
         )  # fmt: skip

@@ -94,13 +94,14 @@ class Writer:
         hosts: tuple[str, ...] = (),
         prefixes: tuple[str, ...] = ("/",),
         unauthenticated: bool | None = None,
+        sessioned: bool | None = None,
         **changes: Any,
     ) -> Item:
         """Create or change an endpoint; `changes` are environment, state, policy and health (texts of JSON).
 
-        `unauthenticated`, where it is not None, is put into the policy, which else keeps what it said of it.
-        With `hosts` it gets a route from each host
-        and prefix in the same transaction.
+        `unauthenticated`, where it is not None, is put into the policy, which else keeps what it said of it;
+        `sessioned` gives it sessions as they are by default, or takes them away. With `hosts` it gets a route from
+        each host and prefix in the same transaction.
         """
         for host in hosts:
             _refuse(check_host, host, "--host")
@@ -120,6 +121,8 @@ class Writer:
                 is_open = None if "unauthenticated" in after else before.get("unauthenticated")
             if is_open is not None:
                 known["Policy"] = _with(known["Policy"], "unauthenticated", is_open)
+            if sessioned is not None and bool(_said(known["Policy"], "sessions")) != sessioned:
+                known["Policy"] = _with(known["Policy"], "sessions", {} if sessioned else None)
             if known["State"] not in ("ACTIVE", "PAUSED"):
                 raise StoreError(f"--state: {known['State']!r} is neither ACTIVE nor PAUSED")
             try:
@@ -512,6 +515,12 @@ def _with(policy: Any, key: str, value: Any) -> Any:
     """Return the JSON text of a policy with one key changed; what cannot be read is for the check to refuse."""
     found = _decoded(policy)
     return msgspec.json.encode({**found, key: value}).decode() if isinstance(found, dict) else policy
+
+
+def _said(policy: Any, key: str) -> Any:
+    """Return whether a policy says anything of a key."""
+    found = _decoded(policy)
+    return isinstance(found, dict) and found.get(key) is not None
 
 
 def _expect(row: list[Any] | None, create: bool, kind: str, name: str) -> None:

@@ -68,6 +68,12 @@ class AdminSource(Protocol):
     async def explain(self, asked: Asked) -> dict[str, Any]:
         """Return what `routing.explain` says in a worker; without `route` when no worker answers."""
 
+    def sessions(self, endpoint: str | None) -> list[dict[str, Any]]:
+        """Return the open sticky sessions: session, endpoint, replica, idle_timeout_s, busy, idle_s."""
+
+    async def end_session(self, session_id: str) -> str:
+        """End one; return the code of the error, empty if it is over."""
+
     async def add_replica(self, url: str, endpoint: str | None, weight: float) -> dict[str, Any]:
         """Add a replica and return at least its `id`; ValueError `FIELD: what is wrong` for bad input."""
 

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 UPGRADE_STATE = ("generation", "upgrading", "upgrade_failures", "last_upgrade", "predecessor")
 WORKER_PREFIX = "/workers/"
+SESSION_PREFIX = "/sessions/"
 _FIELD = re.compile(r"(?:^|[\s.])(url|address|endpoint|weight|id): ")
 _FIRST_WORD = re.compile(r"(url|address|endpoint|weight|id)\b")
 
@@ -77,7 +78,7 @@ class Reading:
 class AdminRoutes:
     """Answers calls from what `source` knows."""
 
-    __slots__ = ("_refreshing", "_routes", "_source", "_token", "_worker_routes", "totals")
+    __slots__ = ("_below", "_refreshing", "_routes", "_source", "_token", "totals")
 
     def __init__(self, source: AdminSource, token: str) -> None:
         self._source = source
@@ -95,6 +96,7 @@ class AdminRoutes:
             "/config_dump": {"GET": self._config_dump},
             "/clusters": {"GET": self._clusters},
             "/workers": {"GET": self._list_workers, "POST": self._add_worker},
+            "/sessions": {"GET": self._sessions},
             "/v1/demand": {"GET": self._demand},
             "/server_info": {"GET": self._server_info},
             "/debug/route": {"GET": self._debug_route},
@@ -105,7 +107,10 @@ class AdminRoutes:
             "/healthcheck/ok": {"POST": self._restore},
             "/logging": {"POST": self._set_log_level},
         }
-        self._worker_routes: dict[str, Handler] = {"GET": self._one_worker, "DELETE": self._remove_worker}
+        self._below: dict[str, dict[str, Handler]] = {
+            WORKER_PREFIX: {"GET": self._one_worker, "DELETE": self._remove_worker},
+            SESSION_PREFIX: {"DELETE": self._end_session},
+        }
 
     async def handle(self, call: AdminCall) -> Reply:
         """Answer one call."""
@@ -113,11 +118,13 @@ class AdminRoutes:
         if refused is not None:
             return refused
         methods = self._routes.get(call.path)
-        if methods is None and call.path.startswith(WORKER_PREFIX) and call.path != WORKER_PREFIX:
-            methods = self._worker_routes
+        if methods is None:
+            for prefix, handlers in self._below.items():
+                if call.path.startswith(prefix) and call.path != prefix:
+                    methods = handlers
         if methods is None:
             listed = [f"{method} {path}" for path, handlers in self._routes.items() for method in handlers]
-            listed += [f"{method} {WORKER_PREFIX}ID" for method in self._worker_routes]
+            listed += [f"{method} {prefix}ID" for prefix, handlers in self._below.items() for method in handlers]
             return error_reply(404, "not_found", "There is no such admin endpoint.", endpoints=sorted(listed))
         handler = methods.get("GET" if call.method == "HEAD" else call.method)
         if handler is None:
@@ -245,6 +252,19 @@ class AdminRoutes:
         if "route" not in found:
             return error_reply(503, "no_worker", "No worker answered in time; try again.")
         return json_reply(found)
+
+    async def _sessions(self, call: AdminCall) -> Reply:
+        """List the open sticky sessions, ?endpoint=NAME for one endpoint's."""
+        return json_reply({"sessions": self._source.sessions(call.query.get("endpoint"))})
+
+    async def _end_session(self, call: AdminCall) -> Reply:
+        wanted = unquote(call.path.removeprefix(SESSION_PREFIX))
+        if not any(shown["session"] == wanted for shown in self._source.sessions(None)):
+            return error_reply(404, "not_found", f"There is no session of the id {wanted!r}.", "session")
+        code = await self._source.end_session(wanted)
+        if code:
+            return error_reply(503, code, "The store that keeps sessions does not answer; try again.")
+        return json_reply({"terminated": wanted})
 
     # -- replicas, as SGLang's gateway manages its workers ----------------------------------------------
 

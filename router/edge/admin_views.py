@@ -18,10 +18,9 @@ if TYPE_CHECKING:
 
 
 def without_hashes(table: TableSpec) -> TableSpec:
-    """Return the table as it may be shown: of tokens everything but their hashes."""
-    return msgspec.structs.replace(
-        table, tokens=tuple(msgspec.structs.replace(token, digest=b"") for token in table.tokens)
-    )
+    """Return the table as it may be shown: without hashes and keys; sessions have a place of their own."""
+    tokens = tuple(msgspec.structs.replace(token, digest=b"") for token in table.tokens)
+    return msgspec.structs.replace(table, tokens=tokens, sessions=None, session_keys=None)
 
 
 class ReplicaRow(msgspec.Struct):

@@ -17,9 +17,10 @@ import re
 from math import ceil
 from typing import TYPE_CHECKING, Final
 
+from router.core import Gate
 from router.errors import Kind, ProxyError, Source
 from router.http import NO_FIELDS
-from router.routing.credentials import ANYBODY, OPERATOR, Credential
+from router.routing.credentials import ANYBODY, OPERATOR, Credential, mark_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,14 +41,15 @@ _OURS: Final = re.compile(rb"wk-[\x21-\x2d\x2f-\x7e]{1,128}\.ws-[\x21-\x7e]{1,25
 _MAX_TOKEN_BYTES: Final = 1_024
 
 
-class AdmissionGate:
+class AdmissionGate(Gate):
     """Checks each request's head against the table's tokens and the daemon's own."""
 
-    __slots__ = ("_digests", "_rates", "_walltime")
+    __slots__ = ("_digests", "_marks", "_rates", "_walltime")
 
     def __init__(self, tokens: Iterable[str], rates: RateBoard, walltime: WallTime) -> None:
         """With no `tokens` an endpoint that asks for none is open."""
         self._digests = tuple(hashlib.sha256(token.encode()).digest() for token in tokens)
+        self._marks = frozenset(map(mark_of, self._digests))
         self._rates = rates
         self._walltime = walltime
 
@@ -74,6 +76,19 @@ class AdmissionGate:
         if known is not NO_FIELDS and b"x-router-replica" in known:
             return found if isinstance(found, ProxyError) or found.can_pin else _NO_PIN
         return found
+
+    def check_session(
+        self, head: RequestHead, endpoint: Endpoint, credentials: Credentials, minter: bytes, now: float
+    ) -> Credential | ProxyError:
+        """Return whose request of a session it is; see `core.Gate`."""
+        found = self._identify(head, credentials)
+        if found is ANYBODY and minter:
+            found = OPERATOR if minter in self._marks else credentials.marked(minter) or _MISSING
+        found = self.admit(found, endpoint, now)
+        if isinstance(found, ProxyError) or found is ANYBODY:
+            return found
+        wait_s = found.wait_s(self._rates, now)
+        return _too_fast(wait_s) if wait_s > 0.0 else found
 
     def admit(
         self, found: Credential | ProxyError, endpoint: Endpoint, now: float

@@ -401,6 +401,7 @@ class RouterCollector(Collector):
         )
         yield from _config_families(state.get("config"))
         yield from _demand_families(state.get("demand"))
+        yield from self._session_families(state.get("sessions"))
         yield GaugeMetricFamily(
             "router_start_time_seconds", "Unix time of the start.", value=float(state["started_epoch_s"])
         )
@@ -408,6 +409,39 @@ class RouterCollector(Collector):
         info = GaugeMetricFamily("router_build_info", "Always 1; see its labels.", labels=["version", "python"])
         info.add_metric([str(state["version"]), platform.python_version()], 1)
         yield info
+
+
+    def _session_families(self, sessions: dict[str, Any] | None) -> Iterable[Metric]:
+        """Name what is known of sticky sessions; endpoints beyond the cap of labels are counted together."""
+        if sessions is None:
+            return
+        label = self._totals.endpoint_labels.label
+        now: dict[str, int] = {}
+        for endpoint, count in sessions["open"].items():
+            now[label(endpoint)] = now.get(label(endpoint), 0) + count
+        gauge = GaugeMetricFamily("router_sessions", "Open sticky sessions, of the fleet.", labels=["endpoint"])
+        for endpoint, count in now.items():
+            gauge.add_metric([endpoint], count)
+        yield gauge
+        begun: dict[str, int] = {}
+        for endpoint, count in sessions["started"].items():
+            begun[label(endpoint)] = begun.get(label(endpoint), 0) + count
+        started = CounterMetricFamily(
+            "router_sessions_started", "Sticky sessions that this daemon began.", labels=["endpoint"]
+        )
+        for endpoint, count in begun.items():
+            started.add_metric([endpoint], count)
+        yield started
+        over: dict[tuple[str, str], int] = {}
+        for endpoint, reason, count in sessions["ended"]:
+            pair = (label(endpoint), reason)
+            over[pair] = over.get(pair, 0) + count
+        ended = CounterMetricFamily(
+            "router_sessions_ended", "Sticky sessions that this daemon ended.", labels=["endpoint", "reason"]
+        )
+        for pair, count in over.items():
+            ended.add_metric(list(pair), count)
+        yield ended
 
 
 def _certificate_families(state: dict[str, Any]) -> Iterable[Metric]:

@@ -54,12 +54,15 @@ class Credential:
         "environment",
         "is_revoked",
         "key",
+        "mark",
         "not_after_s",
     )
 
     def __init__(self, spec: TokenSpec) -> None:
         self.is_revoked = False  # or replaced by what the table says of it now
         self.digest = spec.digest
+        self.mark = mark_of(spec.digest) if spec.digest else b""
+        """What stands for it in the session tokens it was given."""
         self.key = spec.key.encode()
         self.environment = spec.environment
         names = frozenset(s.removeprefix(_ENDPOINT_SCOPE) for s in spec.scopes if s.startswith(_ENDPOINT_SCOPE))
@@ -87,6 +90,11 @@ class Credential:
         return board.take(self._slot, self._interval_ns, self._tolerance_ns, int(now * _NS)) / _NS
 
 
+def mark_of(digest: bytes) -> bytes:
+    """Return what tells a token by its hash from all others, and gives nothing of the hash away."""
+    return hashlib.sha256(b"router mark\0" + digest).digest()[:16]
+
+
 ANYBODY: Final = Credential(TokenSpec(b"", ""))
 """Of whom nothing is known, since nothing was asked or shown."""
 OPERATOR: Final = Credential(TokenSpec(b"", "auth-token", scopes=("pin",)))
@@ -96,10 +104,11 @@ OPERATOR: Final = Credential(TokenSpec(b"", "auth-token", scopes=("pin",)))
 class Credentials:
     """The tokens by their hash."""
 
-    __slots__ = ("_by_digest",)
+    __slots__ = ("_by_digest", "_by_mark")
 
     def __init__(self) -> None:
         self._by_digest: dict[bytes, Credential] = {}
+        self._by_mark: dict[bytes, Credential] = {}
 
     def __len__(self) -> int:
         return len(self._by_digest)
@@ -107,13 +116,19 @@ class Credentials:
     def put(self, spec: TokenSpec) -> None:
         """Add a token, or take over what changed of it."""
         self.revoke(spec.digest)
-        self._by_digest[spec.digest] = Credential(spec)
+        self._by_digest[spec.digest] = credential = Credential(spec)
+        self._by_mark[credential.mark] = credential
 
     def revoke(self, digest: bytes) -> None:
         """Take a token out; who was found before and has not been let in yet is not any more."""
         credential = self._by_digest.pop(digest, None)
         if credential is not None:
             credential.is_revoked = True
+            self._by_mark.pop(credential.mark, None)
+
+    def marked(self, mark: bytes) -> Credential | None:
+        """Return the token of a mark."""
+        return self._by_mark.get(mark)
 
     def find(self, key_and_secret: bytes) -> Credential | None:
         """Return the token of `KEY.SECRET`."""

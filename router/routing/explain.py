@@ -10,18 +10,24 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from router.errors import Kind
+from router.routing.balancer import PINNABLE
 from router.routing.outlier import is_ready
 from router.routing.regions import NOWHERE
 
 if TYPE_CHECKING:
     from router.routing.balancer import Picker
     from router.routing.load import Replica
+    from router.routing.sessions import SessionIndex
+    from router.routing.spec import StickySpec
     from router.routing.table import Endpoint, Table
     from router.routing.tier import Tier
 
 
 class Asked(msgspec.Struct):
-    """What is asked about: a request for `path` of `host`, with a routing key, or for a model in an environment."""
+    """What is asked about: a request for `path` of `host`, with a routing key, or for a model in an environment.
+
+    `session` is the id of a sticky session; without one it is asked where a new one would begin.
+    """
 
     host: str = ""
     path: str = "/"
@@ -29,6 +35,7 @@ class Asked(msgspec.Struct):
     model: str = ""
     environment: str = "main"
     without: str = ""
+    session: str = ""
 
 
 def explain(table: Table, asked: Asked, now: float) -> dict[str, Any]:
@@ -51,11 +58,11 @@ def explain(table: Table, asked: Asked, now: float) -> dict[str, Any]:
     assert endpoint is not None, "a route leads to an endpoint of its table"
     where |= {"endpoint": endpoint.name, "policy": endpoint.policy}
     return found | {"route": where, "environment": endpoint.environment, "needs_token": endpoint.needs_token} | (
-        _of_endpoint(endpoint, asked, now)
+        _of_endpoint(endpoint, table.sessions, asked, now)
     )
 
 
-def _of_endpoint(endpoint: Endpoint, asked: Asked, now: float) -> dict[str, Any]:
+def _of_endpoint(endpoint: Endpoint, sessions: SessionIndex, asked: Asked, now: float) -> dict[str, Any]:
     picker, key = endpoint.picker, asked.key.encode()
     missing = endpoint.find(asked.without.encode()) if asked.without else None
     rank = NOWHERE
@@ -63,13 +70,48 @@ def _of_endpoint(endpoint: Endpoint, asked: Asked, now: float) -> dict[str, Any]
         rank, missing.rank = missing.rank, NOWHERE
     try:
         # Even with nobody missing: the policies of the picker in force are not to move on for a question.
-        return _of_picker(endpoint, picker.imagined(missing), key, missing, now) | {
+        imagined = picker.imagined(missing)
+        found = _of_picker(endpoint, imagined, key, missing, now)
+        if endpoint.sessions is not None:
+            found |= _of_sessions(endpoint, endpoint.sessions, sessions, imagined, asked, found["candidates"])
+        return found | {
             "panic": any(replica.ejected_until_s > now for replica in picker.eligible),
             "ready": sum(is_ready(replica) for replica in endpoint.replicas),
         }
     finally:
         if missing is not None:
             missing.rank = rank
+
+
+def _of_sessions(
+    endpoint: Endpoint,
+    sticky: StickySpec,
+    sessions: SessionIndex,
+    picker: Picker,
+    asked: Asked,
+    candidates: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Say where a session is, or where a new one would begin."""
+    for candidate in candidates:
+        count = sessions.counts.get((endpoint.name, candidate["replica"]), 0)
+        candidate["sessions"] = count
+        if candidate["excluded"] is None and not asked.session and count >= sticky.max_per_replica:
+            candidate["excluded"] = f"at its limit of {sticky.max_per_replica} sessions"
+    error, choice = None, None
+    if asked.session:
+        entry = sessions.open.get(asked.session)
+        is_known = entry is not None and entry.endpoint == endpoint.name
+        replica = endpoint.find(entry.replica.encode()) if entry is not None and is_known else None
+        if replica is None:
+            error = Kind.SESSION_GONE.value
+        elif replica.state not in PINNABLE or replica.id == asked.without:
+            error = Kind.NO_REPLICA.value
+        else:
+            choice = replica.id
+    else:
+        found = sessions.choose(picker, endpoint.name, sticky.max_per_replica)
+        error, choice = (found.value, None) if isinstance(found, Kind) else (None, found.id)
+    return {"sessioned": True, "error": error, "choice": choice}
 
 
 def _of_picker(

@@ -17,10 +17,10 @@ from router.routing.stage import without_replicas
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from router.routing.spec import RegionSpec, ReplicaSpec, RouteSpec, TokenSpec
+    from router.routing.spec import RegionSpec, ReplicaSpec, RouteSpec, SessionEntry, TokenSpec
 
 PART_REPLICAS = 256  # in one part of a patch: a worker's loop is held for about a millisecond
-PART_TOKENS = 1_024
+PART_TOKENS = 1_024  # or sessions
 
 
 class TooManyReplicasError(ValueError):
@@ -80,6 +80,9 @@ class TableImage:
         "regions",
         "replicas",
         "routes",
+        "session_counts",
+        "session_keys",
+        "sessions",
         "tokens",
         "version",
     )
@@ -90,6 +93,10 @@ class TableImage:
         self.replicas: dict[str, dict[str, ReplicaSpec]] = {}
         self.routes: tuple[RouteSpec, ...] = ()
         self.tokens: dict[bytes, TokenSpec] = {}
+        self.sessions: dict[str, SessionEntry] = {}
+        self.session_counts: dict[tuple[str, str], int] = {}
+        """By endpoint and replica."""
+        self.session_keys: tuple[bytes, ...] = ()
         self.regions: tuple[RegionSpec, ...] = ()
         self._slots = SlotBook()
         self._own_slots = SlotBook()  # endpoints'
@@ -141,7 +148,25 @@ class TableImage:
             self._rates.leave((digest.hex(),))
             self.tokens.pop(digest, None)
         tokens = tuple(map(self._take_token, patch.tokens))
+        for session_id in patch.ended:
+            self._count(self.sessions.pop(session_id, None), -1)
+        for session in patch.sessions:
+            self._count(self.sessions.get(session.id), -1)
+            self.sessions[session.id] = session
+            self._count(session, 1)
+        if patch.session_keys is not None:
+            self.session_keys = patch.session_keys
         return msgspec.structs.replace(patch, version=self.version, endpoints=tuple(changes), tokens=tokens)
+
+    def _count(self, session: SessionEntry | None, change: int) -> None:
+        if session is None:
+            return
+        name = (session.endpoint, session.replica)
+        left = self.session_counts.get(name, 0) + change
+        if left:
+            self.session_counts[name] = left
+        else:
+            del self.session_counts[name]
 
     def _own_slot(self, endpoint: str) -> int:
         slot = self._own_slots.take((endpoint,))
@@ -167,7 +192,15 @@ class TableImage:
         )
         tokens = tuple(self.tokens.values())
         return parts_of(
-            TablePatch(self.version, changes, routes=self.routes, tokens=tokens, regions=self.regions)
+            TablePatch(
+                self.version,
+                changes,
+                routes=self.routes,
+                tokens=tokens,
+                regions=self.regions,
+                sessions=tuple(self.sessions.values()),
+                session_keys=self.session_keys,
+            )
         )
 
     def spec(self) -> TableSpec:
@@ -178,7 +211,10 @@ class TableImage:
                 for name, endpoint in self.endpoints.items()
             )
             tokens = tuple(self.tokens.values())
-            self._spec = TableSpec(self.version, endpoints, self.routes, tokens, self.regions)
+            sessions = tuple(self.sessions.values())
+            self._spec = TableSpec(
+                self.version, endpoints, self.routes, tokens, self.regions, sessions, self.session_keys
+            )
         return self._spec
 
     def diff(self, spec: TableSpec) -> TablePatch:
@@ -200,7 +236,17 @@ class TableImage:
         wanted_tokens = {token.digest: token for token in spec.tokens}
         tokens = tuple(t for t in wanted_tokens.values() if not _is_same_token(self.tokens.get(t.digest), t))
         revoked = tuple(digest for digest in self.tokens if digest not in wanted_tokens)
-        return TablePatch(0, tuple(changes), gone, routes, tokens=tokens, revoked=revoked, regions=regions)
+        opened: tuple[SessionEntry, ...] = ()
+        ended: tuple[str, ...] = ()
+        if spec.sessions is not None:
+            wanted_ids = {session.id for session in spec.sessions}
+            opened = tuple(session for session in spec.sessions if self.sessions.get(session.id) != session)
+            ended = tuple(session_id for session_id in self.sessions if session_id not in wanted_ids)
+        keys = None if spec.session_keys == self.session_keys else spec.session_keys
+        return TablePatch(
+            0, tuple(changes), gone, routes, tokens=tokens, revoked=revoked, regions=regions,
+            sessions=opened, ended=ended, session_keys=keys,
+        )  # fmt: skip
 
     def _check(self, patch: TablePatch) -> None:
         new = 0
@@ -234,13 +280,17 @@ def parts_of(patch: TablePatch, size: int = PART_REPLICAS) -> Iterator[TablePatc
             batch, filled = [], 0
         batch.append(change)
         filled += len(change.upsert) + 1
-    if batch and len(patch.tokens) > PART_TOKENS:
+    tokens, sessions = patch.tokens, patch.sessions
+    if batch and len(tokens) + len(sessions) > PART_TOKENS:
         yield TablePatch(patch.version, tuple(batch), more=True)
         batch = []
-    last = max(0, len(patch.tokens) - 1) // PART_TOKENS * PART_TOKENS
-    for begin in range(0, last, PART_TOKENS):
-        yield TablePatch(patch.version, tokens=patch.tokens[begin : begin + PART_TOKENS], more=True)
-    yield msgspec.structs.replace(patch, endpoints=tuple(batch), tokens=patch.tokens[last:])
+    while len(tokens) > PART_TOKENS:
+        yield TablePatch(patch.version, tokens=tokens[:PART_TOKENS], more=True)
+        tokens = tokens[PART_TOKENS:]
+    while len(sessions) > PART_TOKENS:
+        yield TablePatch(patch.version, sessions=sessions[:PART_TOKENS], more=True)
+        sessions = sessions[PART_TOKENS:]
+    yield msgspec.structs.replace(patch, endpoints=tuple(batch), tokens=tokens, sessions=sessions)
 
 
 def _split(changes: Iterable[EndpointPatch], size: int) -> Iterator[EndpointPatch]:

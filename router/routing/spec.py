@@ -125,6 +125,25 @@ class AffinitySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     floor: PositiveCount = 4
 
 
+class StickySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sticky sessions: with this every request on the endpoint belongs to one, which stays on its replica.
+
+    One ends after `idle_timeout_s` without a request under way; a client may ask for another time, up to
+    `max_idle_timeout_s`. A start that finds no room waits for `start_wait_s`, `max_waiting` of them in one worker.
+    """
+
+    idle_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 600
+    max_idle_timeout_s: Annotated[int, msgspec.Meta(ge=1, le=86_400)] = 86_400
+    max_per_replica: Annotated[int, msgspec.Meta(ge=1, le=100_000)] = 1_000
+    start_wait_s: Annotated[float, msgspec.Meta(ge=0.0, le=3_600.0)] = 60.0
+    max_waiting: Annotated[int, msgspec.Meta(ge=1, le=65_536)] = 256
+
+    def __post_init__(self) -> None:
+        """Refuse a default that nobody may ask for."""
+        if self.max_idle_timeout_s < self.idle_timeout_s:
+            raise ValueError("max_idle_timeout_s is below idle_timeout_s")
+
+
 class ScalingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How many replicas an autoscaler keeps (`router autoscale`; routers only pass it on).
 
@@ -182,6 +201,7 @@ class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     affinity: AffinitySpec = AffinitySpec()
     hold: HoldSpec = HoldSpec()
     scaling: ScalingSpec | None = None
+    sessions: StickySpec | None = None
     models: Annotated[tuple[ModelName, ...], msgspec.Meta(max_length=1_024)] = ()
 
     def pool_settings(self) -> dict[str, Any]:
@@ -231,6 +251,15 @@ class RegionSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("weight is neither 0 nor at least 0.001")
 
 
+class SessionEntry(msgspec.Struct, frozen=True, array_like=True):
+    """An open session, and the replica it stays on."""
+
+    id: str
+    endpoint: str
+    replica: str
+    idle_s: int
+
+
 class DialSpec(msgspec.Struct, frozen=True):
     """What the pool must know of an endpoint to reach its replicas."""
 
@@ -254,13 +283,15 @@ class RouteSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class TableSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One version of everything."""
+    """One version of everything. Sessions and their keys are None where it says nothing of them."""
 
     version: int
     endpoints: tuple[EndpointSpec, ...] = ()
     routes: tuple[RouteSpec, ...] = ()
     tokens: tuple[TokenSpec, ...] = ()
     regions: tuple[RegionSpec, ...] = ()
+    sessions: tuple[SessionEntry, ...] | None = None
+    session_keys: tuple[bytes, ...] | None = None
 
 
 class EndpointPatch(msgspec.Struct, frozen=True):
@@ -280,9 +311,9 @@ class TablePatch(msgspec.Struct, frozen=True):
     """The step from one version of the table to the next; nothing it does not name changes.
 
     `routes` and `regions`, where there, replace all of them; `tokens` are those that are new or changed, `revoked`
-    the digests of those that left. With `more` the patch is a part: it is kept and comes into force,
-    whole, with the next one that has not. `committed_us` is when the store committed it, in microseconds of the
-    Unix epoch, 0 when that is not known.
+    the digests of those that left, `sessions` and `ended` likewise; `session_keys` replace all. With `more` the
+    patch is a part: it is kept and comes into force, whole, with the next one that has not. `committed_us` is when
+    the store committed it, in microseconds of the Unix epoch, 0 when that is not known.
     """
 
     version: int
@@ -294,3 +325,6 @@ class TablePatch(msgspec.Struct, frozen=True):
     tokens: tuple[TokenSpec, ...] = ()
     revoked: tuple[bytes, ...] = ()
     regions: tuple[RegionSpec, ...] | None = None
+    sessions: tuple[SessionEntry, ...] = ()
+    ended: tuple[str, ...] = ()
+    session_keys: tuple[bytes, ...] | None = None

@@ -15,13 +15,15 @@ import msgspec
 from router.routing.credentials import Credentials
 from router.routing.load import NO_SLOT, Replica
 from router.routing.regions import Geography
+from router.routing.sessions import SessionIndex
 from router.routing.spec import EndpointPatch, TablePatch
 from router.routing.table import Endpoint, ModelIndex, RouteIndex, Table, make_model_host
 
 if TYPE_CHECKING:
     from router.routing.load import LoadBoard
     from router.routing.prefix import PrefixBoard
-    from router.routing.spec import EndpointSpec, RegionSpec, ReplicaSpec, TableSpec, TokenSpec
+    from router.routing.spec import EndpointSpec, RegionSpec, ReplicaSpec, SessionEntry, TableSpec, TokenSpec
+    from router.walltime import WallTime
 
 
 class Draft:
@@ -89,6 +91,7 @@ class Stage:
     __slots__ = (
         "_board",
         "_drafts",
+        "_ended",
         "_failed",
         "_geography",
         "_gone",
@@ -97,18 +100,29 @@ class Stage:
         "_regions",
         "_revoked",
         "_routes",
+        "_session_keys",
+        "_sessions",
         "_tokens",
         "table",
     )
 
     def __init__(
-        self, board: LoadBoard | None = None, region: str = "", prefixes: PrefixBoard | None = None
+        self,
+        board: LoadBoard | None = None,
+        region: str = "",
+        prefixes: PrefixBoard | None = None,
+        walltime: WallTime | None = None,
     ) -> None:
         """`region` is the router's own."""
         self._prefixes = prefixes
         self._geography = Geography(region)
         self._model_host = make_model_host()
-        self.table = Table(0, {}, RouteIndex(), Credentials(), ModelIndex(), self._model_host)
+        self.table = Table(
+            0, {}, RouteIndex(), Credentials(), ModelIndex(), SessionIndex(walltime), self._model_host
+        )
+        self._sessions: list[SessionEntry] = []
+        self._ended: list[str] = []
+        self._session_keys: tuple[bytes, ...] | None = None
         self._tokens: dict[bytes, TokenSpec] = {}
         self._revoked: set[bytes] = set()
         self._regions: tuple[RegionSpec, ...] | None = None
@@ -161,6 +175,10 @@ class Stage:
         for token in patch.tokens:
             self._tokens[token.digest] = token
         self._revoked.update(patch.revoked)
+        self._sessions += patch.sessions
+        self._ended += patch.ended
+        if patch.session_keys is not None:
+            self._session_keys = patch.session_keys
 
     def _commit(self, version: int, now: float) -> Step:
         before = self.table
@@ -191,7 +209,11 @@ class Stage:
         for endpoint in made:
             endpoints[endpoint.name] = endpoint
         credentials = self._change_credentials()
-        self.table = Table(version, endpoints, routes, credentials, models, self._model_host)
+        sessions = before.sessions
+        if self._session_keys is not None:
+            sessions.set_keys(self._session_keys)
+        sessions.change(self._sessions, self._ended, now)
+        self.table = Table(version, endpoints, routes, credentials, models, sessions, self._model_host)
         if self._regions is not None:
             for endpoint in endpoints.values():
                 endpoint.refresh(now)
@@ -225,6 +247,9 @@ class Stage:
         self._regions = None
         self._tokens = {}
         self._revoked = set()
+        self._sessions = []
+        self._ended = []
+        self._session_keys = None
 
 
 def whole(spec: TableSpec) -> TablePatch:
@@ -232,7 +257,15 @@ def whole(spec: TableSpec) -> TablePatch:
     endpoints = tuple(
         EndpointPatch(endpoint.name, without_replicas(endpoint), endpoint.replicas) for endpoint in spec.endpoints
     )
-    return TablePatch(spec.version, endpoints, routes=spec.routes, tokens=spec.tokens, regions=spec.regions)
+    return TablePatch(
+        spec.version,
+        endpoints,
+        routes=spec.routes,
+        tokens=spec.tokens,
+        regions=spec.regions,
+        sessions=spec.sessions or (),
+        session_keys=spec.session_keys,
+    )
 
 
 def without_replicas(spec: EndpointSpec) -> EndpointSpec:

@@ -14,7 +14,7 @@ from router.routing.balancer import Picker
 from router.routing.load import NO_SLOT, OUTCOME_BACKPRESSURE, EndpointLoad
 from router.routing.outlier import eject_until, eligible_replicas, next_change_s, warmed_weight
 from router.routing.regions import NOWHERE, Geography
-from router.routing.spec import DialSpec, EndpointSpec
+from router.routing.spec import DialSpec, EndpointSpec, HoldSpec
 from router.routing.tier import Tier
 
 if TYPE_CHECKING:
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
     from router.routing.load import LoadBoard, Replica
     from router.routing.prefix import PrefixBoard
     from router.routing.ring import Ring
+    from router.routing.sessions import SessionIndex
     from router.routing.spec import RouteSpec
 
 
+NO_HOLD: Final = HoldSpec()
 MAX_RINGS: Final = 8  # of one endpoint: sets of regions that were a tier of their own
 
 
@@ -37,16 +39,21 @@ class Endpoint:
     """
 
     __slots__ = (
+        "_by_key",
         "_geography",
         "by_model",
         "counters",
         "dial",
+        "endpoint_concurrency",
         "environment",
+        "first_byte_s",
         "hold",
+        "idle_s",
         "is_replaced",
         "key",
         "limits",
         "load",
+        "max_body_bytes",
         "max_retries",
         "mends_sglang",
         "name",
@@ -59,9 +66,12 @@ class Endpoint:
         "replicas",
         "rings",
         "salt",
+        "session_hold",
+        "sessions",
         "slow_start_s",
         "spec",
         "timeouts",
+        "total_s",
         "watch_again",
         "watch_tick",
     )
@@ -87,18 +97,27 @@ class Endpoint:
         self.environment = spec.environment
         self.needs_token = spec.needs_token
         self.hold = spec.hold
+        self.sessions = sticky = spec.sessions
+        self.session_hold = NO_HOLD if sticky is None else HoldSpec(sticky.start_wait_s, sticky.max_waiting, False)
         self.spec = spec
         self.name = spec.name
         self.key = spec.name.encode()
         self.policy = spec.policy
         self.limits = spec.limits
         self.timeouts = spec.timeouts
+        # What every request reads, once more: an attribute of a compiled class costs a tenth of a struct's field.
+        self.endpoint_concurrency = spec.limits.endpoint_concurrency
+        self.max_body_bytes = spec.limits.max_body_bytes
+        self.idle_s = spec.timeouts.idle_s
+        self.total_s = spec.timeouts.total_s
+        self.first_byte_s = spec.timeouts.first_byte_s
         self.dial = DialSpec(spec.timeouts.connect_s, spec.connections, spec.tls)
         self.outlier = spec.outlier
         self.max_retries = spec.retries
         self.mends_sglang = spec.engine == "sglang"
         self.slow_start_s = spec.slow_start_s
         self.replicas = replicas
+        self._by_key: dict[bytes, Replica] = {}  # made for the first that asks
         self.refreshed_s = 0.0
         self.is_replaced = False
         self.watch_tick = -1
@@ -151,11 +170,10 @@ class Endpoint:
         return self._geography.rank(region, self.spec.failover)
 
     def find(self, replica_id: bytes) -> Replica | None:
-        """Return the replica of that id; linear, for what is rare."""
-        for replica in self.replicas:
-            if replica.key == replica_id:
-                return replica
-        return None
+        """Return the replica of that id."""
+        if not self._by_key:
+            self._by_key = {replica.key: replica for replica in self.replicas}
+        return self._by_key.get(replica_id)
 
     def replace(self, newer: Endpoint | None) -> None:
         """Give way to the endpoint of a newer table: the replicas are its to watch now.
@@ -355,9 +373,9 @@ class ModelIndex:
 
 
 class Table:
-    """One version of the routing table. Never changed once made, except inside its endpoints and credentials."""
+    """One version of the routing table. Never changed once made, but for its endpoints, credentials, sessions."""
 
-    __slots__ = ("_model_host", "_only", "credentials", "endpoints", "models", "routes", "version")
+    __slots__ = ("_model_host", "_only", "credentials", "endpoints", "models", "routes", "sessions", "version")
 
     def __init__(
         self,
@@ -366,6 +384,7 @@ class Table:
         routes: RouteIndex,
         credentials: Credentials,
         models: ModelIndex,
+        sessions: SessionIndex,
         model_host: Endpoint,
     ) -> None:
         self.version = version
@@ -373,6 +392,7 @@ class Table:
         self.routes = routes
         self.credentials = credentials
         self.models = models
+        self.sessions = sessions
         self._model_host = model_host
         only = routes.only
         self._only = None if only is None else self._end_of(only)

@@ -51,7 +51,7 @@ def test_a_warm_request_stays_within_its_budget(pair):
     for _ in range(3):
         request()
     assert client.transport.last.endswith(b"\r\n\r\nok")
-    assert calls(request) <= 75  # three more since regions are tiers and an endpoint may be found in the body
+    assert calls(request) <= 81  # six are what bisect and %.3f did, written out for the compiler
     client.transport.writes = replica.transport.writes = 0
     request()
     assert (client.transport.writes, replica.transport.writes) == (1, 1), "one write per connection and tick"
@@ -87,7 +87,7 @@ def test_a_grpc_call_stays_within_its_budget(h2_pair):
     for _ in range(3):
         call()
     assert client.transport.last.endswith(H2_TRAILERS)
-    assert calls(call) <= 141
+    assert calls(call) <= 147
     client.transport.writes = replica.transport.writes = 0
     call()
     assert (client.transport.writes, replica.transport.writes) == (1, 1), "one write per connection and tick"

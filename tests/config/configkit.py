@@ -14,7 +14,7 @@ from router.config.embedded.hooks import TestHooks
 from router.config.embedded.server import StoreServer
 from router.config.projection import Projection
 from router.config.reduce import RowBook
-from router.config.schema import MIGRATIONS, SCHEMA_KEY
+from router.config.schema import MIGRATIONS, SCHEMA_KEY, SESSION_KEY, SESSION_VERSION, streamed
 from router.config.settings import Settings
 from router.config.target import DEFAULT_DATABASE, Target
 from router.config.wire import DataRecord
@@ -155,6 +155,8 @@ class Store:
             database.apply_ddl(statements)
         schema = {"version": len(migrations), "oldest_client": 1, "identity": secrets.token_hex(16)}
         await self.write(put_meta(SCHEMA_KEY, schema))
+        if len(migrations) >= SESSION_VERSION:
+            await self.write(put_meta(SESSION_KEY, {"keys": [secrets.token_hex(32)]}))
 
     async def stop(self):
         if self.server is not None:
@@ -282,17 +284,16 @@ class Agent:
         return twice
 
 
-async def snapshot(target, at=None):
+async def snapshot(target, at=None, schema=SESSION_VERSION):
     """Every streamed row as of now, or of `at` (a protobuf timestamp), as the client reads it."""
     from router.config.client import StoreClient
-    from router.config.schema import STREAMED
 
     client = StoreClient(target)
     try:
         await client.open_session()
         at = at or await client.read_time()
         found = {}
-        for table in STREAMED:
+        for table in streamed(schema):
             async with contextlib.aclosing(client.read_table(table, at)) as blocks:
                 async for block in blocks:
                     found.setdefault(table.name, {}).update(block)

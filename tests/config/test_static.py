@@ -15,6 +15,7 @@ from router.routing.spec import (
     ReplicaSpec,
     RouteSpec,
     ScalingSpec,
+    StickySpec,
     TableSpec,
     TimeoutSpec,
     TlsSpec,
@@ -72,6 +73,12 @@ server_name = "model.example"
 floor = 2
 ceiling = 3
 ping_s = 0.0
+[endpoint.sessions]
+idle_timeout_s = 30
+max_idle_timeout_s = 60
+max_per_replica = 10
+start_wait_s = 5
+max_waiting = 7
 [endpoint.scaling]
 target_concurrency = 8
 min_replicas = 1
@@ -126,6 +133,7 @@ def test_every_key(tmp_path):
                 tls=TlsSpec(server_name="model.example", verify=False),
                 connections=ConnectionSpec(2, 3, 0.0),
                 scaling=ScalingSpec(8.0, min_replicas=1),
+                sessions=StickySpec(30, 60, 10, 5.0, 7),
                 environment="team-a",
                 failover=("us", "asia"),
                 affinity=AffinitySpec(1.5, 2),

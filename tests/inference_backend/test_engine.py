@@ -218,6 +218,18 @@ async def test_loads_and_metrics(client):
         assert f'sglang:{name}{{dp_rank="0",engine_type="unified",model_name="Qwen/Qwen3-8B"' in text
 
 
+async def nothing_follows_a_head(client):
+    """RFC 9110 §9.3.2: a body behind it would be taken for the next answer. That is sent, so it must come next."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.base_url.port)
+    lines = b"/_sim/bytes?n=1000&length=1 HTTP/1.1\r\nhost: e\r\n"
+    writer.write(b"HEAD " + lines + b"\r\n" + b"GET " + lines + b"connection: close\r\n\r\n")
+    async with asyncio.timeout(10):
+        answers = await reader.read()
+    writer.close()
+    head, again, body = answers.split(b"\r\n\r\n", 2)
+    assert b"content-length: 1000" in head.lower() and again.startswith(b"HTTP/1.1 200 ") and len(body) == 1_000
+
+
 async def test_echo_bytes_and_sink(client):
     reply = await client.put("/_sim/echo/a/b?c=d%20e", content=b"body", headers={"X-Mixed": "1"})
     echoed = reply.json()
@@ -229,6 +241,7 @@ async def test_echo_bytes_and_sink(client):
         reply = await client.get(f"/_sim/bytes?n=300001&chunk=777&length={length}")
         assert reply.content == expected
         assert ("content-length" in reply.headers) == (length == "1")
+    await nothing_follows_a_head(client)
     sink = (await client.post("/_sim/sink", content=expected)).json()
     assert sink == {"length": 300_001, "sha256": hashlib.sha256(expected).hexdigest()}
 

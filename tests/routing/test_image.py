@@ -210,7 +210,7 @@ def test_parts_are_small_and_the_last_one_says_so():
 
 def test_an_empty_table_is_one_part():
     (part,) = TableImage().parts()
-    assert part == TablePatch(0, routes=(), regions=())
+    assert part == TablePatch(0, routes=(), regions=(), session_keys=())
     (part,) = parts_of(TablePatch(4))
     assert part == TablePatch(4)
 

@@ -455,10 +455,12 @@ class Database:
         """Take commits from `upstream` alone from now on.
 
         The statements make the schema at the beginning of time: whatever this host's clock says, the upstream's
-        commits come after it.
+        commits come after it. Data that follows already gets those that it does not have, as of what it knows.
         """
+        there = {text for _, text in self.storage.ddl()}
         for at, text in enumerate(schema_statements, 1):
-            self._apply_statement(text, at)
+            if text not in there:
+                self._apply_statement(text, max(at, self._watermark))
         self.storage.set_meta("upstream", upstream)
         self.upstream = upstream
 

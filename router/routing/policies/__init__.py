@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from router.routing.policies.engine_load import EngineLoad
 from router.routing.policies.least_inflight import LeastInFlight
@@ -14,14 +14,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from router.routing.load import Replica
+    from router.routing.policies.chooser import Chooser
     from router.routing.spec import Policy
-
-
-class Chooser(Protocol):
-    """Chooses among the replicas it was made with; never blocks, never allocates per replica."""
-
-    def choose(self, now: float) -> Replica:
-        """Return one replica. The tuple it was made with is never empty."""
 
 
 POLICIES: dict[Policy, Callable[[Sequence[Replica]], Chooser]] = {

@@ -9,6 +9,7 @@ from __future__ import annotations
 from random import random
 from typing import TYPE_CHECKING, Final
 
+from router.routing.policies.chooser import Chooser
 from router.routing.policies.p2c import P2C
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 STALE_S: Final = 3.0  # engines are asked once a second
 
 
-class EngineLoad:
+class EngineLoad(Chooser):
     """Two random choices over a fixed tuple."""
 
     __slots__ = ("_count", "_p2c", "_replicas")

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from router.routing.policies.chooser import Chooser
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from router.routing.load import Replica
 
 
-class LeastInFlight:
+class LeastInFlight(Chooser):
     """Scans a fixed tuple, from one place further each time."""
 
     __slots__ = ("_replicas", "_start")

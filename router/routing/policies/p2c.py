@@ -9,13 +9,15 @@ from __future__ import annotations
 from random import random
 from typing import TYPE_CHECKING
 
+from router.routing.policies.chooser import Chooser
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from router.routing.load import Replica
 
 
-class P2C:
+class P2C(Chooser):
     """Two random choices over a fixed tuple."""
 
     __slots__ = ("_count", "_replicas")

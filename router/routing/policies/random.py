@@ -7,13 +7,15 @@ from itertools import accumulate
 from random import random
 from typing import TYPE_CHECKING
 
+from router.routing.policies.chooser import Chooser
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from router.routing.load import Replica
 
 
-class Random:
+class Random(Chooser):
     """Draws in proportion to the weights at the time it was made."""
 
     __slots__ = ("_cumulated", "_last", "_replicas", "_total")

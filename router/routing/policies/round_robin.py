@@ -9,6 +9,8 @@ from __future__ import annotations
 from random import randrange
 from typing import TYPE_CHECKING
 
+from router.routing.policies.chooser import Chooser
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -18,7 +20,7 @@ MAX_RATIO = 16
 MAX_TURNS = 4_096
 
 
-class RoundRobin:
+class RoundRobin(Chooser):
     """Walks a precomputed sequence from a random start, so that workers do not move in step."""
 
     __slots__ = ("_next", "_turns")

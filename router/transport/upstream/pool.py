@@ -18,6 +18,7 @@ from router.errors import Kind, ProxyError, Retry, Source
 from router.stream import PendingStream
 from router.transport.codec.h2.limits import ASSUMED_STREAMS
 from router.transport.upstream.dial import Dial, PendingConnect
+from router.transport.upstream.opening import Pool
 
 if TYPE_CHECKING:
     from router.routing.load import Replica
@@ -32,7 +33,7 @@ MIN_KEEP_S = 0.1
 AGREEMENT_S = 0.1  # two cuts agree within this …
 AGREEMENT_SHARE = 0.2  # … or within this share
 FORGET_S = 300.0
-MAX_IDLE = 1_024  # idle connections kept to one replica
+MAX_IDLE: Final = 1_024  # idle connections kept to one replica
 FLOOR_RETRY_S = 1.0  # between attempts to open a replica's floor of connections
 
 _FULL: Final = ProxyError(
@@ -57,7 +58,7 @@ class Kept:
         self.learned_s = 0.0  # when `keep_s` was lowered
 
 
-class ConnectionPool:
+class ConnectionPool(Pool):
     """Warm and fresh connections. Lives in one worker's event loop."""
 
     __slots__ = ("_is_closed", "_kept", "reactor")
@@ -70,7 +71,7 @@ class ConnectionPool:
     def open(
         self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec, *, fresh: bool
     ) -> UpstreamStream | PendingStream | ProxyError:
-        """Return a stream at once, or connect, or say why not. See `core.Pool`."""
+        """Return a stream at once, or connect, or say why not. See `Pool`."""
         kept = self._kept.get(replica)
         if kept is None:
             if replica.scheme != "h2c":

@@ -13,7 +13,7 @@ import re
 from typing import TYPE_CHECKING, Final
 
 from router.http import FORBIDDEN_TRAILERS
-from router.transport.codec.h1.fields import LINES, REQUEST_FIELDS, write_line
+from router.transport.codec.h1.fields import REQUEST_FIELDS, write_lines
 
 if TYPE_CHECKING:
     from router.http import Headers
@@ -168,5 +168,5 @@ class ChunkedReader:
 
 def write_trailers(trailers: Headers) -> bytes:
     """Return the last chunk with its trailer section, without what may not stand there (RFC 9110 §6.5.1)."""
-    lines = [LINES.get(field) or write_line(field) for field in trailers if field[0] not in FORBIDDEN_TRAILERS]
+    lines = write_lines([field for field in trailers if field[0] not in FORBIDDEN_TRAILERS])
     return b"".join((b"0\r\n", *lines, b"\r\n"))

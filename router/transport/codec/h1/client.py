@@ -261,7 +261,7 @@ class H1Client(H1Connection, UpstreamStream):
             return b""
         self._searched = 0
         parsed = parse_response(data[:end])
-        if isinstance(parsed, ProxyError):
+        if not isinstance(parsed, tuple):
             self._fail(parsed)
             return b""
         head, bits, accept = parsed

@@ -23,13 +23,12 @@ from router.transport.codec.h1.fields import (
     HOST,
     KNOWN,
     LENGTH,
-    LINES,
     PLAIN,
     REQUEST_FIELDS,
     RESPONSE_FIELDS,
     UPGRADE,
     WEBSOCKET_ACCEPT,
-    write_line,
+    write_lines,
 )
 from router.transport.codec.h1.memo import ShapeMemo
 
@@ -204,8 +203,7 @@ def write_request(head: RequestHead, end: bool, authority: bytes, websocket_key:
         parts.append(b"transfer-encoding: chunked\r\n")
     elif shape.method not in BODILESS_METHODS:
         parts.append(b"content-length: 0\r\n")
-    get = LINES.get
-    parts += [get(field) or write_line(field) for field in head.added]
+    parts += write_lines(head.added)
     parts.append(b"\r\n")
     return b"".join(parts)
 
@@ -217,8 +215,7 @@ def write_response(head: ResponseHead, framing: bytes, status: int = 0) -> bytes
     """
     shape = head.shape
     parts = [shape.h1_lines if shape.h1_lines and not status else _write_response_shape(shape, status), framing]
-    get = LINES.get
-    parts += [get(field) or write_line(field) for field in head.added]
+    parts += write_lines(head.added)
     parts.append(b"\r\n")
     return b"".join(parts)
 
@@ -232,7 +229,7 @@ def _write_request_shape(shape: RequestShape, authority: bytes) -> bytes:
         lines.append(b"connection: Upgrade\r\nupgrade: websocket\r\nsec-websocket-version: 13\r\n")
     elif shape.sends_te:
         lines.append(b"connection: te\r\nte: trailers\r\n")
-    lines += [write_line(field) for field in shape.fields]
+    lines += write_lines(shape.fields)
     wire = b"".join(lines)
     if shape.authority:  # else the lines name the replica, and another one may be next
         shape.h1_lines = wire
@@ -242,7 +239,7 @@ def _write_request_shape(shape: RequestShape, authority: bytes) -> bytes:
 def _write_response_shape(shape: ResponseShape, status: int) -> bytes:
     code = status or shape.status
     lines = [_STATUS_LINES.get(code) or b"HTTP/1.1 %d \r\n" % code]
-    lines += [write_line(field) for field in shape.fields]
+    lines += write_lines(shape.fields)
     wire = b"".join(lines)
     if not status:
         shape.h1_lines = wire

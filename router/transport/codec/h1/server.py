@@ -214,7 +214,7 @@ class H1Server(H1Connection, DownstreamStream):
         self._head_since_s = 0.0
         self._blank_lines = 0
         parsed = parse_request(data[:end])
-        if isinstance(parsed, ProxyError):
+        if not isinstance(parsed, tuple):
             self._refuse(parsed)
             return b""
         head, bits, key = parsed

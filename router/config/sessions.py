@@ -1,0 +1,292 @@
+"""Keeps sticky sessions in the store, where the whole fleet sees them: an open session is a row of `Sessions`.
+
+A start is answered when its row is committed, so that no session is given which an autoscaler or another router
+knows nothing of; an end when its row is deleted. The change stream brings both to every router. What it does not
+bring is `LastUsedAt`: each router writes it for the sessions used there, at least three times in an idle timeout,
+and by the store's clock. Whoever used a session last deletes it when its time is up, in a transaction that looks
+whether another router has used it since; those of routers that are gone are the reaper's (`reap_orphans`).
+While the store is away nothing begins or ends, and every session goes on. Imports gRPC late, as the agent does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import logging
+from contextlib import suppress
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from router.config.agent import SchemaError, check_schema
+from router.config.errors import StoreError
+from router.config.pace import Pace
+from router.config.schema import SCHEMA_KEY, SESSION_VERSION
+from router.config.target import parse_target
+from router.config.timestamps import format_timestamp, parse_timestamp
+from router.errors import Kind
+from router.routing.spec import SessionEntry
+from router.session_book import make_id
+from router.session_keeper import TURN_S, SessionKeeper
+from router.transport.tasks import spawn
+
+if TYPE_CHECKING:
+    from router.config.client import Mutation, Transaction
+    from router.config.settings import Settings
+    from router.config.target import Target
+    from router.config.writer import Writer
+    from router.routing.image import TableImage
+    from router.session_book import Used
+
+_log = logging.getLogger("router.sessions")
+
+STORE_LIMIT_S: Final = 2.0  # for the store to take a start or an end
+REFRESHES: Final = 3  # in one idle timeout …
+REFRESH_CEILING_S: Final = 60.0  # … and no less often
+SLACK_S: Final = 1.0  # in which another router may have used a session, and not said so yet
+ORPHAN_SLACK_S: Final = 30.0
+MAX_ROWS: Final = 100  # in one transaction
+COLUMNS: Final = ("SessionId", "EndpointId", "ReplicaId", "State", "IdleTimeoutS", "LastUsedAt", "UpdatedAt")
+_IDLE_ROWS = (
+    "SELECT SessionId FROM Sessions WHERE TIMESTAMP_ADD(LastUsedAt, INTERVAL IdleTimeoutS SECOND) < "  # noqa: S608
+    f"TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL {ORPHAN_SLACK_S:.0f} SECOND)"
+)
+
+
+class StoreSessions(SessionKeeper):
+    """The sessions of a store."""
+
+    def __init__(self, image: TableImage, target: Target) -> None:
+        super().__init__(image)
+        self._target = target
+        self._pace = Pace()
+        self._task: asyncio.Task[None] | None = None
+        self._wake = asyncio.Event()
+        self._starts: dict[str, tuple[SessionEntry, asyncio.Future[None]]] = {}
+        self._ends: dict[str, asyncio.Future[None]] = {}
+        self._starting: dict[str, SessionEntry] = {}  # that the table does not have yet
+        self._error = "not connected yet"
+        self._turn_s = 0.0
+
+    # -- what the supervisor asks ------------------------------------------------------------------------
+
+    async def start(self, endpoint: str, replica: str, idle_s: int) -> tuple[str, Kind | None]:
+        """Return the id of a new session on a replica, or why there is none."""
+        starting = sum(e.endpoint == endpoint and e.replica == replica for e in self._starting.values())
+        refusal = self._refusal(endpoint, replica, starting)
+        if refusal is not None:
+            return "", refusal
+        entry = SessionEntry(make_id(), endpoint, replica, idle_s)
+        self._starting[entry.id] = entry
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._starts[entry.id] = (entry, future)
+        if not await self._is_kept(future):
+            self._starting.pop(entry.id, None)
+            if self._starts.pop(entry.id, None) is None:  # on its way, and perhaps there: nobody wants it
+                self.book.add(SessionEntry(entry.id, endpoint, replica, 0), monotonic())
+            return "", Kind.SESSION_UNAVAILABLE
+        now = monotonic()
+        self.book.add(entry, now, now)
+        self._note_start(endpoint)
+        return entry.id, None
+
+    async def end(self, session_id: str) -> Kind | None:
+        """End a session."""
+        entry = self._image.sessions.get(session_id)
+        future = self._ends.get(session_id)
+        if future is None:
+            future = self._ends[session_id] = asyncio.get_running_loop().create_future()
+        if not await self._is_kept(asyncio.shield(future)):
+            self._ends.pop(session_id, None)
+            return Kind.SESSION_UNAVAILABLE
+        if self.book.used.pop(session_id, None) is not None or entry is not None:
+            self._note_end("" if entry is None else entry.endpoint, "terminated")
+        return None
+
+    def follow(self) -> None:
+        """Forget what ended, and what the table has now."""
+        there = self._image.sessions
+        for session_id in [name for name in self._starting if name in there]:
+            del self._starting[session_id]
+
+    def run(self) -> None:
+        """Write in the background."""
+        self._task = spawn(self._run(), "sessions")
+
+    async def close(self) -> None:
+        """Stop; what was used last is the successor's or the reaper's to know."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+
+    def status(self) -> dict[str, Any]:
+        """Return how it goes."""
+        return super().status() | {"error": self._error}
+
+    async def _is_kept(self, future: asyncio.Future[None]) -> bool:
+        self._wake.set()
+        with suppress(TimeoutError, StoreError):
+            async with asyncio.timeout(STORE_LIMIT_S):
+                await future
+                return True
+        return False
+
+    # -- the store -------------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        await asyncio.to_thread(importlib.import_module, "router.config.writer")
+        from router.config.writer import open_writer  # noqa: PLC0415
+
+        while True:
+            try:
+                async with open_writer(self._target) as writer:
+                    await check_sessions(writer)
+                    self._say("")
+                    while True:
+                        await self._turn(writer)
+                        self._pace.succeeded()
+                        with suppress(TimeoutError):
+                            await asyncio.wait_for(self._wake.wait(), TURN_S)
+            except StoreError as failure:
+                self._say(str(failure))
+            except Exception as failure:  # a bug must not end it, nor the daemon
+                _log.exception("sessions could not be kept")
+                self._say(f"{type(failure).__name__}: {failure}")
+            self._fail_all()
+            await self._pace.wait()
+
+    def _say(self, error: str) -> None:
+        if error != self._error:
+            if error:
+                _log.warning("%s: sessions neither begin nor end: %s", self._target, error)
+            else:
+                _log.info("%s: sessions are kept", self._target)
+        self._error = error
+
+    def _fail_all(self) -> None:
+        """Answer those who wait: the store is away."""
+        waiting = [*(future for _, future in self._starts.values()), *self._ends.values()]
+        self._starts.clear()
+        self._ends.clear()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(StoreError(self._error))
+
+    async def _turn(self, writer: Writer) -> None:
+        self._wake.clear()
+        await self._write_asked(writer)
+        now = monotonic()
+        if now - self._turn_s < TURN_S:
+            return
+        self._turn_s = now
+        due = [name for name, seen in self.book.used.items() if _is_due(seen, now)]
+        due += self.book.idle(now, SLACK_S)
+        for begin in range(0, len(due), MAX_ROWS):
+            await self._tell(writer, list(dict.fromkeys(due[begin : begin + MAX_ROWS])))
+
+    async def _write_asked(self, writer: Writer) -> None:
+        """Commit what was asked for since the last time, all at once."""
+        from router.config.client import COMMIT_TIME  # noqa: PLC0415
+
+        starts, self._starts = self._starts, {}
+        ends, self._ends = self._ends, {}
+        if not starts and not ends:
+            return
+        rows = [
+            (entry.id, entry.endpoint, entry.replica, "OPEN", entry.idle_s, COMMIT_TIME, COMMIT_TIME)
+            for entry, _ in starts.values()
+        ]
+        mutations: list[Mutation] = []
+        if rows:
+            mutations.append(("insert", "Sessions", COLUMNS, rows))
+        if ends:
+            mutations.append(("delete", "Sessions", (), [(session_id,) for session_id in ends]))
+        futures = [*(future for _, future in starts.values()), *ends.values()]
+        try:
+            await writer.write(mutations)
+        except BaseException as failure:
+            for future in futures:
+                if not future.done():
+                    future.set_exception(failure if isinstance(failure, StoreError) else StoreError(str(failure)))
+                    future.exception()  # nobody may wait any more
+            raise
+        for future in futures:
+            if not future.done():
+                future.set_result(None)
+
+    async def _tell(self, writer: Writer, ids: list[str]) -> None:
+        """Write when sessions were used last, and delete those that nobody has used for long enough."""
+        now = monotonic()
+        ages = {name: self.book.used[name].idle_s(now) for name in ids if name in self.book.used}
+        if not ages:
+            return
+        there, ended = await writer.transact(lambda t: _judge(t, ages))
+        for name in ages:
+            seen = self.book.used.get(name)
+            if seen is None:
+                continue
+            if name in ended:
+                self._note_end(seen.entry.endpoint, "idle")
+            seen.told_s = now
+            is_over = name not in there or name in ended
+            if not seen.busy and (is_over or seen.idle_s(now) >= seen.entry.idle_s + SLACK_S):
+                del self.book.used[name]  # ended, or another router has it
+
+
+def make_keeper(settings: Settings, image: TableImage) -> StoreSessions:
+    """Return the keeper of a daemon with a store; behind a relay, which takes no writes, of the store it names."""
+    return StoreSessions(image, parse_target(settings.demand_store or settings.store, settings.state_dir))
+
+
+async def check_sessions(writer: Writer) -> None:
+    """StoreError where the store's schema has no sessions."""
+    rows = await writer.query("SELECT V FROM Meta WHERE K = @key", {"key": SCHEMA_KEY})
+    try:
+        version = check_schema(tuple(rows[0]) if rows else None).version
+    except SchemaError as refusal:
+        raise StoreError(str(refusal)) from None
+    if version < SESSION_VERSION:
+        raise StoreError(f"its schema is {version}; `router store init` makes it {SESSION_VERSION}")
+
+
+async def reap_orphans(writer: Writer) -> int:
+    """Delete sessions that no router has used for longer than any would keep them; return how many."""
+    rows = await writer.query(_IDLE_ROWS)
+    ids = [row[0] for row in rows[:MAX_ROWS]]
+    if not ids:
+        return 0
+    _, ended = await writer.transact(lambda t: _judge(t, dict.fromkeys(ids, float("inf"))))
+    return len(ended)
+
+
+async def _judge(t: Transaction, ages: dict[str, float]) -> tuple[set[str], set[str]]:
+    """Return which sessions there are, and which of them ended now; note the use of the others.
+
+    `ages`: for how many seconds each has been idle at this router.
+    """
+    from router.config.client import COMMIT_TIME  # noqa: PLC0415
+
+    params = {f"i{n}": session_id for n, session_id in enumerate(ages)}
+    rows, _ = await t.execute(
+        "SELECT SessionId, IdleTimeoutS, LastUsedAt, CURRENT_TIMESTAMP() FROM Sessions "  # noqa: S608 - of ours
+        f"WHERE SessionId IN ({', '.join(f'@{name}' for name in params)})",
+        params,
+    )
+    there, ended = set[str](), set[str]()
+    for session_id, idle, last, now in rows:
+        there.add(session_id)
+        now_us, last_us = parse_timestamp(now), parse_timestamp(last)
+        age_s = min(ages[session_id], 1e9)
+        used_us = max(last_us, now_us - int(age_s * 1e6))
+        if age_s > 0.0 and now_us - used_us >= int(idle) * 1_000_000:
+            ended.add(session_id)
+            t.write("delete", "Sessions", (), (session_id,))
+        elif used_us > last_us:
+            columns = ("SessionId", "LastUsedAt", "UpdatedAt")
+            t.write("update", "Sessions", columns, (session_id, format_timestamp(used_us), COMMIT_TIME))
+    return there, ended
+
+
+def _is_due(seen: Used, now: float) -> bool:
+    """Whether a session was used since the store was told, and that is long ago."""
+    is_new = now - seen.idle_s(now) > seen.told_s
+    return is_new and now - seen.told_s >= min(REFRESH_CEILING_S, seen.entry.idle_s / REFRESHES)

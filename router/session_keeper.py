@@ -1,0 +1,179 @@
+"""The supervisor's part in sticky sessions: gives new ones, and ends those that are idle.
+
+`SessionKeeper` is what both kinds of table share; `LocalSessions` keeps the sessions of a static table, which are
+this daemon's alone, `config.sessions` those of a store, which are the fleet's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+from router.errors import Kind
+from router.routing.spec import SessionEntry, TablePatch
+from router.session_book import KEY_BYTES, SessionBook, make_id
+from router.transport.tasks import spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.routing.image import TableImage
+    from router.session_book import SessionUse
+
+TURN_S: Final = 0.25
+MAX_SESSIONS: Final = 100_000  # open at once in one table
+REMEMBERED_S: Final = 120.0  # an end: longer than a token is young
+
+
+class SessionKeeper:
+    """What the supervisor asks. `start` and `end` answer for what is kept, not for what is meant to be."""
+
+    def __init__(self, image: TableImage) -> None:
+        self._image = image
+        self.book = SessionBook()
+        self.started: dict[str, int] = {}
+        """By endpoint, since the daemon started."""
+        self.ended: dict[tuple[str, str], int] = {}
+        """By endpoint and reason."""
+
+    def take(self, worker: int, uses: list[SessionUse]) -> None:
+        """Take which sessions a worker began or ended requests of."""
+        self.book.take(worker, uses, monotonic())
+
+    async def start(self, endpoint: str, replica: str, idle_s: int) -> tuple[str, Kind | None]:
+        """Return the id of a new session on a replica, or why there is none."""
+        raise NotImplementedError
+
+    async def end(self, session_id: str) -> Kind | None:
+        """End a session; one that is not there is no error."""
+        raise NotImplementedError
+
+    def follow(self) -> None:
+        """Forget sessions that ended elsewhere; to be called when the table changed."""
+
+    def run(self) -> None:
+        """Begin to end those that are idle."""
+        raise NotImplementedError
+
+    async def close(self) -> None:
+        """Stop."""
+        raise NotImplementedError
+
+    def status(self) -> dict[str, Any]:
+        """Return how it goes: open ones of the table by endpoint; of this daemon those in use, begun and ended."""
+        by_endpoint: dict[str, int] = {}
+        for (endpoint, _), count in self._image.session_counts.items():
+            by_endpoint[endpoint] = by_endpoint.get(endpoint, 0) + count
+        return {
+            "open": by_endpoint,
+            "in_use": len(self.book.used),
+            "started": dict(self.started),
+            "ended": [[*name, count] for name, count in self.ended.items()],
+            "error": "",
+        }
+
+    def shown(self, endpoint: str | None) -> list[dict[str, Any]]:
+        """Return the open sessions, and what is known here of their use."""
+        now = monotonic()
+        found = []
+        for entry in self._image.sessions.values():
+            if endpoint in (None, entry.endpoint):
+                used = self.book.used.get(entry.id)
+                found.append({
+                    "session": entry.id, "endpoint": entry.endpoint, "replica": entry.replica,
+                    "idle_timeout_s": entry.idle_s, "busy": used is not None and bool(used.busy),
+                    "idle_s": None if used is None else round(used.idle_s(now), 1),
+                })  # fmt: skip
+        return found
+
+    def _refusal(self, endpoint: str, replica: str, starting: int = 0) -> Kind | None:
+        """Return why a replica may have no session more; `starting` are those the table does not have yet."""
+        spec = self._image.endpoints.get(endpoint)
+        known = self._image.replicas.get(endpoint, {}).get(replica)
+        if spec is None or spec.sessions is None or known is None or known.state != "READY":
+            return Kind.NO_REPLICA
+        count = self._image.session_counts.get((endpoint, replica), 0) + starting
+        if count >= spec.sessions.max_per_replica or len(self._image.sessions) >= MAX_SESSIONS:
+            return Kind.AT_CAPACITY
+        return None
+
+    def _note_start(self, endpoint: str) -> None:
+        self.started[endpoint] = self.started.get(endpoint, 0) + 1
+
+    def _note_end(self, endpoint: str, reason: str) -> None:
+        name = (endpoint, reason)
+        self.ended[name] = self.ended.get(name, 0) + 1
+
+
+class LocalSessions(SessionKeeper):
+    """The sessions of a static table. They live as long as the daemon, and its successors by upgrade."""
+
+    def __init__(self, image: TableImage, publish: Callable[[TablePatch], None]) -> None:
+        super().__init__(image)
+        self._publish = publish
+        self._over: dict[str, float] = {}  # sessions that ended of late, and when
+        self._task: asyncio.Task[None] | None = None
+
+    def first_patch(self, keys: tuple[bytes, ...] = (), sessions: tuple[SessionEntry, ...] = ()) -> TablePatch:
+        """Return what the table begins with: a key of this daemon's own, or what a predecessor had."""
+        now = monotonic()
+        for entry in sessions:
+            self.book.add(entry, now)
+        return TablePatch(0, sessions=sessions, session_keys=keys or (secrets.token_bytes(KEY_BYTES),))
+
+    def take(self, worker: int, uses: list[SessionUse]) -> None:
+        """Take over what a predecessor began when this process was already on its way, too."""
+        there = self._image.sessions
+        new = [use for use in uses if use.is_busy and use.id not in there and use.id not in self._over]
+        if new:
+            entries = tuple(SessionEntry(use.id, use.endpoint, use.replica, use.idle_s) for use in new)
+            self._publish(TablePatch(0, sessions=entries))
+        self.book.take(worker, [use for use in uses if use.id in there], monotonic())
+
+    async def start(self, endpoint: str, replica: str, idle_s: int) -> tuple[str, Kind | None]:
+        """Return the id of a new session on a replica, or why there is none."""
+        refusal = self._refusal(endpoint, replica)
+        if refusal is not None:
+            return "", refusal
+        entry = SessionEntry(make_id(), endpoint, replica, idle_s)
+        self.book.add(entry, monotonic())
+        self._publish(TablePatch(0, sessions=(entry,)))
+        self._note_start(endpoint)
+        return entry.id, None
+
+    async def end(self, session_id: str) -> Kind | None:
+        """End a session."""
+        entry = self._image.sessions.get(session_id)
+        self._end((session_id,))
+        if entry is not None:
+            self._note_end(entry.endpoint, "terminated")
+        return None
+
+    def run(self) -> None:
+        """End those that are idle, from now on."""
+        self._task = spawn(self._run(), "sessions")
+
+    async def close(self) -> None:
+        """Stop."""
+        if self._task is not None:
+            self._task.cancel()
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(TURN_S)
+            idle = self.book.idle(monotonic())
+            for session_id in idle:
+                self._note_end(self.book.used[session_id].entry.endpoint, "idle")
+            if idle:
+                self._end(tuple(idle))
+
+    def _end(self, ids: tuple[str, ...]) -> None:
+        now = monotonic()
+        for session_id in ids:
+            self.book.used.pop(session_id, None)
+            self._over[session_id] = now
+        while self._over and now - next(iter(self._over.values())) > REMEMBERED_S:
+            del self._over[next(iter(self._over))]
+        self._publish(TablePatch(0, ended=ids))
