@@ -141,7 +141,8 @@ async def send(
 ) -> Answer:  # fmt: skip
     """Make one request whose target goes out byte by byte as it stands."""
     answer = await client.request(
-        method, router.url, headers=[*(fields or []), ("host", host)], content=content,
+        method, router.url, content=content,
+        headers=[(name.encode(), value.encode("latin-1")) for name, value in [*(fields or []), ("host", host)]],
         extensions={"target": target.encode()},
     )  # fmt: skip
     client.cookies.clear()
@@ -316,6 +317,16 @@ async def opened(router: Router, host: str, fields: Fields | None = None, *, idl
     session = read_session(await start(router, host, sent, **more), host)
     assert idle_s in (None, session.idle_timeout_s)
     return session
+
+
+async def may_start(router: Router, host: str, fields: Fields, within_s: float = 10.0) -> Session:
+    """Start sessions until a credential that was just made is known; the first that is given."""
+
+    async def is_started() -> Answer | None:
+        answer = await start(router, host, fields)
+        return None if answer.error == "unauthenticated" else answer
+
+    return read_session(await until(is_started, within_s), host)
 
 
 async def terminate(router: Router, session: Session, way: str = "header", protocol: str = "http1") -> Answer:

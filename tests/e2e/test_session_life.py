@@ -203,10 +203,8 @@ async def test_a_start_without_any_replica_is_503_and_counts_as_demand(fleet: An
         found = (await fleet.us.ask("/v1/demand")).json()["endpoints"]
         return next(row for row in found if row["endpoint"] == name)
 
-    async def is_known() -> bool:
-        return (await kit.use("http1", fleet.us, host, fields=mine)).error == "session_required"
-
-    await kit.until(is_known)
+    other = await sessioned(fleet, unauthenticated=False)
+    await kit.may_start(fleet.us, f"{other}.example", mine)
     assert (await kit.start(fleet.us, host)).error == "unauthenticated"
     before = await demand()
     assert (before["unserved"], before["waiting"]) == (0, 0), "who is not let in asks for nothing"
@@ -321,11 +319,7 @@ async def credential(fleet: Any, name: str, **more: Any) -> tuple[str, kit.Field
     made, shown = await fleet.token(**more)
     fields = list(shown.items())
     for router in fleet.routers:
-
-        async def is_known(router: Any = router) -> bool:
-            return (await kit.use("http1", router, f"{name}.example", fields=fields)).error == "session_required"
-
-        await kit.until(is_known)
+        await kit.may_start(router, f"{name}.example", fields)
     return made["key"], fields
 
 
@@ -361,12 +355,7 @@ async def test_an_expired_credential_ends_its_sessions_use(fleet: Any) -> None:
 async def test_the_rate_of_the_credential_counts_for_its_sessions(fleet: Any, protocol: str) -> None:
     name = await sessioned(fleet, protocol, unauthenticated=False)
     _, shown = await fleet.token(rate=json.dumps({"per_s": 0.05, "burst": 8}))
-
-    async def is_started() -> kit.Session | None:
-        answer = await kit.start(fleet.us, f"{name}.example", list(shown.items()))
-        return None if answer.error == "unauthenticated" else kit.read_session(answer, f"{name}.example")
-
-    session: kit.Session = await kit.until(is_started)
+    session = await kit.may_start(fleet.us, f"{name}.example", list(shown.items()))
     errors = [(await kit.use(protocol, fleet.us, session.host, session.token)).error for _ in range(10)]
     assert "rate_limited" in errors
     assert 1 <= errors.index("rate_limited") <= 8, errors
