@@ -48,6 +48,8 @@ ERRORS = {
     "no_replica": (503, Code.UNAVAILABLE),
     "at_capacity": (503, Code.RESOURCE_EXHAUSTED),
     "session_unavailable": (503, Code.UNAVAILABLE),
+    "connect_failed": (503, Code.UNAVAILABLE),
+    "no_route": (404, Code.UNIMPLEMENTED),
     "rate_limited": (429, Code.RESOURCE_EXHAUSTED),
     "bad_request": (400, Code.INTERNAL),
     "head_too_large": (431, Code.RESOURCE_EXHAUSTED),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import sys
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+
+from inference_backend.ports import free_port
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -145,8 +148,6 @@ async def test_a_reload_keeps_sessions_until_their_replica_leaves(start_router: 
 async def test_a_worker_that_is_killed_takes_no_session_along(start_router: Any, engines: list[str], until: Any) -> None:
     router = await start_router(*FLAGS, toml=table(engines), workers=2)
     sessions = [await kit.opened(router, HOST) for _ in range(6)]
-    ended = await kit.opened(router, HOST)
-    await kit.terminate(router, ended)
     for worker in await router.workers():
         os.kill(worker["pid"], signal.SIGKILL)
 
@@ -156,9 +157,43 @@ async def test_a_worker_that_is_killed_takes_no_session_along(start_router: Any,
     await until(are_back)
     for session in sessions:
         await used(router, session, 4)
-    for _ in range(6):
-        await kit.answers("http1", router, ended, "session_gone", 2.0)
     await used(router, await kit.opened(router, HOST))
+
+
+async def test_what_has_ended_stays_so_in_a_worker_that_comes_later(start_router: Any, engines: list[str]) -> None:
+    router = await start_router(*FLAGS, toml=table(engines), workers=1)
+    ended = await kit.opened(router, HOST)
+    assert (await kit.terminate(router, ended)).error == ""
+    await kit.answers("http1", router, ended, "session_gone", 1.0)
+    os.kill(await router.worker_pid(), signal.SIGKILL)
+
+    async def is_back() -> bool:
+        (worker,) = await router.workers()
+        return bool(worker["restarts"] == 1 and worker["state"] == "ready")
+
+    await kit.until(is_back)
+    await kit.answers("http1", router, ended, "session_gone", 2.0)
+
+
+async def test_what_has_ended_stays_so_after_an_upgrade(start_router: Any, policy: Any, until: Any, gone: Any) -> None:
+    """Neither served nor, once it is shown again, taken for one that goes on."""
+    router = await start_router(*FLAGS, toml=table([policy.url]), workers=2)
+    ended, idle = await kit.opened(router, HOST), await kit.opened(router, HOST, idle_s=1)
+    assert (await kit.terminate(router, ended)).error == ""
+
+    async def is_over() -> bool:
+        return not await kit.is_listed(router, idle)
+
+    await kit.until(is_over, 6.0)
+    async with lineage(router, until, gone) as line:
+        await line.upgrade()
+        for session in (ended, idle):
+            answer = await kit.use("websocket", router, HOST, session.token)
+            if not answer.error:  # it is served: is it open again, too?
+                async with kit.holding("websocket", router, session):
+                    with contextlib.suppress(AssertionError):
+                        await kit.until(lambda session=session: kit.is_listed(router, session), 2.0)  # type: ignore[misc]
+            assert (answer.error, await kit.is_listed(router, session)) == ("session_gone", False)
 
 
 async def test_a_killed_workers_websocket_keeps_nothing(start_router: Any, policy: Any, until: Any) -> None:
@@ -187,24 +222,20 @@ async def test_a_killed_workers_websocket_keeps_nothing(start_router: Any, polic
 async def test_sessions_outlive_an_upgrade(
     start_router: Any, engines: list[str], run_router: Any, until: Any, gone: Any, tmp_path: Path, workers: int, how: str
 ) -> None:
-    pid_file = tmp_path / "pid"
-    router = await start_router(*FLAGS, "--pid-file", pid_file, toml=table(engines, max_per_replica=4, start_wait_s=1), workers=workers)
+    flags = ("--pid-file", tmp_path / "pid", "--admin", f"127.0.0.1:{free_port()}")
+    router = await start_router(*FLAGS, *flags, toml=table(engines, max_per_replica=4, start_wait_s=1), workers=workers)
     sessions = [await kit.opened(router, HOST) for _ in range(5)]
     brief = await kit.opened(router, HOST, idle_s=3)
-    ended = await kit.opened(router, HOST)
-    assert (await kit.terminate(router, ended)).error == ""
     async with lineage(router, until, gone) as line:
         for _ in range(2):
             if how == "signal":
                 await line.upgrade()
             else:
-                done = await run_router("serve", "--upgrade", "--pid-file", str(pid_file))
+                done = await run_router("serve", "--upgrade", "--config", router.toml_path, *flags)
                 assert done.returncode == 0, done.stderr
                 line.pids.append((await line.info())["pid"])
             for session in sessions:
                 await used(router, session, 2)
-            for _ in range(4):
-                await kit.answers("http1", router, ended, "session_gone", 2.0)
         await line.settled()
         listed = (await router.ask("/sessions")).json()
         assert all(kit.row_of(session, listed) for session in sessions)
@@ -256,8 +287,9 @@ async def test_sessions_started_used_and_ended_during_upgrades_are_all_accounted
         assert len(alive) > 10
         for session in alive:
             await used(router, session, 1)
-        for session in ended:
-            await kit.answers("http1", router, session, "session_gone", 2.0)
+        listed = (await router.ask("/sessions")).json()
+        assert all(kit.row_of(session, listed) for session in alive)
+        assert not any(kit.row_of(session, listed) for session in ended)
 
 
 async def test_a_websocket_of_the_old_process_keeps_its_session_in_the_new_one(
@@ -280,3 +312,18 @@ async def test_a_websocket_of_the_old_process_keeps_its_session_in_the_new_one(
 
         await kit.until(is_over, 8.0)
         await line.settled()
+
+
+async def test_a_start_is_routed_as_any_path_is(start_router: Any, engines: list[str]) -> None:
+    one, other = (table([url]).replace('name = "e"', f'name = "{name}"\npath_prefixes = ["/{name}"]') for url, name in zip(engines, "ab", strict=True))
+    router = await start_router(*FLAGS, toml=one + other)
+    mine, theirs = await kit.opened(router, HOST, path="/a"), await kit.opened(router, HOST, path="/b/v1/x")
+    assert (mine.replica, theirs.replica) == tuple(url.partition("://")[2] for url in engines)
+    assert (await kit.start(router, HOST)).error == "no_route"
+    assert (await kit.use("http1", router, HOST, mine.token, path="/b/x")).error == "forbidden"
+    answer = await kit.use("http1", router, HOST, mine.token, path="/a/x")
+    assert (answer.error, answer.replica) == ("", mine.replica)
+    async with kit.http_client() as client:
+        answer = await kit.send(client, router, HOST, f"/b{kit.TERMINATE}", kit.shown(theirs.token, "header"))
+        assert answer.status == 200
+    await kit.answers("http1", router, mine, "no_route", 1.0)  # the kit's own path leads nowhere here

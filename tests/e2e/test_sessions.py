@@ -111,6 +111,22 @@ async def test_a_start_with_a_body_and_a_query_leaves_its_connection_whole(fleet
             assert (answer.status, answer.replica, json.loads(answer.body)["length"]) == (200, session.replica, 1)
 
 
+async def test_a_start_is_answered_to_who_waits_for_a_hundred(fleet: Any) -> None:
+    """As curl does with a body of some size."""
+    host = await sessioned(fleet)
+    reader, writer = await asyncio.open_connection("127.0.0.1", fleet.eu.port)
+    try:
+        writer.write(f"POST {START} HTTP/1.1\r\nhost: {host}\r\nexpect: 100-continue\r\ncontent-length: 5\r\n\r\n".encode())
+        async with asyncio.timeout(10):
+            first = await reader.readuntil(b"\r\n\r\n")
+            if first.startswith(b"HTTP/1.1 100"):
+                writer.write(b"hello")
+                first = await reader.readuntil(b"\r\n\r\n")
+        assert first.startswith(b"HTTP/1.1 200"), first
+    finally:
+        writer.close()
+
+
 async def test_a_start_asks_for_no_token_and_takes_no_notice_of_one(fleet: Any) -> None:
     host = await sessioned(fleet)
     first = await kit.opened(fleet.eu, host)
@@ -131,8 +147,8 @@ async def test_a_session_stays_where_it_was_started_through_every_router(fleet: 
     host = await sessioned(fleet, protocol, ("eu", "us", "eu", "us"))
     for first, second in ((fleet.eu, fleet.us), (fleet.us, fleet.eu)):
         session = await kit.opened(first, host)
-        for router in (second, first, second, second, first, first):  # the other one at once
-            answer = await kit.follow(protocol, router, session, way)
+        for i, router in enumerate((second, first, second, second, first, first)):  # the other one at once
+            answer = await kit.follow(protocol, router, session, way, [("modal-session-id", f"{i}")])
             assert (answer.error, answer.replica) == ("", session.replica)
 
 
@@ -146,6 +162,19 @@ async def test_many_sessions_at_once_do_not_mix(fleet: Any, protocol: str) -> No
         *(kit.use(protocol, router, host, session.token) for session in sessions for router in fleet.routers)
     )
     assert [answer.replica for answer in found] == [session.replica for session in sessions for _ in fleet.routers]
+
+
+async def test_hundreds_at_once_are_all_good(fleet: Any) -> None:
+    host = await sessioned(fleet, regions=("eu", "us", "eu", "us"))
+
+    async def one(i: int) -> kit.Session:
+        session = await kit.opened(fleet.routers[i % 2], host)
+        answer = await kit.use("http1", fleet.routers[(i + 1) % 2], host, session.token)
+        assert (answer.error, answer.replica) == ("", session.replica)
+        return session
+
+    sessions = await asyncio.gather(*(one(i) for i in range(200)))
+    assert {session.id for session in sessions} == (await kit.rows(fleet.store, name_of(host))).keys()
 
 
 async def test_the_servers_themselves_are_not_mixed_up_and_see_no_start(fleet: Any, start_server: Any) -> None:
