@@ -93,7 +93,6 @@ async def test_a_restart_of_all_routers_loses_no_session(store: Any, serve: Any,
     for router in before:
         await knows(router, 2)
     sessions = [await kit.opened(before[i % 2], HOST) for i in range(6)]
-    brief = await kit.opened(before[0], HOST, idle_s=1)
     for router in before:
         router.send_signal(number)
     for router in before:
@@ -107,14 +106,27 @@ async def test_a_restart_of_all_routers_loses_no_session(store: Any, serve: Any,
     for session in sessions[:3]:
         assert (await kit.terminate(after[1], session)).error == ""
         await kit.answers("http1", after[0], session, "session_gone", 2.0)
-    left = {session.id for session in sessions[3:]}
+    assert (await kit.rows(store, NAME)).keys() == {session.id for session in sessions[3:]}
+
+
+@pytest.mark.slow
+async def test_one_whose_router_is_gone_ends_by_another(store: Any, serve: Any, engine: Any) -> None:
+    await sessioned(store, engine.url)
+    before = await serve("a")
+    await knows(before, 2)
+    brief, stays = await kit.opened(before, HOST, idle_s=1), await kit.opened(before, HOST)
+    before.send_signal(signal.SIGTERM)
+    assert await before.wait() == 0
+    after = await serve("a")
+    await knows(after, 2)
 
     async def is_over() -> bool:
-        assert left <= (await kit.rows(store, NAME)).keys()
         return brief.id not in await kit.rows(store, NAME)
 
-    await kit.until(is_over, ORPHANED_S)  # whoever started it is gone
-    assert (await kit.rows(store, NAME)).keys() == left
+    await kit.until(is_over, ORPHANED_S)
+    await kit.answers("http1", after, brief, "session_gone", 2.0)
+    assert (await kit.rows(store, NAME)).keys() == {stays.id}
+    await used(after, stays)
 
 
 async def test_what_has_ended_stays_so_at_a_router_that_comes_later(store: Any, serve: Any, engine: Any) -> None:
