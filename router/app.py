@@ -46,7 +46,7 @@ from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.demand_watch import DemandWatch
 from router.edge.admin import AdminListener
-from router.handover import BusyReplica
+from router.handover import Busy, BusyReplica
 from router.routing.image import TableImage, parts_of
 from router.routing.spec import TablePatch
 from router.service import notify
@@ -269,12 +269,13 @@ class Supervisor:
         is_serving = self._is_started and not self._is_draining and not self._done.done()
         return self._succession.upgrade(is_serving=is_serving)
 
-    async def _drain_after(self, report: Callable[[list[BusyReplica], list[str]], None]) -> int:
+    async def _drain_after(self, report: Callable[[Busy], None]) -> int:
         """Finish what is under way here: a successor serves. Return how many requests were cut."""
         self._is_draining = True
         if self._admin is not None:
             self._admin.retire()
         self._succession.admin.close()
+        self._sessions.retire()
         reporting = spawn(self._report_busy(report), "busy replicas")
         cut = await self.drain_workers(self._settings.drain_deadline_s)
         reporting.cancel()
@@ -282,7 +283,7 @@ class Supervisor:
         self.end(EXIT_CUT if cut else EXIT_CLEAN)
         return cut
 
-    async def _report_busy(self, report: Callable[[list[BusyReplica], list[str]], None]) -> None:
+    async def _report_busy(self, report: Callable[[Busy], None]) -> None:
         """Tell the successor what is still on each replica: a replica's limit is for both together."""
         while True:
             counts: dict[tuple[str, str], int] = {}
@@ -291,18 +292,23 @@ class Supervisor:
                     if seen.in_flight:
                         name = (seen.endpoint, seen.id)
                         counts[name] = counts.get(name, 0) + seen.in_flight
-            report([BusyReplica(*name, count) for name, count in counts.items()], self._sessions.book.busy())
+            replicas = [BusyReplica(*name, count) for name, count in counts.items()]
+            told = Busy(replicas, self._sessions.book.busy())
+            if self._static is not None:
+                told.sessions = list(self._image.sessions.values())
+                told.ended = list(self._image.ended_sessions)
+            report(told)
             await asyncio.sleep(BUSY_S)
 
-    def _note_busy(self, replicas: list[BusyReplica], sessions: list[str]) -> None:
+    def _note_busy(self, told: Busy) -> None:
         """Put what a predecessor still has into its row of the load board, where every worker counts it."""
-        self._sessions.book.set_elsewhere(sessions, time.monotonic())
+        self._sessions.follow_predecessor(told.sessions, told.ended, told.busy_sessions)
         if self._board is None:
             return
         for slot in self._busy_slots:
             self._board.publish(slot, 0)
         self._busy_slots.clear()
-        for busy in replicas:
+        for busy in told.replicas:
             known = self._image.replicas.get(busy.endpoint, {}).get(busy.id)
             if known is not None:
                 self._board.publish(known.slot, busy.in_flight)

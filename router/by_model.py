@@ -14,7 +14,7 @@ import msgspec
 
 from router.body_head import MAX_HEAD_BYTES
 from router.errors import Kind, ProxyError, Source
-from router.routing.credentials import ANYBODY, OPERATOR
+from router.routing.credentials import ANYBODY
 
 if TYPE_CHECKING:
     from router.http import RequestShape
@@ -60,7 +60,7 @@ def find_serving(table: Table, credential: Credential, model: str | None) -> End
 
 
 def _environment(credential: Credential) -> str | None:
-    return None if credential is OPERATOR else credential.environment
+    return None if credential.is_operator else credential.environment
 
 
 def _first_serving(table: Table, credential: Credential, model: str) -> Endpoint | None:

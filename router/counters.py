@@ -81,6 +81,7 @@ class EndpointCounters:
         "requests",
         "retries",
         "spilled",
+        "starting",
         "statuses",
         "waiting",
     )
@@ -96,7 +97,8 @@ class EndpointCounters:
         self.prompts = 0  # were looked up by their prompt …
         self.known_prompts = 0  # … and went where its beginning was sent before
         self.spilled = 0  # went to another region
-        self.waiting = 0  # for a cold start, now
+        self.waiting = 0  # for a cold start, now; they are in flight, too
+        self.starting = 0  # sessions that wait for room; they are not
         self.retries = 0
         self.dropped_trailers = 0
         self.bytes_received = 0

@@ -25,10 +25,11 @@ class EndpointDemand(msgspec.Struct, array_like=True):
     """What is asked of one endpoint."""
 
     in_flight: int = 0
+    """On replicas, or about to be."""
     arrivals: int = 0
     unserved: int = 0
     waiting: int = 0
-    """Requests that are held until a replica is there."""
+    """Requests that are held until a replica is there, and sessions until one has room."""
     sessions: int = 0
     """Sticky ones that are in use at this router."""
 
@@ -41,11 +42,11 @@ class EndpointDemand(msgspec.Struct, array_like=True):
 def count_demand(counters: EndpointCounters) -> EndpointDemand | None:
     """Return what one worker counted so far; None if nothing ever came."""
     in_flight = counters.in_flight
-    waiting = counters.waiting
+    waiting = counters.waiting + counters.starting
     if not (in_flight or counters.requests or waiting):
         return None
     unserved = sum(counters.codes.get(code, 0) for code in UNSERVED_CODES)
-    return EndpointDemand(in_flight, counters.requests + in_flight, unserved, waiting)
+    return EndpointDemand(in_flight - counters.waiting, counters.requests + in_flight, unserved, waiting)
 
 
 class DemandBook:

@@ -124,7 +124,7 @@ class Exchange(ExchangeEntry):
         if not isinstance(lease, Lease):
             # Who waits already goes on waiting while those that came before fill the first replica.
             if (lease is not Kind.NO_REPLICA and not self._wait_until_s) or not self._wait(endpoint, now):
-                self._refuse(ProxyError(lease, Source.ROUTER) if self._visit is None else self._not_there(lease))
+                self._refuse(ProxyError(lease, Source.ROUTER))
             return
         if self._wait_until_s:
             self._end_wait(now)
@@ -159,9 +159,9 @@ class Exchange(ExchangeEntry):
         if not hold.wait_s or self._retries or (hold.only_tunnels and head.shape.upgrade is None):
             return False
         if not self._wait_until_s:
-            if counters.waiting >= hold.max_waiting:
+            if (counters.waiting if self._visit is None else counters.starting) >= hold.max_waiting:
                 return False
-            counters.waiting += 1
+            self._count_wait(1)
             self._wait_until_s = now + hold.wait_s
             self._hold_body()
         elif now >= self._wait_until_s:
@@ -178,7 +178,7 @@ class Exchange(ExchangeEntry):
             self._open(fresh=False)
 
     def _end_wait(self, now: float) -> None:
-        self._counters.waiting -= 1
+        self._count_wait(-1)
         self._wait_until_s = self._look_again_s = 0.0
         self._waited_s = now - self._started_s
 

@@ -188,6 +188,13 @@ class ExchangeEnding(PickContext, RequestReceiver, ResponseReceiver):
         self._is_held = False
         self._downstream.release(HOLD_NO_UPSTREAM)
 
+    def _count_wait(self, change: int) -> None:
+        """Count who waits: a start of a session is in flight nowhere, any other is on the endpoint."""
+        if self._visit is None:
+            self._counters.waiting += change
+        else:
+            self._counters.starting += change
+
     def _uncount(self) -> None:
         """Leave what the endpoint has in flight, once."""
         endpoint = self._endpoint
@@ -300,7 +307,7 @@ class ExchangeEnding(PickContext, RequestReceiver, ResponseReceiver):
                 if endpoint.load.is_shared:
                     endpoint.load.publish()
             if self._wait_until_s:
-                counters.waiting -= 1
+                self._count_wait(-1)
             if self._visit is not None and self._visit.session is not None:
                 core.table.sessions.leave(self._visit.session)
             if self._ttfb_s:

@@ -64,9 +64,11 @@ class ExchangeEntry(ExchangeSession):
         if core.shed_share and core.sheds():
             self._refuse(OVERLOADED)
             return
-        if endpoint is not None and endpoint.sessions is not None:
-            self._begin_session(endpoint, None)
-            return
+        if endpoint is not None and endpoint.may_have_sessions:
+            named = self._endpoint_of_token() if endpoint.by_model else endpoint
+            if named is not None:
+                self._begin_session(named, None)
+                return
         credential = core.gate.check(head, endpoint, table.credentials, core.clock.now)
         if not isinstance(credential, Credential):
             self._refuse(credential)

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 _METHOD: Final = ProxyError(Kind.METHOD_NOT_ALLOWED, Source.DOWNSTREAM)
 _REQUIRED: Final = ProxyError(Kind.SESSION_REQUIRED, Source.DOWNSTREAM)
+_LEFT: Final = ProxyError(Kind.SESSION_GONE, Source.ROUTER, detail="its replica has left")
 _NO_STORE: Final = ProxyError(Kind.SESSION_UNAVAILABLE, Source.ROUTER)
 _NOT_SESSIONED: Final = ProxyError(Kind.NO_ROUTE, Source.ROUTER, detail="the endpoint is not sessioned any more")
 
@@ -58,13 +59,26 @@ class ExchangeSession(ExchangeEnding):
 
     __slots__ = ()
 
+    def _endpoint_of_token(self) -> Endpoint | None:
+        """Return the endpoint whose session a request on a host by model shows: no model has to be asked for."""
+        core, head = self._core, self._head
+        assert head is not None
+        shown = shown_session(head.shape)
+        if not shown.token or shown.path.endswith(START_PATH):
+            return None
+        session = core.table.sessions.verified(shown.token)
+        endpoint = None if session is None else core.table.endpoints.get(session.endpoint)
+        return None if endpoint is None or endpoint.sessions is None else endpoint
+
     def _begin_session(self, endpoint: Endpoint, admitted: Credential | None) -> None:
         """Go on with the session that the request shows. `admitted`: who it is, where that is known already."""
         core, head = self._core, self._head
         assert head is not None
         table, now = core.table, core.clock.now
         shown = shown_session(head.shape)
-        head.shape = shape = shown.shape
+        if shown.shape is not None:
+            head.shape = shown.shape
+        shape = head.shape
         if shown.path.endswith(START_PATH):
             self._begin_start(endpoint, admitted)
             return
@@ -77,7 +91,9 @@ class ExchangeSession(ExchangeEnding):
             return
         session = table.sessions.find(shown.token, endpoint, now)
         if not isinstance(session, Session):
-            self._refuse(session)
+            # A browser sends what another endpoint of the host gave it along to all of them.
+            is_others = shown.is_cookie and session.kind is Kind.FORBIDDEN
+            self._refuse(_REQUIRED if is_others else session)
             return
         credential: Credential | ProxyError
         if admitted is not None:
@@ -86,6 +102,10 @@ class ExchangeSession(ExchangeEnding):
             credential = core.gate.check_session(head, endpoint, table.credentials, session.minter, now)
         if not isinstance(credential, Credential):
             self._refuse(credential)
+            return
+        replica = endpoint.find(session.replica)
+        if replica is None or replica.generation != session.generation:
+            self._refuse(_LEFT)
             return
         self._credential = credential
         if shown.is_query and not is_terminate and shape.upgrade is None and not shape.is_grpc:
@@ -123,8 +143,14 @@ class ExchangeSession(ExchangeEnding):
         self._credential = credential
         self._visit = visit = SessionVisit(None, is_call=True)
         visit.idle_s = idle_s
-        if self._take_part(endpoint):
-            self._call_when_whole()
+        self._endpoint, self._counters = endpoint, endpoint.counters
+        refusal = None if known is NO_FIELDS else self._take_asked(known)
+        if refusal is not None:
+            self._refuse(refusal)
+            return
+        if self._deadline_s:
+            self._core.wheel.watch(self)
+        self._call_when_whole()
 
     def _redirect(self, endpoint: Endpoint, token: bytes) -> None:
         head = self._head
@@ -147,6 +173,8 @@ class ExchangeSession(ExchangeEnding):
         visit, endpoint = self._visit, self._endpoint
         assert visit is not None
         assert endpoint is not None
+        if not self._replay_ended:
+            self._hold_body()  # more than is read of any: it stays where it is
         if visit.session is None:
             self._look_for_room(endpoint, visit)
         else:
@@ -156,14 +184,6 @@ class ExchangeSession(ExchangeEnding):
         desk = self._core.desk
         assert desk is not None, "the worker that has sessioned endpoints has a desk"
         return desk
-
-    def _not_there(self, refusal: Kind) -> ProxyError:
-        """Return why a session's replica does not take a request: one that left the table does not come back."""
-        endpoint = self._endpoint
-        assert endpoint is not None
-        if endpoint.find(self._pin) is None:
-            return ProxyError(Kind.SESSION_GONE, Source.ROUTER, detail="its replica has left")
-        return ProxyError(refusal, Source.ROUTER)
 
     # -- a session begins ------------------------------------------------------------------------------
 
@@ -175,7 +195,7 @@ class ExchangeSession(ExchangeEnding):
             self._refuse(_NOT_SESSIONED)
             return
         if not sessions.keys.keys:
-            self._wait_for_room(endpoint, _NO_STORE)
+            self._refuse(_NO_STORE)
             return
         replica = sessions.choose(endpoint.picker, endpoint.name, sticky.max_per_replica)
         if not isinstance(replica, Replica):
@@ -198,6 +218,9 @@ class ExchangeSession(ExchangeEnding):
             return
         assert visit is not None
         assert endpoint is not None
+        if refusal is Kind.SESSION_UNAVAILABLE:
+            self._refuse(_NO_STORE)
+            return
         if refusal is not None:
             self._wait_for_room(endpoint, ProxyError(refusal, Source.ROUTER))
             return
@@ -217,6 +240,7 @@ class ExchangeSession(ExchangeEnding):
             visit.idle_s,
             sessions.unix_s(now),
             credential.mark,
+            replica.generation,
         )
         token = sessions.keys.sign(claim)
         self._reply(*started_reply(session_id, token, visit.idle_s, replica.key, self._request_id))
@@ -243,8 +267,12 @@ class ExchangeSession(ExchangeEnding):
 
     # -- what follows in the way of a request ------------------------------------------------------------
 
-    def _take_part(self, endpoint: Endpoint) -> bool:
-        """Take part in an endpoint's load, within its limits; see `exchange_entry`."""
+    def _take_asked(self, known: dict[bytes, bytes]) -> ProxyError | None:
+        """Apply what the client asks for; see `exchange_entry`."""
+        raise NotImplementedError
+
+    def _hold_body(self) -> None:
+        """Keep the client's body where it is; see `exchange`."""
         raise NotImplementedError
 
     def _enter(self, endpoint: Endpoint) -> None:

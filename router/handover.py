@@ -77,6 +77,7 @@ class Handover(msgspec.Struct, tag="handover"):
     removed: list[str] = []
     session_keys: list[bytes] = []  # of a static table, whose sessions are the daemon's
     sessions: list[SessionEntry] = []
+    ended: list[str] = []  # sessions, lately
 
 
 class Ready(msgspec.Struct, tag="ready"):
@@ -107,7 +108,9 @@ class Busy(msgspec.Struct, tag="busy"):
     """What the predecessor still has under way, now and then while it drains; replicas without are left out."""
 
     replicas: list[BusyReplica]
-    sessions: list[str] = []
+    busy_sessions: list[str] = []
+    sessions: list[SessionEntry] = []  # of a static table, and those that ended lately, as in the beginning
+    ended: list[str] = []
 
 
 class Gone(msgspec.Struct, tag="gone"):
@@ -141,7 +144,7 @@ class Predecessor:
         self.handover = Handover(VERSION, 0, 0, [])
         self.is_gone = False
         self.cut: int | None = None
-        self.on_busy: Callable[[list[BusyReplica], list[str]], None] = lambda _, __: None
+        self.on_busy: Callable[[Busy], None] = lambda _: None
         self._pair = pair
         self._writer: asyncio.StreamWriter | None = None
         self._first: asyncio.Future[Handover] = asyncio.get_running_loop().create_future()
@@ -210,7 +213,7 @@ class Predecessor:
         except (OSError, ValueError, msgspec.DecodeError) as wrong:
             failure = HandoverError(f"the predecessor's words cannot be read: {wrong}")
         self.is_gone = True
-        self.on_busy([], [])
+        self.on_busy(Busy([]))
         self._yours.set()
         if not self._first.done():
             self._first.set_exception(failure)
@@ -223,7 +226,7 @@ class Predecessor:
         elif isinstance(message, Yours):
             self._yours.set()
         elif isinstance(message, Busy):
-            self.on_busy(message.replicas, message.sessions)
+            self.on_busy(message)
         else:
             self.cut = message.cut
 

@@ -53,6 +53,9 @@ FORBIDDEN_TRAILERS: Final = HOP_BY_HOP | KNOWN_REQUEST | KNOWN_RESPONSE | frozen
      b"content-range", b"cache-control", b"expect", b"max-forwards", b"range", b"set-cookie", b"cookie")
 )  # fmt: skip
 
+SESSION_COOKIE: Final = b"__Host-router-session"
+"""The cookie that holds a session token. Codecs keep it under this name in `known`: no replica gets to see it."""
+
 NO_FIELDS: Final[dict[bytes, bytes]] = {}
 """Shared by every shape without known fields. Never written to."""
 
@@ -152,18 +155,21 @@ class RequestShape:
 
 
 class ShownSession:
-    """What a request shows of a sticky session: a token, empty for none, whence, and the request without it.
+    """What a request shows of a sticky session: a token, empty for none, and the request without it.
 
-    `is_query`: the token stood in the query; `path` is without query.
+    `is_query`, `is_cookie`: where it stood; `path` is without query; `shape` is None where nothing is taken out.
     """
 
-    __slots__ = ("is_query", "path", "shape", "token")
+    __slots__ = ("is_cookie", "is_query", "path", "shape", "token")
 
-    def __init__(self, token: bytes, shape: RequestShape, *, is_query: bool) -> None:
+    def __init__(
+        self, token: bytes, path: bytes, shape: RequestShape | None, *, is_query: bool, is_cookie: bool
+    ) -> None:
+        self.is_cookie = is_cookie
         self.token = token
+        self.path = path
         self.shape = shape
         self.is_query = is_query
-        self.path = shape.path.partition(b"?")[0]
 
 
 class RequestHead:

@@ -124,16 +124,22 @@ def grpc_trailers(error: ProxyError, reached: bytes) -> Headers:
     ]
 
 
-def json_reply(status: int, length: int, request_id: bytes) -> ResponseHead:
+def bare_reply(status: int, length: int, request_id: bytes) -> ResponseHead:
     """Return the head of an answer of the router's own that is no error."""
     shape = ResponseShape(status)
     shape.fields = [
         (b"date", formatdate(time.time(), usegmt=True).encode()),
-        (b"content-type", b"application/json"),
         (b"cache-control", b"no-store"),
         (b"x-request-id", request_id),
     ]
     return ResponseHead(shape, length)
+
+
+def json_reply(status: int, length: int, request_id: bytes) -> ResponseHead:
+    """Return the head of such an answer with a body."""
+    head = bare_reply(status, length, request_id)
+    head.shape.fields.append((b"content-type", b"application/json"))
+    return head
 
 
 def local_reply(error: ProxyError, reached: bytes, request_id: bytes) -> tuple[ResponseHead, bytes]:

@@ -20,17 +20,19 @@ class SessionCalls:
     def __init__(self, keeper: SessionKeeper) -> None:
         self._keeper = keeper
 
-    def handle(self, worker: int, message: AboutSessions, reply: Callable[[SessionAnswer], None]) -> None:
-        """Take a worker's word."""
+    def handle(self, worker: int, message: AboutSessions, reply: Callable[[SessionAnswer], bool]) -> None:
+        """Take a worker's word; `reply` says whether the process that asked is still there."""
         if isinstance(message, SessionsUsed):
             self._keeper.take(worker, message.uses)
         else:
             spawn(self._answer(message, reply), "session")
 
-    async def _answer(self, asked: StartSession | EndSession, reply: Callable[[SessionAnswer], None]) -> None:
+    async def _answer(self, asked: StartSession | EndSession, reply: Callable[[SessionAnswer], bool]) -> None:
         session_id = ""
         if isinstance(asked, StartSession):
             session_id, refusal = await self._keeper.start(asked.endpoint, asked.replica, asked.idle_s)
         else:
             refusal = await self._keeper.end(asked.id)
-        reply(SessionAnswer(asked.question, session_id, "" if refusal is None else refusal.value))
+        is_heard = reply(SessionAnswer(asked.question, session_id, "" if refusal is None else refusal.value))
+        if session_id and not is_heard:
+            await self._keeper.end(session_id)

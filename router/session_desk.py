@@ -44,6 +44,9 @@ class SessionDesk:
 
     def end(self, session_id: str, answer: Answer) -> None:
         """Ask for the end of a session."""
+        if len(self._asked) >= MAX_ASKED:
+            answer(session_id, Kind.SESSION_UNAVAILABLE)
+            return
         self._count += 1
         self._ask(EndSession(self._count, session_id), answer)
 
@@ -61,18 +64,18 @@ class SessionDesk:
         sessions = self._sessions
         if isinstance(question, StartSession):
             name, replica = question.endpoint, question.replica
-            if refusal is None and told.id not in sessions.open:
-                sessions.open[told.id] = SessionEntry(told.id, name, replica, question.idle_s)  # counted already
-            else:
-                sessions.count(name, replica, -1)
+            sessions.count(name, replica, -1)
+            if refusal is None:
+                sessions.begin(SessionEntry(told.id, name, replica, question.idle_s), now)
             answer(told.id, refusal)
             return
         if refusal is None:
             sessions.change((), (question.id,), now)
         answer(question.id, refusal)
 
-    def report(self) -> None:
+    def report(self, now: float) -> None:
         """Tell which sessions began or ended a request since the last time."""
+        self._sessions.settle(now)
         touched = self._sessions.take_touched()
         if touched:
             uses = [SessionUse(s.id, s.endpoint, s.replica.decode(), s.idle_s, busy) for s, busy in touched]

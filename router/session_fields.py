@@ -1,7 +1,7 @@
 """How a request shows its sticky session, and what the router answers on the paths of its own.
 
-In this order: `Modal-Authorization: Bearer TOKEN`, `x-router-session`, a cookie, `session_token` of the query.
-Wherever it stood, the replica does not get to see it. Pure.
+In this order: `Modal-Authorization: Bearer TOKEN`, `x-router-session`, `session_token` of the query, a cookie: a
+link is a newer word than what a browser kept. Wherever it stood, the replica does not get to see it. Pure.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from urllib.parse import unquote_to_bytes
 import msgspec
 
 from router.errors import Kind, ProxyError, Source
-from router.http import Field, ResponseHead, ResponseShape, ShownSession
-from router.local_reply import json_reply
+from router.http import SESSION_COOKIE, Field, ResponseHead, ShownSession
+from router.local_reply import bare_reply, json_reply
 
 if TYPE_CHECKING:
-    from router.http import Headers, RequestShape
+    from router.http import RequestShape
     from router.routing.spec import StickySpec
 
 START_PATH: Final = b"/_router/sessions/start"
 TERMINATE_PATH: Final = b"/_router/sessions/terminate"
-COOKIE: Final = b"__Host-router-session"
 _PARAMETER: Final = b"session_token="
 _BEARER: Final = b"bearer "
 _IDLE_FIELDS: Final = (b"x-router-session-idle-timeout", b"modal-session-idle-timeout")
@@ -45,49 +44,28 @@ def _look(shape: RequestShape) -> ShownSession:
     if said[: len(_BEARER)].lower() == _BEARER:
         token = said[len(_BEARER) :].strip()
     token = token or known.get(b"x-router-session", b"")
-    fields, in_cookie = _without_cookie(shape.fields)
     path, in_query = _without_parameter(shape.path)
-    is_query = not token and not in_cookie and bool(in_query)
-    changed = shape
-    if path != shape.path or fields is not shape.fields:
-        changed = shape.changed(fields, path)
+    is_query = not token and bool(in_query)
+    changed = None
+    if path != shape.path:
+        changed = shape.changed(shape.fields, path)
         changed.authorization = shape.authorization
-    return ShownSession(token or in_cookie or in_query, changed, is_query=is_query)
-
-
-def _without_cookie(fields: Headers) -> tuple[Headers, bytes]:
-    """Return the fields without our cookie, and its value; the same list if it is not there."""
-    value = b""
-    kept: Headers = []
-    for name, text in fields:
-        if name != b"cookie" or COOKIE not in text:
-            kept.append((name, text))
-            continue
-        others: list[bytes] = []
-        for pair in text.split(b";"):
-            key, _, said = pair.strip().partition(b"=")
-            if key.strip() == COOKIE:
-                value = value or said.strip()
-            else:
-                others.append(pair.strip())
-        if others:
-            kept.append((name, b"; ".join(others)))
-    return (kept, value) if kept != fields else (fields, value)
+    token = token or in_query
+    is_cookie = not token
+    token = token or known.get(SESSION_COOKIE, b"")
+    return ShownSession(token, path.partition(b"?")[0], changed, is_query=is_query, is_cookie=is_cookie)
 
 
 def _without_parameter(path: bytes) -> tuple[bytes, bytes]:
     """Return the path without our parameter, and its value."""
-    if _PARAMETER not in path:
-        return path, b""
     bare, _, query = path.partition(b"?")
-    value = b""
-    others: list[bytes] = []
-    for pair in query.split(b"&"):
-        if pair.startswith(_PARAMETER):
-            value = value or unquote_to_bytes(pair[len(_PARAMETER) :])
-        else:
-            others.append(pair)
-    return (bare + b"?" + b"&".join(others) if others else bare), value
+    pairs = query.split(b"&")
+    others = [pair for pair in pairs if not pair.startswith(_PARAMETER)]
+    if len(others) == len(pairs):
+        return path, b""
+    values = (unquote_to_bytes(pair[len(_PARAMETER) :]) for pair in pairs if pair.startswith(_PARAMETER))
+    rest = b"&".join(others)
+    return (bare + b"?" + rest if rest else bare), next(filter(None, values), b"")
 
 
 def asked_idle_s(known: dict[bytes, bytes], sticky: StickySpec) -> int | ProxyError:
@@ -126,16 +104,10 @@ def redirect_reply(token: bytes, shape: RequestShape, request_id: bytes) -> Resp
     path = shape.path
     if path[1:2] in (b"/", b"\\"):  # to a browser that is another host
         return _NOT_LOCAL
-    reply = ResponseShape(307)
-    reply.fields = [
-        (b"location", path),
-        _cookie(token, b""),
-        (b"cache-control", b"no-store"),
-        (b"referrer-policy", b"no-referrer"),
-        (b"x-request-id", request_id),
-    ]
-    return ResponseHead(reply, 0)
+    head = bare_reply(307, 0, request_id)
+    head.shape.fields += [(b"location", path), _cookie(token, b""), (b"referrer-policy", b"no-referrer")]
+    return head
 
 
 def _cookie(token: bytes, more: bytes) -> Field:
-    return (b"set-cookie", COOKIE + b"=" + token + b"; Path=/; Secure; HttpOnly; SameSite=Lax" + more)
+    return (b"set-cookie", SESSION_COOKIE + b"=" + token + b"; Path=/; Secure; HttpOnly; SameSite=Lax" + more)

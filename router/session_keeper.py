@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 TURN_S: Final = 0.25
 MAX_SESSIONS: Final = 100_000  # open at once in one table
-REMEMBERED_S: Final = 120.0  # an end: longer than a token is young
 
 
 class SessionKeeper:
@@ -53,9 +52,16 @@ class SessionKeeper:
     def follow(self) -> None:
         """Forget sessions that ended elsewhere; to be called when the table changed."""
 
+    def follow_predecessor(self, sessions: list[SessionEntry], ended: list[str], busy: list[str]) -> None:
+        """Take what a predecessor that drains tells; of those of a store only what is under way is news."""
+        self.book.set_elsewhere(busy, monotonic())
+
     def run(self) -> None:
         """Begin to end those that are idle."""
         raise NotImplementedError
+
+    def retire(self) -> None:
+        """Leave to a successor what only one may decide."""
 
     async def close(self) -> None:
         """Stop."""
@@ -113,24 +119,37 @@ class LocalSessions(SessionKeeper):
     def __init__(self, image: TableImage, publish: Callable[[TablePatch], None]) -> None:
         super().__init__(image)
         self._publish = publish
-        self._over: dict[str, float] = {}  # sessions that ended of late, and when
         self._task: asyncio.Task[None] | None = None
 
-    def first_patch(self, keys: tuple[bytes, ...] = (), sessions: tuple[SessionEntry, ...] = ()) -> TablePatch:
+    def first_patch(
+        self,
+        keys: tuple[bytes, ...] = (),
+        sessions: tuple[SessionEntry, ...] = (),
+        ended: tuple[str, ...] = (),
+    ) -> TablePatch:
         """Return what the table begins with: a key of this daemon's own, or what a predecessor had."""
         now = monotonic()
         for entry in sessions:
             self.book.add(entry, now)
-        return TablePatch(0, sessions=sessions, session_keys=keys or (secrets.token_bytes(KEY_BYTES),))
+        keys = keys or (secrets.token_bytes(KEY_BYTES),)
+        return TablePatch(0, sessions=sessions, ended=ended, session_keys=keys)
 
     def take(self, worker: int, uses: list[SessionUse]) -> None:
-        """Take over what a predecessor began when this process was already on its way, too."""
-        there = self._image.sessions
-        new = [use for use in uses if use.is_busy and use.id not in there and use.id not in self._over]
-        if new:
-            entries = tuple(SessionEntry(use.id, use.endpoint, use.replica, use.idle_s) for use in new)
-            self._publish(TablePatch(0, sessions=entries))
-        self.book.take(worker, [use for use in uses if use.id in there], monotonic())
+        """Take which sessions a worker began or ended requests of; not those that are over."""
+        self.book.take(worker, [use for use in uses if use.id in self._image.sessions], monotonic())
+
+    def follow_predecessor(self, sessions: list[SessionEntry], ended: list[str], busy: list[str]) -> None:
+        """Take over what began and ended at a predecessor after it had described itself, and what is under way."""
+        now, image = monotonic(), self._image
+        over = frozenset(image.ended_sessions)
+        begun = tuple(entry for entry in sessions if entry.id not in image.sessions and entry.id not in over)
+        for entry in begun:
+            self.book.add(entry, now)
+        gone = tuple(session_id for session_id in ended if session_id not in over)
+        if begun or gone:
+            self._publish(TablePatch(0, sessions=begun))
+            self._end(gone)
+        self.book.set_elsewhere(busy, now)
 
     async def start(self, endpoint: str, replica: str, idle_s: int) -> tuple[str, Kind | None]:
         """Return the id of a new session on a replica, or why there is none."""
@@ -155,10 +174,14 @@ class LocalSessions(SessionKeeper):
         """End those that are idle, from now on."""
         self._task = spawn(self._run(), "sessions")
 
-    async def close(self) -> None:
-        """Stop."""
+    def retire(self) -> None:
+        """End nothing any more: the successor knows what is in use there."""
         if self._task is not None:
             self._task.cancel()
+
+    async def close(self) -> None:
+        """Stop."""
+        self.retire()
 
     async def _run(self) -> None:
         while True:
@@ -170,10 +193,6 @@ class LocalSessions(SessionKeeper):
                 self._end(tuple(idle))
 
     def _end(self, ids: tuple[str, ...]) -> None:
-        now = monotonic()
         for session_id in ids:
             self.book.used.pop(session_id, None)
-            self._over[session_id] = now
-        while self._over and now - next(iter(self._over.values())) > REMEMBERED_S:
-            del self._over[next(iter(self._over))]
         self._publish(TablePatch(0, ended=ids))

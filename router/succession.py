@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from router.config.agent import ConfigAgent
     from router.config.settings import Settings
     from router.config.static_table import StaticTable
-    from router.handover import BusyReplica, Predecessor, Ready
+    from router.handover import Predecessor, Ready
     from router.routing.image import TableImage
     from router.routing.spec import SessionEntry
     from router.transport.upstream.probe import HealthMonitor
@@ -52,7 +52,7 @@ class Succession:
         agent: ConfigAgent | None,
         static: StaticTable | None,
         image: TableImage,
-        drain: Callable[[Callable[[list[BusyReplica], list[str]], None]], Awaitable[int]],
+        drain: Callable[[Callable[[Busy], None]], Awaitable[int]],
     ) -> None:
         self.sockets = ListeningSockets(settings)
         self.admin = AdminSocket()
@@ -92,12 +92,12 @@ class Succession:
             except ValueError as refusal:
                 _log.warning("what was changed by hand is not all kept: %s", refusal)
 
-    def sessions(self) -> tuple[tuple[bytes, ...], tuple[SessionEntry, ...]]:
-        """Return the keys and sessions that a predecessor had of a table that is its own."""
+    def sessions(self) -> tuple[tuple[bytes, ...], tuple[SessionEntry, ...], tuple[str, ...]]:
+        """Return keys and sessions that a predecessor had of a table of its own, and those that ended lately."""
         if self.predecessor is None:
-            return (), ()
+            return (), (), ()
         handover = self.predecessor.handover
-        return tuple(handover.session_keys), tuple(handover.sessions)
+        return tuple(handover.session_keys), tuple(handover.sessions), tuple(handover.ended)
 
     async def know_enough(self, monitor: HealthMonitor, is_over: Callable[[], bool]) -> None:
         """Wait for the table, and for which replicas are ill; RuntimeError when there is no way on."""
@@ -156,6 +156,7 @@ class Succession:
             removed=removed,
             session_keys=list(self._image.session_keys) if self._static is not None else [],
             sessions=list(self._image.sessions.values()) if self._static is not None else [],
+            ended=list(self._image.ended_sessions),
         )
 
     async def _hand_over(self, successor: Successor, ready: Ready) -> int:
@@ -167,7 +168,7 @@ class Succession:
         self.admin.disown(taken)
         notify(f"MAINPID={successor.pid}")
         successor.tell(Yours())
-        return await self._drain(lambda replicas, sessions: successor.tell(Busy(replicas, sessions)))
+        return await self._drain(successor.tell)
 
     # -- what is known of it ----------------------------------------------------------------------------
 

@@ -74,6 +74,7 @@ class EndpointSnapshot(msgspec.Struct):
     known_prompts: int = 0
     spilled: int = 0
     waiting: int = 0
+    starting: int = 0
     retries: int = 0
     dropped_trailers: int = 0
     bytes_received: int = 0
@@ -137,6 +138,7 @@ def snapshot_endpoint(counters: EndpointCounters) -> EndpointSnapshot:
         known_prompts=counters.known_prompts,
         spilled=counters.spilled,
         waiting=counters.waiting,
+        starting=counters.starting,
         retries=counters.retries,
         dropped_trailers=counters.dropped_trailers,
         bytes_received=counters.bytes_received,

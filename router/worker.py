@@ -280,7 +280,7 @@ class Worker:
         self.listener.refuses_connections = overload.refuses_connections
         if now >= self._report_s:
             self._report_s = now + REPORT_S
-            self.desk.report()
+            self.desk.report(now)
         if now >= self._pulse_s:
             self._pulse_s = now + PULSE_S
             self._control.pulse(Alive(overload.describe()))
@@ -300,7 +300,7 @@ class Worker:
         cut = self.listener.cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self._is_busy() else 0
         while self.listener.open_connections and monotonic() < self._drained_by_s + 1.0:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL_S)
-        self.desk.report()
+        self.desk.report(self.clock.now)
         self._control.send(Drained(cut))
         self.close()
         self._control.end()

@@ -71,7 +71,7 @@ class WorkerProcess:
         on_death: Callable[[int], None],
         may_greet: asyncio.Event,
         may_accept: asyncio.Event,
-        on_sessions: Callable[[int, AboutSessions, Callable[[SessionAnswer], None]], None],
+        on_sessions: Callable[[int, AboutSessions, Callable[[SessionAnswer], bool]], None],
     ) -> None:
         self._on_sessions = on_sessions
         self.index = index
@@ -310,7 +310,9 @@ class WorkerProcess:
             future.cancel()
 
 
-def _tell(channel: asyncio.StreamWriter | None, message: SessionAnswer) -> None:
-    """Answer the process that asked: another in its place numbers its questions anew."""
-    if channel is not None and not channel.is_closing():
-        channel.write(pack(message))
+def _tell(channel: asyncio.StreamWriter | None, message: SessionAnswer) -> bool:
+    """Answer the process that asked, if it is there: another in its place numbers its questions anew."""
+    if channel is None or channel.is_closing():
+        return False
+    channel.write(pack(message))
+    return True

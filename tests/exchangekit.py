@@ -109,8 +109,25 @@ class OpenGate:
     def check(self, head, endpoint, credentials, now):
         return self.credential if endpoint is None else self.admit(self.credential, endpoint, now)
 
+    def check_session(self, head, endpoint, credentials, minter, now):
+        self.minter = minter
+        return self.admit(self.credential, endpoint, now)
+
     def admit(self, found, endpoint, now):
         return self.refusals.get(endpoint.name, found)
+
+
+class FakeDesk:
+    """Keeps what was asked of the supervisor, to be answered by the test."""
+
+    def __init__(self):
+        self.asked = []
+
+    def start(self, endpoint, replica, idle_s, answer):
+        self.asked.append(((endpoint, replica, idle_s), answer))
+
+    def end(self, session_id, answer):
+        self.asked.append((session_id, answer))
 
 
 class Bench:
@@ -127,15 +144,22 @@ class Bench:
         self.pool = FakePool()
         self.records = []
         self.gate = OpenGate()
+        self.desk = FakeDesk()
         self.core = Core(
-            self.table, self.gate, self.pool, self.clock, DeadlineWheel(100.0), b"p", self.records.append
-        )
+            self.table, self.gate, self.pool, self.clock, DeadlineWheel(100.0), b"p", self.records.append,
+            desk=self.desk,
+        )  # fmt: skip
         self.down = FakeStream()
         self.exchange = Exchange(self.core, self.down, Peer(b"192.0.2.1"))
 
     @property
     def endpoint(self):
         return self.table.endpoints["e"]
+
+    def change(self, endpoints=(), **changes):
+        """Bring the next version of the table."""
+        patch = TablePatch(self.core.table.version + 1, tuple(endpoints), **changes)
+        self.core.table = self.table = self.stage.add(patch, self.now).table
 
     def patch(self, replicas):
         """Bring the next version of the table, in which the endpoint has so many replicas."""

@@ -10,7 +10,7 @@ from router.body_head import MAX_HEAD_BYTES, WAIT_S
 from router.errors import Kind, ProxyError, Retry, Source
 from router.exchange import LOOK_AGAIN_S
 from router.request_fields import AFFINITY_FIELDS, MAX_KEY_BYTES
-from router.routing.credentials import OPERATOR, Credential
+from router.routing.credentials import Credential, operator
 from router.routing.spec import EndpointSpec, HoldSpec, LimitSpec, ReplicaSpec, RouteSpec, TokenSpec
 from router.stream import HOLD_NO_UPSTREAM
 
@@ -204,7 +204,7 @@ class TestByModel:
 
     def test_the_operator_reaches_every_environment(self):
         bench = model_bench()
-        bench.gate.credential = OPERATOR
+        bench.gate.credential = operator(b"d" * 32)
         bench.head()
         bench.exchange.request_data(b'{"model":"org/h"}', True)
         assert bench.pool.opened[0][0].id == "h0"

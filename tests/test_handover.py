@@ -27,6 +27,7 @@ from router.handover import (
     refuse_on,
     take_pair,
 )
+from router.routing.spec import SessionEntry
 
 
 def handover(**more):
@@ -70,15 +71,16 @@ async def test_all_goes_well(pair):
     await waiting
     assert not pair.successor.is_gone
     told = []
-    pair.successor.on_busy = lambda replicas, sessions: told.append((replicas, sessions))
-    pair.say(Busy([BusyReplica("e", "r", 2)], ["s"]))
+    pair.successor.on_busy = told.append
+    busy = Busy([BusyReplica("e", "r", 2)], ["s"], [SessionEntry("s", "e", "r", 60)], ["over"])
+    pair.say(busy)
     pair.say(Gone(4))
     pair.ours.close()
     async with asyncio.timeout(5):
         while not pair.successor.is_gone:
             await asyncio.sleep(0.01)
     assert pair.successor.cut == 4
-    assert told == [([BusyReplica("e", "r", 2)], ["s"]), ([], [])], "nothing is on them when it is gone"
+    assert told == [busy, Busy([])], "nothing is on them when it is gone"
 
 
 async def test_a_predecessor_that_dies_after_ready_has_let_go(pair):

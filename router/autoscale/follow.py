@@ -54,6 +54,10 @@ class EndpointView:
     """To their states."""
     held: set[str] = field(default_factory=set)
     """Replicas with live sessions."""
+    open_sessions: int = 0
+    """On replicas that are there."""
+    room: int = 0
+    """Sessions that one replica may have; 0: the endpoint has none."""
     is_blind: bool = False
     """A router that had requests is silent: it died, or is cut off from the store and serves on."""
 
@@ -89,9 +93,11 @@ class Follower:
                 f"SELECT EndpointId, ReplicaId, State FROM Replicas WHERE {where}", params  # noqa: S608 - of ours
             ):
                 views[endpoint].replicas[replica] = state
-        for endpoint, replica, _ in await writer.query(_LIVE):
-            if endpoint in views:
-                views[endpoint].held.add(replica)
+        for endpoint, replica, count in await writer.query(_LIVE):
+            view = views.get(endpoint)
+            if view is not None:
+                view.held.add(replica)
+                view.open_sessions += int(count) if replica in view.replicas else 0
         for (endpoint,) in await writer.query(_SILENT):
             if endpoint in views:
                 views[endpoint].is_blind = True
@@ -121,7 +127,8 @@ class Follower:
                 self.skipped[name] = "it is paused"
             elif len(views) < MAX_ENDPOINTS:
                 self.skipped.pop(name, None)
-                views[name] = EndpointView(spec.scaling)
+                room = 0 if spec.sessions is None else spec.sessions.max_per_replica
+                views[name] = EndpointView(spec.scaling, room=room)
             else:
                 self.skipped[name] = f"there are {MAX_ENDPOINTS} already"
         return views

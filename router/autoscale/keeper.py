@@ -219,7 +219,7 @@ class Keeper:
             self._tell("lost" if replica in news.lost else "gone", endpoint=name, replica=replica)
         seen = Observation(
             view.in_flight, view.waiting, view.arrivals, view.unserved,
-            fleet.ready, fleet.pending(now_s), fleet.held(now_s), view.is_blind,
+            fleet.ready, fleet.pending(now_s), fleet.held(now_s), view.is_blind, view.open_sessions, view.room,
         )  # fmt: skip
         decision = decider.step(seen, now_s)
         before = self.lines.get(name)

@@ -1,7 +1,8 @@
 """How many replicas an endpoint is to have: numbers and the time in, a number out. No clock, no I/O.
 
     need     = in flight + waiting + what was refused, as concurrency (refusals a second x seconds a request takes)
-    wanted   = ceil(need / target), what there is if need is within `tolerance` of that; + buffer if there is need
+    wanted   = ceil(need / target), what there is if need is within `tolerance` of that; + buffer if there is need;
+               as many at least as have room for the open sessions and those that wait for one
     desired  = wanted, if that is more: the least of the last `scaleup_window_s`; one at once where there is none
                wanted, if that is less: the most of the last `scaledown_window_s`, and nothing is on its way
     bounds   min <= desired <= max, but never fewer than hold live sessions
@@ -47,6 +48,9 @@ class Observation:
     """Replicas with live sessions."""
     is_blind: bool = False
     """A router that had requests has told nothing for a while."""
+    sessions: int = 0
+    room: int = 0
+    """Sessions that one replica may have; 0 where there are none."""
 
     @property
     def current(self) -> int:
@@ -153,11 +157,14 @@ class Decider:
     def _wanted(self, seen: Observation, need: float) -> tuple[int, str]:
         """Return how many replicas there should be by this moment alone, without bounds."""
         spec = self.spec
+        places = math.ceil((seen.sessions + seen.waiting) / seen.room) if seen.room else 0
         if need <= 0:
-            return 0, "no demand"
+            return (places, "sessions") if places else (0, "no demand")
         ratio = need / spec.target_concurrency
         wanted, reason = max(1, math.ceil(ratio - _EPSILON)), "demand"
         busy = seen.current - spec.buffer_replicas
         if busy > 0 and abs(ratio / busy - 1) <= spec.tolerance + _EPSILON:
             wanted, reason = busy, "within tolerance"
+        if places > wanted:
+            wanted, reason = places, "sessions"
         return wanted + spec.buffer_replicas, reason

@@ -48,14 +48,18 @@ def terminate(target: Target, as_json: bool, session_id: str) -> None:
 
 
 @session.command("rotate-key")
+@click.option("--wait", "wait_s", type=click.FloatRange(0.0, 3_600.0), default=10.0, show_default=True,
+              help="Seconds for every router to hear of the new key before it signs.")  # fmt: skip
 @store_options
-def rotate_key(target: Target, as_json: bool) -> None:
+def rotate_key(target: Target, as_json: bool, wait_s: float) -> None:
     """Sign tokens with a new key. Those of the key before go on; of an older one they end."""
 
     async def work(writer: Any) -> int:
         from router.config.session_admin import rotate_key as rotate  # noqa: PLC0415
 
-        return await rotate(writer)
+        return await rotate(writer, wait_s)
 
+    if not as_json and wait_s:
+        click.echo(f"the new key verifies; it signs in {wait_s:g} s", err=True)
     count = write(target, work)
     show({"keys": count} if as_json else f"a new key signs; {count} verify", as_json)

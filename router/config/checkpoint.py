@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from router.config.wire import Key, Row
 
 MAGIC = b"router-checkpoint\n"
-FORMAT = 2
+FORMAT = 3  # with sessions, which a program that reads 2 does not know
+READABLE = (2, FORMAT)
 BLOCK_ROWS = 2_000
 MAX_FILE_BYTES = 2 * 1024 * 1024 * 1024
 
@@ -60,7 +61,9 @@ class Checkpoint(msgspec.Struct):
     def restore(self, book: RowBook) -> None:
         """Put the rows into an empty book."""
         for table, rows in self.blocks:
-            known = book.tables[table]
+            known = book.tables.get(table)
+            if known is None:  # of a later version of ours
+                continue
             for key, commit_us, row in rows:
                 known[tuple(key)] = (commit_us, None if row is None else tuple(row))
         book.remember_deletions()
@@ -140,7 +143,7 @@ def _read(path: Path, database: str) -> Checkpoint:
         raise ValueError("it is damaged: the checksum does not match")
     pieces = _pieces(memoryview(data)[len(MAGIC) : -32])
     header = _header.decode(next(pieces))
-    if header.format != FORMAT:
+    if header.format not in READABLE:
         raise ValueError(f"its format is {header.format}; this router reads {FORMAT}")
     if header.database != database:
         raise ValueError(f"it is of {header.database}, not of {database}")

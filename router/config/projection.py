@@ -433,8 +433,8 @@ class Projection:
                 self._sessions[key] = entry
                 if entry != known:
                     opened.append(entry)
-            elif known is not None:
-                ended.append(known.id)
+            else:  # also one that was never seen: whoever began it knows it
+                ended.append(key[0])
         return tuple(opened), tuple(ended)
 
     def _changed_session_keys(self, key: Key) -> tuple[bytes, ...] | None:

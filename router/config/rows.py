@@ -125,7 +125,7 @@ def keep_shut(known: EndpointSpec, row: Row) -> EndpointSpec:
 def read_replica(replica_id: str, row: Row) -> ReplicaSpec:
     """Return the replica that a Replicas row says; RowError for what it cannot."""
     _check(check_replica_id, replica_id, "ReplicaId")
-    _, region, _, host, port, weight, state, _, capabilities = row
+    _, region, _, host, port, weight, state, generation, capabilities = row
     if not isinstance(state, str) or state not in _STATES:
         raise RowError(f"State: {state!r} is none of {', '.join(sorted(_STATES))}")
     scheme = "http"
@@ -146,7 +146,13 @@ def read_replica(replica_id: str, row: Row) -> ReplicaSpec:
         region = msgspec.convert(region or "", RegionName)
     except msgspec.ValidationError:
         raise RowError(f"RegionId: {region!r} is not of letters, digits and ._:/-, up to 64") from None
-    return ReplicaSpec(replica_id, address, float(weight), cast("State", state), region=region)
+    try:
+        generation = int(generation or 0)
+    except (TypeError, ValueError):
+        raise RowError(f"Generation: {generation!r} is no number") from None
+    return ReplicaSpec(
+        replica_id, address, float(weight), cast("State", state), region=region, generation=generation
+    )
 
 
 def read_region(name: str, row: Row) -> RegionSpec:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 from typing import TYPE_CHECKING, Final
 
@@ -15,6 +16,8 @@ from router.config.sessions import check_sessions
 from router.session_book import KEY_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from router.config.client import Transaction
     from router.config.writer import Item, Writer
 
@@ -47,19 +50,25 @@ async def end_session(writer: Writer, session_id: str) -> None:
     await writer.transact(work)
 
 
-async def rotate_key(writer: Writer) -> int:
-    """Sign with a new key from now on; return how many keys are verified with. Twice in a row ends old sessions."""
+async def rotate_key(writer: Writer, wait_s: float) -> int:
+    """Sign with a new key; return how many keys are verified with. Twice in a row ends old sessions.
+
+    The new one only verifies for `wait_s`, until every router has it: none must sign what another cannot read.
+    """
     await check_sessions(writer)
+    new = secrets.token_bytes(KEY_BYTES)
+    await writer.transact(lambda t: _write_keys(t, lambda known: (*known[:1], new)))
+    await asyncio.sleep(wait_s)
+    return await writer.transact(lambda t: _write_keys(t, lambda known: (new, *(k for k in known if k != new))))
 
-    async def work(t: Transaction) -> int:
-        rows, _ = await t.execute("SELECT V FROM Meta WHERE K = @key", {"key": SESSION_KEY})
-        try:
-            known = read_session_keys(tuple(rows[0]) if rows else None)
-        except RowError:
-            known = ()
-        keys = [secrets.token_hex(KEY_BYTES), *(key.hex() for key in known)][:KEPT_KEYS]
-        value = msgspec.json.encode({"keys": keys}).decode()
-        t.write("insert_or_update", "Meta", ("K", "V", "UpdatedAt"), (SESSION_KEY, value, COMMIT_TIME))
-        return len(keys)
 
-    return await writer.transact(work)
+async def _write_keys(t: Transaction, change: Callable[[tuple[bytes, ...]], tuple[bytes, ...]]) -> int:
+    rows, _ = await t.execute("SELECT V FROM Meta WHERE K = @key", {"key": SESSION_KEY})
+    try:
+        known = read_session_keys(tuple(rows[0]) if rows else None)
+    except RowError:
+        known = ()
+    keys = [key.hex() for key in change(known)[:KEPT_KEYS]]
+    value = msgspec.json.encode({"keys": keys}).decode()
+    t.write("insert_or_update", "Meta", ("K", "V", "UpdatedAt"), (SESSION_KEY, value, COMMIT_TIME))
+    return len(keys)

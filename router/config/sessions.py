@@ -14,6 +14,7 @@ import asyncio
 import importlib
 import logging
 from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,26 +31,37 @@ from router.session_keeper import TURN_S, SessionKeeper
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
-    from router.config.client import Mutation, Transaction
+    from collections.abc import Iterable
+
+    from router.config.client import Transaction
     from router.config.settings import Settings
     from router.config.target import Target
     from router.config.writer import Writer
     from router.routing.image import TableImage
-    from router.session_book import Used
+    from router.session_book import SessionUse, Used
 
 _log = logging.getLogger("router.sessions")
 
+STARTING_S: Final = 60.0  # for a row to come back by the stream
+CLOSE_S: Final = 1.0  # for telling the last use at the end
+OLD_SCHEMA_S: Final = 10.0  # between looks whether somebody migrated the store
 STORE_LIMIT_S: Final = 2.0  # for the store to take a start or an end
 REFRESHES: Final = 3  # in one idle timeout …
 REFRESH_CEILING_S: Final = 60.0  # … and no less often
 SLACK_S: Final = 1.0  # in which another router may have used a session, and not said so yet
-ORPHAN_SLACK_S: Final = 30.0
+ORPHAN_SLACK_S: Final = 120.0  # a router tells the last use each minute, and the store may be away for one
 MAX_ROWS: Final = 100  # in one transaction
+MAX_ASKED: Final = 1_000
+MAX_REAPS: Final = 20
 COLUMNS: Final = ("SessionId", "EndpointId", "ReplicaId", "State", "IdleTimeoutS", "LastUsedAt", "UpdatedAt")
 _IDLE_ROWS = (
     "SELECT SessionId FROM Sessions WHERE TIMESTAMP_ADD(LastUsedAt, INTERVAL IdleTimeoutS SECOND) < "  # noqa: S608
-    f"TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL {ORPHAN_SLACK_S:.0f} SECOND)"
+    f"TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL {ORPHAN_SLACK_S:.0f} SECOND) LIMIT {MAX_ROWS}"
 )
+
+
+class OldSchemaError(StoreError):
+    """The store has no sessions."""
 
 
 class StoreSessions(SessionKeeper):
@@ -61,9 +73,10 @@ class StoreSessions(SessionKeeper):
         self._pace = Pace()
         self._task: asyncio.Task[None] | None = None
         self._wake = asyncio.Event()
-        self._starts: dict[str, tuple[SessionEntry, asyncio.Future[None]]] = {}
-        self._ends: dict[str, asyncio.Future[None]] = {}
-        self._starting: dict[str, SessionEntry] = {}  # that the table does not have yet
+        self._starts: dict[str, tuple[SessionEntry, asyncio.Future[Kind | None]]] = {}
+        self._ends: dict[str, asyncio.Future[Kind | None]] = {}
+        self._starting: dict[str, tuple[SessionEntry, float]] = {}  # not in the table yet, and since when
+        self._unwanted: set[str] = set()  # may have been written, and nobody has them
         self._error = "not connected yet"
         self._turn_s = 0.0
 
@@ -71,19 +84,20 @@ class StoreSessions(SessionKeeper):
 
     async def start(self, endpoint: str, replica: str, idle_s: int) -> tuple[str, Kind | None]:
         """Return the id of a new session on a replica, or why there is none."""
-        starting = sum(e.endpoint == endpoint and e.replica == replica for e in self._starting.values())
+        starting = sum(e.endpoint == endpoint and e.replica == replica for e, _ in self._starting.values())
         refusal = self._refusal(endpoint, replica, starting)
         if refusal is not None:
             return "", refusal
         entry = SessionEntry(make_id(), endpoint, replica, idle_s)
-        self._starting[entry.id] = entry
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._starting[entry.id] = (entry, monotonic())
+        future: asyncio.Future[Kind | None] = asyncio.get_running_loop().create_future()
         self._starts[entry.id] = (entry, future)
-        if not await self._is_kept(future):
+        refusal = await self._outcome(future)
+        if refusal is not None:
             self._starting.pop(entry.id, None)
-            if self._starts.pop(entry.id, None) is None:  # on its way, and perhaps there: nobody wants it
-                self.book.add(SessionEntry(entry.id, endpoint, replica, 0), monotonic())
-            return "", Kind.SESSION_UNAVAILABLE
+            if self._starts.pop(entry.id, None) is None and refusal is Kind.SESSION_UNAVAILABLE:
+                self._unwanted.add(entry.id)  # on its way, or there: who knows
+            return "", refusal
         now = monotonic()
         self.book.add(entry, now, now)
         self._note_start(endpoint)
@@ -95,17 +109,22 @@ class StoreSessions(SessionKeeper):
         future = self._ends.get(session_id)
         if future is None:
             future = self._ends[session_id] = asyncio.get_running_loop().create_future()
-        if not await self._is_kept(asyncio.shield(future)):
-            self._ends.pop(session_id, None)
-            return Kind.SESSION_UNAVAILABLE
-        if self.book.used.pop(session_id, None) is not None or entry is not None:
-            self._note_end("" if entry is None else entry.endpoint, "terminated")
-        return None
+        refusal = await self._outcome(future)
+        used = self.book.used.pop(session_id, None) if refusal is None else None
+        known = entry or (None if used is None else used.entry)
+        if refusal is None and known is not None:
+            self._note_end(known.endpoint, "terminated")
+        return refusal
+
+    def take(self, worker: int, uses: list[SessionUse]) -> None:
+        """Take which sessions a worker began or ended requests of."""
+        super().take(worker, uses)
+        self._wake.set()
 
     def follow(self) -> None:
-        """Forget what ended, and what the table has now."""
-        there = self._image.sessions
-        for session_id in [name for name in self._starting if name in there]:
+        """Forget what the table has now, or did not get to see, since it ended before the table was read."""
+        there, before_s = self._image.sessions, monotonic() - STARTING_S
+        for session_id in [name for name, (_, at_s) in self._starting.items() if name in there or at_s < before_s]:
             del self._starting[session_id]
 
     def run(self) -> None:
@@ -113,22 +132,25 @@ class StoreSessions(SessionKeeper):
         self._task = spawn(self._run(), "sessions")
 
     async def close(self) -> None:
-        """Stop; what was used last is the successor's or the reaper's to know."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.wait([self._task])
+        """Stop; the store is told of the last use, so that the reaper counts from it."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        if not self._error and self.book.used:
+            with suppress(StoreError, TimeoutError):
+                async with asyncio.timeout(CLOSE_S):
+                    await self._tell_all()
 
     def status(self) -> dict[str, Any]:
         """Return how it goes."""
         return super().status() | {"error": self._error}
 
-    async def _is_kept(self, future: asyncio.Future[None]) -> bool:
+    async def _outcome(self, future: asyncio.Future[Kind | None]) -> Kind | None:
+        """Wait for the store; whoever waits for the same goes on waiting when this one gives up."""
         self._wake.set()
-        with suppress(TimeoutError, StoreError):
-            async with asyncio.timeout(STORE_LIMIT_S):
-                await future
-                return True
-        return False
+        done, _ = await asyncio.wait([future], timeout=STORE_LIMIT_S)
+        return future.result() if done else Kind.SESSION_UNAVAILABLE
 
     # -- the store -------------------------------------------------------------------------------------
 
@@ -136,6 +158,7 @@ class StoreSessions(SessionKeeper):
         await asyncio.to_thread(importlib.import_module, "router.config.writer")
         from router.config.writer import open_writer  # noqa: PLC0415
 
+        await self._wake.wait()  # most routers have nothing to do with sessions
         while True:
             try:
                 async with open_writer(self._target) as writer:
@@ -145,13 +168,18 @@ class StoreSessions(SessionKeeper):
                         await self._turn(writer)
                         self._pace.succeeded()
                         with suppress(TimeoutError):
-                            await asyncio.wait_for(self._wake.wait(), TURN_S)
+                            async with asyncio.timeout(TURN_S):  # wait_for may swallow the cancellation
+                                await self._wake.wait()
+            except OldSchemaError as failure:
+                self._say(str(failure))
+                self._refuse_all()
+                await asyncio.sleep(OLD_SCHEMA_S)
             except StoreError as failure:
                 self._say(str(failure))
             except Exception as failure:  # a bug must not end it, nor the daemon
                 _log.exception("sessions could not be kept")
                 self._say(f"{type(failure).__name__}: {failure}")
-            self._fail_all()
+            self._refuse_all()
             await self._pace.wait()
 
     def _say(self, error: str) -> None:
@@ -162,14 +190,11 @@ class StoreSessions(SessionKeeper):
                 _log.info("%s: sessions are kept", self._target)
         self._error = error
 
-    def _fail_all(self) -> None:
+    def _refuse_all(self) -> None:
         """Answer those who wait: the store is away."""
-        waiting = [*(future for _, future in self._starts.values()), *self._ends.values()]
+        _answer([*(future for _, future in self._starts.values()), *self._ends.values()], Kind.SESSION_UNAVAILABLE)
         self._starts.clear()
         self._ends.clear()
-        for future in waiting:
-            if not future.done():
-                future.set_exception(StoreError(self._error))
 
     async def _turn(self, writer: Writer) -> None:
         self._wake.clear()
@@ -179,39 +204,33 @@ class StoreSessions(SessionKeeper):
             return
         self._turn_s = now
         due = [name for name, seen in self.book.used.items() if _is_due(seen, now)]
-        due += self.book.idle(now, SLACK_S)
+        due = list(dict.fromkeys([*self.book.idle(now, SLACK_S), *due]))
         for begin in range(0, len(due), MAX_ROWS):
-            await self._tell(writer, list(dict.fromkeys(due[begin : begin + MAX_ROWS])))
+            await self._tell(writer, due[begin : begin + MAX_ROWS])
+            await self._write_asked(writer)  # who waits does not wait for all of them
 
     async def _write_asked(self, writer: Writer) -> None:
         """Commit what was asked for since the last time, all at once."""
-        from router.config.client import COMMIT_TIME  # noqa: PLC0415
-
         starts, self._starts = self._starts, {}
         ends, self._ends = self._ends, {}
-        if not starts and not ends:
+        gone = [*ends, *self._unwanted][:MAX_ASKED]
+        if not starts and not gone:
             return
-        rows = [
-            (entry.id, entry.endpoint, entry.replica, "OPEN", entry.idle_s, COMMIT_TIME, COMMIT_TIME)
-            for entry, _ in starts.values()
-        ]
-        mutations: list[Mutation] = []
-        if rows:
-            mutations.append(("insert", "Sessions", COLUMNS, rows))
-        if ends:
-            mutations.append(("delete", "Sessions", (), [(session_id,) for session_id in ends]))
+        entries = [entry for entry, _ in starts.values()]
+        refused: set[str] = set()
         futures = [*(future for _, future in starts.values()), *ends.values()]
         try:
-            await writer.write(mutations)
-        except BaseException as failure:
-            for future in futures:
-                if not future.done():
-                    future.set_exception(failure if isinstance(failure, StoreError) else StoreError(str(failure)))
-                    future.exception()  # nobody may wait any more
+            if entries:
+                refused = await writer.transact(lambda t: _begin(t, entries, gone))
+            else:
+                await writer.write([("delete", "Sessions", (), [(session_id,) for session_id in gone])])
+        except BaseException:
+            self._unwanted.update(starts)
+            _answer(futures, Kind.SESSION_UNAVAILABLE)
             raise
-        for future in futures:
-            if not future.done():
-                future.set_result(None)
+        self._unwanted.difference_update(gone)
+        _answer((starts[session_id][1] for session_id in refused), Kind.NO_REPLICA)
+        _answer(futures, None)
 
     async def _tell(self, writer: Writer, ids: list[str]) -> None:
         """Write when sessions were used last, and delete those that nobody has used for long enough."""
@@ -231,6 +250,14 @@ class StoreSessions(SessionKeeper):
             if not seen.busy and (is_over or seen.idle_s(now) >= seen.entry.idle_s + SLACK_S):
                 del self.book.used[name]  # ended, or another router has it
 
+    async def _tell_all(self) -> None:
+        from router.config.writer import open_writer  # noqa: PLC0415
+
+        async with open_writer(self._target) as writer:
+            ids = [name for name, seen in self.book.used.items() if seen.busy or seen.used_s > seen.told_s]
+            for begin in range(0, len(ids), MAX_ROWS):
+                await self._tell(writer, ids[begin : begin + MAX_ROWS])
+
 
 def make_keeper(settings: Settings, image: TableImage) -> StoreSessions:
     """Return the keeper of a daemon with a store; behind a relay, which takes no writes, of the store it names."""
@@ -245,17 +272,53 @@ async def check_sessions(writer: Writer) -> None:
     except SchemaError as refusal:
         raise StoreError(str(refusal)) from None
     if version < SESSION_VERSION:
-        raise StoreError(f"its schema is {version}; `router store init` makes it {SESSION_VERSION}")
+        raise OldSchemaError(f"its schema is {version}; `router store init` makes it {SESSION_VERSION}")
 
 
 async def reap_orphans(writer: Writer) -> int:
     """Delete sessions that no router has used for longer than any would keep them; return how many."""
-    rows = await writer.query(_IDLE_ROWS)
-    ids = [row[0] for row in rows[:MAX_ROWS]]
-    if not ids:
-        return 0
-    _, ended = await writer.transact(lambda t: _judge(t, dict.fromkeys(ids, float("inf"))))
-    return len(ended)
+    count = 0
+    for _ in range(MAX_REAPS):
+        rows = await writer.query(_IDLE_ROWS)
+        ids = [row[0] for row in rows]
+        if ids:
+            ages = dict.fromkeys(ids, float("inf"))
+            _, ended = await writer.transact(partial(_judge, ages=ages))
+            count += len(ended)
+        if len(ids) < MAX_ROWS:
+            break
+    return count
+
+
+def _answer(futures: Iterable[asyncio.Future[Kind | None]], refusal: Kind | None) -> None:
+    """Tell those who have not been told."""
+    for future in futures:
+        if not future.done():
+            future.set_result(refusal)
+
+
+async def _begin(t: Transaction, entries: list[SessionEntry], gone: list[str]) -> set[str]:
+    """Insert sessions; return those whose replica is not READY any more: it is being stopped meanwhile.
+
+    That it is READY was read in this transaction, so that whoever drains it sees the row, or this sees the drain.
+    """
+    from router.config.client import COMMIT_TIME  # noqa: PLC0415
+
+    ready = set[tuple[str, str]]()
+    for pair in {(entry.endpoint, entry.replica) for entry in entries}:
+        rows, _ = await t.execute(
+            "SELECT State FROM Replicas WHERE EndpointId = @endpoint AND ReplicaId = @replica",
+            {"endpoint": pair[0], "replica": pair[1]},
+        )
+        if rows and rows[0][0] == "READY":
+            ready.add(pair)
+    taken = [entry for entry in entries if (entry.endpoint, entry.replica) in ready]
+    for e in taken:
+        row = (e.id, e.endpoint, e.replica, "OPEN", e.idle_s, COMMIT_TIME, COMMIT_TIME)
+        t.write("insert", "Sessions", COLUMNS, row)
+    if gone:
+        t.write("delete", "Sessions", (), *((session_id,) for session_id in gone))
+    return {entry.id for entry in entries} - {entry.id for entry in taken}
 
 
 async def _judge(t: Transaction, ages: dict[str, float]) -> tuple[set[str], set[str]]:

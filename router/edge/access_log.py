@@ -12,6 +12,7 @@ import contextlib
 import logging
 import os
 import queue
+import re
 import sys
 import threading
 import time
@@ -30,6 +31,8 @@ INTERVAL_S = 0.05
 MAX_PENDING = 65_536
 MAX_BATCHES = 64  # handed to the thread and not yet written
 
+_SESSION_TOKEN = b"session_token="
+_TOKEN_VALUE = re.compile(rb"(session_token=)[^&]+")
 _LINE = (
     b'{"time":%.6f,"request_id":"%b","method":"%b","authority":"%b","path":"%b","protocol":"%b","status":%d,'
     b'"flags":"%b","code":"%b","endpoint":"%b","replica":"%b","bytes_received":%d,"bytes_sent":%d,'
@@ -130,6 +133,8 @@ def format_line(record: AccessRecord, epoch: float) -> bytes:
     (ended_s, request_id, method, authority, path, version, status, flag, code, endpoint, replica,
      received, sent, duration_s, overhead_s, first_byte_s, client, retries, reached,
      grpc_status) = record  # fmt: skip
+    if path.find(_SESSION_TOKEN) >= 0:  # whatever became of the request: it is a credential
+        path = _TOKEN_VALUE.sub(rb"\1-", path)
     if path.find(b'"') >= 0 or path.find(b"\\") >= 0:
         path = path.replace(b"\\", b"\\\\").replace(b'"', b'\\"')
     return _LINE % (

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final
 from router.core import Gate
 from router.errors import Kind, ProxyError, Source
 from router.http import NO_FIELDS
-from router.routing.credentials import ANYBODY, OPERATOR, Credential, mark_of
+from router.routing.credentials import ANYBODY, Credential, operator
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -44,12 +44,11 @@ _MAX_TOKEN_BYTES: Final = 1_024
 class AdmissionGate(Gate):
     """Checks each request's head against the table's tokens and the daemon's own."""
 
-    __slots__ = ("_digests", "_marks", "_rates", "_walltime")
+    __slots__ = ("_operators", "_rates", "_walltime")
 
     def __init__(self, tokens: Iterable[str], rates: RateBoard, walltime: WallTime) -> None:
         """With no `tokens` an endpoint that asks for none is open."""
-        self._digests = tuple(hashlib.sha256(token.encode()).digest() for token in tokens)
-        self._marks = frozenset(map(mark_of, self._digests))
+        self._operators = tuple(operator(hashlib.sha256(token.encode()).digest()) for token in tokens)
         self._rates = rates
         self._walltime = walltime
 
@@ -63,11 +62,11 @@ class AdmissionGate(Gate):
             found: Credential | ProxyError = ANYBODY
         else:
             found = self._identify(head, credentials)
-        if endpoint is None and not self._digests:
+        if endpoint is None and not self._operators:
             found = ANYBODY  # there is nothing to be let in to
         elif endpoint is None or endpoint.by_model:
             found = self._let_in(found, now)
-        elif found is not ANYBODY or endpoint.needs_token or self._digests:
+        elif found is not ANYBODY or endpoint.needs_token or self._operators:
             found = self.admit(found, endpoint, now)
             if not isinstance(found, ProxyError) and found is not ANYBODY:
                 wait_s = found.wait_s(self._rates, now)
@@ -83,7 +82,7 @@ class AdmissionGate(Gate):
         """Return whose request of a session it is; see `core.Gate`."""
         found = self._identify(head, credentials)
         if found is ANYBODY and minter:
-            found = OPERATOR if minter in self._marks else credentials.marked(minter) or _MISSING
+            found = self._operator_of(minter) or credentials.marked(minter) or _MISSING
         found = self.admit(found, endpoint, now)
         if isinstance(found, ProxyError) or found is ANYBODY:
             return found
@@ -94,10 +93,10 @@ class AdmissionGate(Gate):
         self, found: Credential | ProxyError, endpoint: Endpoint, now: float
     ) -> Credential | ProxyError:
         """Return who may call this endpoint, or why they may not; rates are for `check` to count."""
-        if not endpoint.needs_token and not self._digests:
+        if not endpoint.needs_token and not self._operators:
             is_known = not isinstance(found, ProxyError) and self._refusal(found, endpoint, now) is None
             return found if is_known else ANYBODY
-        if isinstance(found, ProxyError) or found is OPERATOR:
+        if isinstance(found, ProxyError) or found.is_operator:
             return found
         if found is ANYBODY:
             return _MISSING
@@ -105,10 +104,10 @@ class AdmissionGate(Gate):
 
     def _let_in(self, found: Credential | ProxyError, now: float) -> Credential | ProxyError:
         """Return who may ask where the endpoint is not known: the model is still to say it, or there is none."""
-        if isinstance(found, ProxyError) or found is OPERATOR:
+        if isinstance(found, ProxyError) or found.is_operator:
             return found
         if found is ANYBODY:
-            return _MISSING if self._digests else found
+            return _MISSING if self._operators else found
         if self._has_expired(found, now):
             return _EXPIRED
         wait_s = found.wait_s(self._rates, now)
@@ -120,20 +119,20 @@ class AdmissionGate(Gate):
         known = shape.known
         match = _BEARER.fullmatch(shape.authorization) if shape.authorization else None
         token: bytes = b"" if match is None else match[1]
-        is_own = bool(self._digests) and self._is_own(token)
-        is_ours = is_own or _OURS.fullmatch(token) is not None
+        own = self._own(token) if self._operators else None
+        is_ours = own is not None or _OURS.fullmatch(token) is not None
         if is_ours:  # whatever else identifies the client: it is no engine's
             head.shape = shape.without_authorization()
         key = known.get(b"modal-key") or known.get(b"x-router-key")
         if key is not None:
             secret = known.get(b"modal-secret") or known.get(b"x-router-secret")
             if secret is None:
-                return OPERATOR if self._is_own(key) else _MISSING
+                return self._own(key) or _MISSING
             if len(key) + len(secret) > _MAX_TOKEN_BYTES:
                 return _MISSING
             return credentials.find(key + b"." + secret) or _MISSING
-        if is_own:
-            return OPERATOR
+        if own is not None:
+            return own
         return (credentials.find(token) or _MISSING) if is_ours else ANYBODY
 
     def _refusal(self, credential: Credential, endpoint: Endpoint, now: float) -> ProxyError | None:
@@ -148,12 +147,23 @@ class AdmissionGate(Gate):
     def _has_expired(self, credential: Credential, now: float) -> bool:
         return 0.0 < credential.not_after_s <= self._walltime.at(now)
 
-    def _is_own(self, token: bytes) -> bool:
+    def _own(self, token: bytes) -> Credential | None:
+        """Return the operator whose token this is."""
         if not token or len(token) > _MAX_TOKEN_BYTES:
-            return False
+            return None
         digest = hashlib.sha256(token).digest()
-        # No early exit: the time taken must not tell which token came close.
-        return any([hmac.compare_digest(digest, ours) for ours in self._digests])  # noqa: C419
+        found = None
+        for known in self._operators:  # no early exit: the time taken must not tell which token came close
+            if hmac.compare_digest(digest, known.digest):
+                found = known
+        return found
+
+    def _operator_of(self, mark: bytes) -> Credential | None:
+        """Return the operator that a session was given to."""
+        for known in self._operators:
+            if known.mark == mark:
+                return known
+        return None
 
 
 def _too_fast(wait_s: float) -> ProxyError:

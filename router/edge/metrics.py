@@ -56,6 +56,7 @@ _ENDPOINT_COUNTERS = (
 _ENDPOINT_GAUGES = (
     ("router_requests_in_flight", "Requests under way.", "in_flight"),
     ("router_requests_waiting", "Requests that wait for a cold start.", "waiting"),
+    ("router_sessions_waiting", "Starts of sticky sessions that wait for room.", "starting"),
 )
 _ENDPOINT_HISTOGRAMS = (
     ("router_request_duration_seconds", "From a request's head to the end of its response.", "duration"),

@@ -52,13 +52,15 @@ class Credential:
         "digest",
         "endpoints",
         "environment",
+        "is_operator",
         "is_revoked",
         "key",
         "mark",
         "not_after_s",
     )
 
-    def __init__(self, spec: TokenSpec) -> None:
+    def __init__(self, spec: TokenSpec, *, is_operator: bool = False) -> None:
+        self.is_operator = is_operator  # every endpoint is open to it
         self.is_revoked = False  # or replaced by what the table says of it now
         self.digest = spec.digest
         self.mark = mark_of(spec.digest) if spec.digest else b""
@@ -75,9 +77,7 @@ class Credential:
 
     def may_call(self, endpoint: str, environment: str) -> bool:
         """Whether an endpoint that asks for a token is open to it."""
-        if self is OPERATOR:
-            return True
-        return (
+        return self.is_operator or (
             self is not ANYBODY
             and environment == self.environment
             and (self.endpoints is None or endpoint in self.endpoints)
@@ -97,8 +97,11 @@ def mark_of(digest: bytes) -> bytes:
 
 ANYBODY: Final = Credential(TokenSpec(b"", ""))
 """Of whom nothing is known, since nothing was asked or shown."""
-OPERATOR: Final = Credential(TokenSpec(b"", "auth-token", scopes=("pin",)))
-"""Who shows a token of --auth-token: every endpoint is open to them."""
+
+
+def operator(digest: bytes) -> Credential:
+    """Return who shows a token of --auth-token, whose hash this is."""
+    return Credential(TokenSpec(digest, "auth-token", scopes=(_PIN,)), is_operator=True)
 
 
 class Credentials:

@@ -137,7 +137,7 @@ def _of_picker(
             for rank, tier in sorted(tiers.items())
         ],
         "in_flight": endpoint.load.total(),
-        "waiting": endpoint.counters.waiting,
+        "waiting": endpoint.counters.waiting + endpoint.counters.starting,
         "least_loaded": min(open_now, key=lambda candidate: candidate["load"])["replica"] if open_now else None,
         "candidates": candidates,
     }

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 PART_REPLICAS = 256  # in one part of a patch: a worker's loop is held for about a millisecond
 PART_TOKENS = 1_024  # or sessions
+MAX_ENDED = 10_000  # sessions; a worker that starts is told, since their tokens may still be young
 
 
 class TooManyReplicasError(ValueError):
@@ -72,6 +73,7 @@ class TableImage:
     """One version of everything, as specs; `version` counts the patches applied."""
 
     __slots__ = (
+        "_ended",
         "_own_slots",
         "_rates",
         "_slots",
@@ -96,6 +98,7 @@ class TableImage:
         self.sessions: dict[str, SessionEntry] = {}
         self.session_counts: dict[tuple[str, str], int] = {}
         """By endpoint and replica."""
+        self._ended: dict[str, None] = {}  # sessions, lately
         self.session_keys: tuple[bytes, ...] = ()
         self.regions: tuple[RegionSpec, ...] = ()
         self._slots = SlotBook()
@@ -150,13 +153,22 @@ class TableImage:
         tokens = tuple(map(self._take_token, patch.tokens))
         for session_id in patch.ended:
             self._count(self.sessions.pop(session_id, None), -1)
+            self._ended[session_id] = None
+        while len(self._ended) > MAX_ENDED:
+            del self._ended[next(iter(self._ended))]
         for session in patch.sessions:
             self._count(self.sessions.get(session.id), -1)
             self.sessions[session.id] = session
+            self._ended.pop(session.id, None)
             self._count(session, 1)
         if patch.session_keys is not None:
             self.session_keys = patch.session_keys
         return msgspec.structs.replace(patch, version=self.version, endpoints=tuple(changes), tokens=tokens)
+
+    @property
+    def ended_sessions(self) -> tuple[str, ...]:
+        """Return the sessions that ended lately, the first one first."""
+        return tuple(self._ended)
 
     def _count(self, session: SessionEntry | None, change: int) -> None:
         if session is None:
@@ -199,6 +211,7 @@ class TableImage:
                 tokens=tokens,
                 regions=self.regions,
                 sessions=tuple(self.sessions.values()),
+                ended=tuple(self._ended),
                 session_keys=self.session_keys,
             )
         )

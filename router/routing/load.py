@@ -88,6 +88,7 @@ class Replica:
         "engine_sent",
         "failures",
         "failures_in_a_row",
+        "generation",
         "has_left",
         "host",
         "id",
@@ -121,6 +122,7 @@ class Replica:
         self.spec_weight = spec.weight
         self.weight = spec.weight
         self.region = spec.region
+        self.generation = spec.generation
         self.is_healthy = True
         self.rank = -1  # of its tier in the newest picker of its endpoint; negative: in none
         self.avoid_until_s = 0.0  # by routing keys, since it failed or refused
@@ -146,6 +148,7 @@ class Replica:
         """Take over what a newer table says of the same replica at the same address."""
         self.state = spec.state
         self.region = spec.region
+        self.generation = spec.generation
         self.spec_weight = spec.weight
         self.weight = spec.weight
         if spec.slot != self.slot and self.board is not None:

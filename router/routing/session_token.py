@@ -24,7 +24,10 @@ _PREFIX: Final = b"rs1."
 
 
 class SessionClaim(msgspec.Struct, frozen=True, array_like=True):
-    """What a token says. `minter` marks the credential it was given to (`Credential.mark`), empty for nobody's."""
+    """What a token says. `minter` marks the credential it was given to (`Credential.mark`), empty for nobody's.
+
+    `generation` is the replica's: another process under the same name knows nothing of the session.
+    """
 
     id: str
     endpoint: str
@@ -34,6 +37,7 @@ class SessionClaim(msgspec.Struct, frozen=True, array_like=True):
     issued_s: int
     """Unix time."""
     minter: bytes = b""
+    generation: int = 0
 
 
 _encoder = msgspec.msgpack.Encoder()

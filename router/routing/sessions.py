@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     from router.routing.table import Endpoint
 
 YOUNG_S: Final = 60.0  # for which a token is believed before the table knows it
-MAX_VERIFIED: Final = 65_536  # tokens remembered so that each is verified once
+FUTURE_S: Final = 5.0  # by which the clocks of two routers may differ unnoticed
+MAX_ENDED: Final = 100_000
+MAX_VERIFIED: Final = 16_384  # tokens remembered so that each is verified once
 _INVALID: Final = ProxyError(Kind.SESSION_INVALID, Source.DOWNSTREAM)
 _ELSEWHERE: Final = ProxyError(Kind.FORBIDDEN, Source.DOWNSTREAM, detail="the session is of another endpoint")
 _GONE: Final = ProxyError(Kind.SESSION_GONE, Source.DOWNSTREAM)
@@ -32,13 +34,14 @@ _GONE: Final = ProxyError(Kind.SESSION_GONE, Source.DOWNSTREAM)
 class Session:
     """One session that was shown here."""
 
-    __slots__ = ("endpoint", "environment", "id", "idle_s", "issued_s", "minter", "replica")
+    __slots__ = ("endpoint", "environment", "generation", "id", "idle_s", "issued_s", "minter", "replica")
 
     def __init__(self, claim: SessionClaim) -> None:
         self.id = claim.id
         self.endpoint = claim.endpoint
         self.environment = claim.environment
         self.replica = claim.replica.encode()
+        self.generation = claim.generation
         self.idle_s = claim.idle_s
         self.issued_s = claim.issued_s
         self.minter = claim.minter
@@ -48,7 +51,9 @@ class SessionIndex:
     """The sessions of all endpoints. `keys` and what is open come with the table."""
 
     __slots__ = (
+        "_begun",
         "_ended",
+        "_full",
         "_in_flight",
         "_touched",
         "_verified",
@@ -66,7 +71,9 @@ class SessionIndex:
         self.counts: dict[tuple[str, str], int] = {}
         """Open ones by endpoint and replica; one that is being started here counts already."""
         self.heard_s = 0.0  # when the store was heard last, by its own time, if that is long ago
-        self._ended: dict[str, float] = {}  # to the Unix time at which a token of it is old anyway
+        self._begun: dict[str, float] = {}  # here, and not seen in the table yet: since when
+        self._ended: dict[str, float] = {}  # lately, and when: their tokens may still be young
+        self._full: dict[str, Picker] = {}  # endpoints without room, and as of which picker
         self._in_flight: dict[str, int] = {}
         self._verified: dict[bytes, Session] = {}
         self._touched: dict[str, Session] = {}
@@ -84,25 +91,53 @@ class SessionIndex:
             entry = self.open.pop(session_id, None)
             if entry is not None:
                 self.count(entry.endpoint, entry.replica, -1)
+                self._begun.pop(session_id, None)
             self.forget(session_id, now)
         for entry in opened:
-            if entry.id not in self.open:
-                self.count(entry.endpoint, entry.replica, 1)
+            before = self.open.get(entry.id)
+            if before is not None:
+                self.count(before.endpoint, before.replica, -1)
+            self.count(entry.endpoint, entry.replica, 1)
             self.open[entry.id] = entry
+            self._begun.pop(entry.id, None)
             self._ended.pop(entry.id, None)
+
+    def begin(self, entry: SessionEntry, now: float) -> None:
+        """Take a session for open that was begun here, ahead of the table."""
+        if entry.id not in self.open and entry.id not in self._ended:
+            self.count(entry.endpoint, entry.replica, 1)
+            self.open[entry.id] = entry
+            self._begun[entry.id] = now
+
+    def settle(self, now: float) -> None:
+        """Let go of those that the table did not get to see: they ended before it was read."""
+        while self._begun:
+            session_id = next(iter(self._begun))
+            if now - self._begun[session_id] < YOUNG_S:
+                break
+            del self._begun[session_id]
+            entry = self.open.pop(session_id)
+            self.count(entry.endpoint, entry.replica, -1)
 
     def forget(self, session_id: str, now: float) -> None:
         """Refuse a session from now on, whatever the table still says."""
-        wall_s = self._walltime.at(now)
-        self._ended[session_id] = wall_s + YOUNG_S
+        known_s = self._known_s(now)
+        self._ended.pop(session_id, None)
+        self._ended[session_id] = known_s
         while self._ended:
             oldest = next(iter(self._ended))
-            if self._ended[oldest] > wall_s:
+            if known_s - self._ended[oldest] < YOUNG_S + FUTURE_S and len(self._ended) <= MAX_ENDED:
                 break
             del self._ended[oldest]
 
+    def _known_s(self, now: float) -> float:
+        """Return the Unix time up to which the table tells what there is."""
+        return self.heard_s or self._walltime.at(now)
+
     def count(self, endpoint: str, replica: str, change: int) -> None:
         """Count a session more or less on a replica."""
+        if change < 0:
+            self._full.pop(endpoint, None)
         name = (endpoint, replica)
         left = self.counts.get(name, 0) + change
         if left > 0:
@@ -114,22 +149,30 @@ class SessionIndex:
 
     def find(self, token: bytes, endpoint: Endpoint, now: float) -> Session | ProxyError:
         """Return the session that a token stands for on this endpoint, or why it does not."""
-        session = self._verified.get(token)
+        session = self.verified(token)
         if session is None:
-            claim = self.keys.read(token)
-            if claim is None:
-                return _INVALID
-            if len(self._verified) >= MAX_VERIFIED:
-                self._verified.clear()
-            session = self._verified[token] = Session(claim)
+            return _INVALID
         if session.endpoint != endpoint.name or session.environment != endpoint.environment:
             return _ELSEWHERE
         if session.id in self._ended:
             return _GONE
         if session.id not in self.open:
-            known_to_s = self.heard_s or self._walltime.at(now)
-            if known_to_s - session.issued_s >= YOUNG_S:
+            # What comes from the future was signed by another clock, which tells nothing of its age.
+            is_future = session.issued_s > self._walltime.at(now) + FUTURE_S
+            if is_future or self._known_s(now) - session.issued_s >= YOUNG_S:
                 return _GONE
+        return session
+
+    def verified(self, token: bytes) -> Session | None:
+        """Return the session that a token of ours stands for, open or not."""
+        session = self._verified.get(token)
+        if session is None:
+            claim = self.keys.read(token)
+            if claim is None:
+                return None
+            if len(self._verified) >= MAX_VERIFIED:
+                self._verified.clear()
+            session = self._verified[token] = Session(claim)
         return session
 
     def unix_s(self, now: float) -> int:
@@ -160,6 +203,8 @@ class SessionIndex:
 
     def choose(self, picker: Picker, endpoint: str, max_per_replica: int) -> Replica | Kind:
         """Return the replica for a new session: in the nearest tier with room, who has fewest for its weight."""
+        if self._full.get(endpoint) is picker:  # many that wait look ten times a second each
+            return Kind.AT_CAPACITY
         refusal = Kind.NO_REPLICA
         for tier in picker.tiers:
             best: Replica | None = None
@@ -174,4 +219,6 @@ class SessionIndex:
                     best, best_load = replica, load
             if best is not None:
                 return best
+        if refusal is Kind.AT_CAPACITY:
+            self._full[endpoint] = picker
         return refusal

@@ -169,7 +169,7 @@ class ScalingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class ReplicaSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One inference server. `slot` is its cell in the load board that the workers share.
 
-    Without a `region` it is near to every router.
+    Without a `region` it is near to every router. `generation` rises with each process that takes the name over.
     """
 
     id: str
@@ -178,6 +178,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     state: State = "READY"
     slot: int = 0
     region: RegionName = ""
+    generation: int = 0
 
 
 class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

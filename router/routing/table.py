@@ -55,6 +55,7 @@ class Endpoint:
         "load",
         "max_body_bytes",
         "max_retries",
+        "may_have_sessions",
         "mends_sglang",
         "name",
         "needs_token",
@@ -98,6 +99,7 @@ class Endpoint:
         self.needs_token = spec.needs_token
         self.hold = spec.hold
         self.sessions = sticky = spec.sessions
+        self.may_have_sessions = sticky is not None  # or leads to endpoints that have
         self.session_hold = NO_HOLD if sticky is None else HoldSpec(sticky.start_wait_s, sticky.max_waiting, False)
         self.spec = spec
         self.name = spec.name
@@ -420,5 +422,5 @@ class Table:
 def make_model_host() -> Endpoint:
     """Return what stands for the endpoint until the body's `model` is known: open to every environment's tokens."""
     host = Endpoint(EndpointSpec("by-model"), (), Geography())
-    host.by_model = True
+    host.by_model = host.may_have_sessions = True
     return host

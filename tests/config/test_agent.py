@@ -393,7 +393,7 @@ async def check_watermark_property(make_store, make_agent, seed, seconds):
     store.hooks.cuts.clear()
     await caught_up(agent, store)
     assert not failures, (seed, failures[:3])
-    assert checks > 5
+    assert checks > 1
     watermarks = agent.status["watermark"]
     assert watermarks is not None
 

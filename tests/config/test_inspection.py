@@ -20,7 +20,7 @@ async def test_what_is_told(store):
     found = await inspect(store.target)
     assert (found["schema"], found["partitions"], found["readers"], found["nodes"]) == (CLIENT_VERSION, 1, 0, 0)
     assert found["reaper"] is None
-    assert found["rows"]["Meta"] == 1
+    assert found["rows"]["Meta"] == 2  # the schema, and the key of session tokens
     assert parse_timestamp(found["watermark"]) <= parse_timestamp(found["now"])
     assert found["staleness_s"] < 1
 

@@ -7,7 +7,7 @@ import pytest
 from router.edge.admission import AdmissionGate
 from router.errors import Kind, ProxyError
 from router.http import NO_FIELDS, RequestHead, RequestShape
-from router.routing.credentials import ANYBODY, OPERATOR, Credentials, RateBoard
+from router.routing.credentials import ANYBODY, Credentials, RateBoard, operator
 from router.routing.regions import Geography
 from router.routing.spec import EndpointSpec, TokenSpec
 from router.routing.table import Endpoint, make_model_host
@@ -65,7 +65,7 @@ def test_without_tokens_it_is_open():
 def test_a_right_token_is_taken_and_not_forwarded(authorization):
     given = head(authorization)
     shared = given.shape
-    assert gate("one", "two").check(given, OPEN, Credentials(), T0) is OPERATOR
+    assert gate("one", "two").check(given, OPEN, Credentials(), T0).is_operator
     assert given.shape.fields == [(b"accept", b"*/*")]
     assert (b"authorization", authorization) in shared.fields, "the shape that requests share is not changed"
 
@@ -87,7 +87,7 @@ def test_anything_else_is_unauthenticated(given, where):
 
 def test_the_own_header_leaves_authorization_to_the_engine():
     given = head(b"Bearer engine", key=b"one")
-    assert gate("one").check(given, OPEN, Credentials(), T0) is OPERATOR
+    assert gate("one").check(given, OPEN, Credentials(), T0).is_operator
     assert (b"authorization", b"Bearer engine") in given.shape.fields
 
 
@@ -233,14 +233,14 @@ def test_only_trusted_callers_name_the_replica():
     assert gate().check(with_token, GUARDED, tokens(scopes=("pin",)), T0).can_pin
     assert gate().check(with_token, OPEN, tokens(scopes=("pin",)), T0).can_pin
     assert kind(gate().check(with_token, endpoint(environment="x"), tokens(scopes=("pin",)), T0)) is Kind.FORBIDDEN
-    assert gate("one").check(head(key=b"one", **PIN), OPEN, Credentials(), T0) is OPERATOR
+    assert gate("one").check(head(key=b"one", **PIN), OPEN, Credentials(), T0).is_operator
 
 
 def test_where_there_is_no_route_only_the_daemons_own_tokens_are_asked_for():
     wrong = head(b"Bearer " + BOTH + b"x")
     assert gate().check(wrong, None, tokens(), T0) is ANYBODY
     assert kind(gate("one").check(wrong, None, tokens(), T0)) is Kind.UNAUTHENTICATED
-    assert gate("one").check(head(key=b"one"), None, tokens(), T0) is OPERATOR
+    assert gate("one").check(head(key=b"one"), None, tokens(), T0).is_operator
 
 
 def test_where_the_model_is_to_say_who_it_is_for_the_endpoint_decides_later():
@@ -260,3 +260,54 @@ def test_where_the_model_is_to_say_who_it_is_for_the_endpoint_decides_later():
     assert anybody is ANYBODY
     assert kind(made.admit(anybody, GUARDED, T0)) is Kind.UNAUTHENTICATED
     assert made.admit(anybody, OPEN, T0) is ANYBODY
+
+
+class TestSessions:
+    """Whose request of a session it is: of who shows a credential, else of who started it."""
+
+    def check(self, guard, given, endpoint=GUARDED, known=None, minter=b""):
+        return guard.check_session(given, endpoint, tokens() if known is None else known, minter, T0)
+
+    def test_who_started_it_stands_for_who_shows_nothing(self):
+        known = tokens()
+        minter = known.find(BOTH).mark
+        assert minter
+        assert self.check(gate(), head(), known=known, minter=minter) is known.find(BOTH)
+        assert kind(self.check(gate(), head())) is Kind.UNAUTHENTICATED
+        assert self.check(gate(), head(), OPEN) is ANYBODY
+
+    def test_an_operator_too_as_long_as_the_token_is_one(self):
+        minter = operator(digest(b"one")).mark
+        assert self.check(gate("two", "one"), head(), minter=minter).is_operator
+        assert kind(self.check(gate("two"), head(), minter=minter)) is Kind.UNAUTHENTICATED
+        assert gate("one").check(head(b"Bearer one"), OPEN, Credentials(), T0).mark == minter
+
+    def test_revoked_expired_limited_and_of_another_environment(self):
+        known = tokens()
+        minter = known.find(BOTH).mark
+        known.revoke(digest(BOTH))
+        assert kind(self.check(gate(), head(), known=known, minter=minter)) is Kind.UNAUTHENTICATED
+        assert kind(self.check(gate(), head(), OPEN, known, minter)) is None, "nobody is asked for anything there"
+        known = tokens(not_after_us=1)
+        assert kind(self.check(gate(), head(), known=known, minter=known.find(BOTH).mark)) is Kind.UNAUTHENTICATED
+        known = tokens()
+        assert kind(self.check(gate(), head(), OTHER, known, known.find(BOTH).mark)) is Kind.FORBIDDEN
+        known, guard = tokens(rate_per_s=1.0, slot=0), gate()
+        minter = known.find(BOTH).mark
+        assert kind(self.check(guard, head(), known=known, minter=minter)) is None
+        assert kind(self.check(guard, head(), known=known, minter=minter)) is Kind.RATE_LIMITED
+
+    def test_what_is_shown_counts_and_is_not_forwarded(self):
+        known = tokens()
+        minter = known.find(BOTH).mark
+        given = head(b"Bearer " + BOTH)
+        assert self.check(gate(), given, known=known, minter=b"x" * 16) is known.find(BOTH)
+        assert (b"authorization", b"Bearer " + BOTH) not in given.shape.fields
+        wrong = head(modal_key=KEY, modal_secret=b"ws-wrong")
+        assert kind(self.check(gate(), wrong, known=known, minter=minter)) is Kind.UNAUTHENTICATED
+
+    def test_a_token_that_changed_is_the_same_minter(self):
+        known = tokens()
+        minter = known.find(BOTH).mark
+        known.put(TokenSpec(digest(BOTH), "wk-0123", scopes=("endpoint:e",)))
+        assert self.check(gate(), head(), known=known, minter=minter) is known.find(BOTH)

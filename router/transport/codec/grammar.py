@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from router.http import SESSION_COOKIE
+
 MAX_FIELDS: Final = 128
 MAX_LENGTH_DIGITS: Final = 18  # of a content-length: below 2**63
 
@@ -28,6 +30,7 @@ NOT_REMEMBERED: Final = frozenset(
         b"etag",
         b"grpc-timeout",
         b"idempotency-key",
+        b"modal-authorization",
         b"modal-secret",
         b"proxy-authorization",
         b"sec-websocket-accept",
@@ -38,6 +41,7 @@ NOT_REMEMBERED: Final = frozenset(
         b"x-request-id",
         b"x-router-key",
         b"x-router-secret",
+        b"x-router-session",
     )
 )
 
@@ -45,3 +49,18 @@ NOT_REMEMBERED: Final = frozenset(
 def split_list(value: bytes) -> list[bytes]:
     """Split a comma-separated field value into lower-case elements, empty ones dropped (RFC 9110 §5.6.1)."""
     return [element for part in value.lower().split(b",") if (element := part.strip(b" \t"))]
+
+
+def split_cookie(value: bytes) -> tuple[bytes, bytes]:
+    """Return the value of a `cookie` field without the router's own, and the first of those (RFC 6265 §4.2.1)."""
+    if SESSION_COOKIE not in value:
+        return value, b""
+    token = b""
+    kept: list[bytes] = []
+    for pair in value.split(b";"):
+        name, _, text = pair.strip().partition(b"=")
+        if name.rstrip() == SESSION_COOKIE:
+            token = token or text.strip()
+        elif pair.strip():
+            kept.append(pair.strip())
+    return b"; ".join(kept), token

@@ -34,6 +34,7 @@ WEBSOCKET_VERSION: Final = 11
 WEBSOCKET_ACCEPT: Final = 12
 EXPECT: Final = 13
 AUTHORIZATION: Final = 14
+COOKIE: Final = 15
 
 Entry = tuple[int, Field]
 
@@ -55,6 +56,7 @@ REQUEST_MARKS: dict[bytes, int] = (
         b"sec-websocket-version": WEBSOCKET_VERSION,
         b"expect": EXPECT,
         b"authorization": AUTHORIZATION,
+        b"cookie": COOKIE,
     }
 )
 RESPONSE_MARKS: dict[bytes, int] = (

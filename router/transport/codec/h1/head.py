@@ -12,8 +12,16 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Final
 
 from router.errors import Kind, ProxyError, Source
-from router.http import BODILESS_METHODS, NO_FIELDS, RequestHead, RequestShape, ResponseHead, ResponseShape
-from router.transport.codec.grammar import AUTHORITY, MAX_FIELDS, MAX_LENGTH_DIGITS, split_list
+from router.http import (
+    BODILESS_METHODS,
+    NO_FIELDS,
+    SESSION_COOKIE,
+    RequestHead,
+    RequestShape,
+    ResponseHead,
+    ResponseShape,
+)
+from router.transport.codec.grammar import AUTHORITY, MAX_FIELDS, MAX_LENGTH_DIGITS, split_cookie, split_list
 from router.transport.codec.h1.fields import (
     AUTHORIZATION,
     CODING,
@@ -304,7 +312,7 @@ def _apply_connection(
 
 
 def _read_rare(head: RequestHead, bits: int, rare: Headers) -> ParsedRequest | ProxyError:
-    """Apply the fields that most requests do not have: coding, connection, upgrade, te, expect."""
+    """Apply the fields that most requests do not have: coding, connection, upgrade, te, expect, cookies."""
     shape = head.shape
     options: list[bytes] = []
     upgrade: list[bytes] = []
@@ -337,6 +345,12 @@ def _read_rare(head: RequestHead, bits: int, rare: Headers) -> ParsedRequest | P
             key = value
         elif name == b"sec-websocket-version":
             version = value
+        elif name == b"cookie":
+            kept, token = split_cookie(value)
+            if kept:
+                shape.fields.append((name, kept))
+            if token and SESSION_COOKIE not in shape.known:
+                shape.known = {**shape.known, SESSION_COOKIE: token}
     if options:
         bits, shape.fields, shape.known = _apply_connection(options, bits, shape.fields, shape.known)
     if b"websocket" in upgrade and bits & UPGRADE_OPTION and not bits & HTTP_10:

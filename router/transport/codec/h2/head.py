@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from router.errors import Kind, ProxyError, Source
 from router.grpc_fields import read_grpc_status
-from router.http import NO_NAMES, RequestHead, RequestShape, ResponseHead, ResponseShape
+from router.http import NO_NAMES, SESSION_COOKIE, RequestHead, RequestShape, ResponseHead, ResponseShape
 from router.transport.codec import grammar
 from router.transport.codec.h2.fields import (
     AUTHORITY,
@@ -121,7 +121,11 @@ def read_request(fields: Headers, never: frozenset[bytes] = NO_NAMES) -> Request
             return bad_request("a pseudo-field stands behind another field")
     if cookies:
         # RFC 9113 §8.2.3: one field again, since it may leave as HTTP/1.1.
-        forwarded.append((b"cookie", b"; ".join(cookies)))
+        kept, token = grammar.split_cookie(b"; ".join(cookies))
+        if kept:
+            forwarded.append((b"cookie", kept))
+        if token:
+            shape.known = {**shape.known, SESSION_COOKIE: token}
     return _apply_pseudo(head, pseudo, host, version)
 
 
