@@ -3,10 +3,12 @@
     python -m loadtest.fleet          # or: make bench-fleet
     python -m loadtest.fleet --rounds 9 --revocations 200
 
-Three figures:
+Figures:
 
-* CPU of the worker per request: an endpoint that asks for nothing, in turns with one that has everything on: a
-  token with a rate limit, regions with an order, a routing key, limits in flight on replica and endpoint.
+* CPU of the worker per request: an endpoint that asks for nothing, in turns with one that has everything on (a
+  token with a rate limit, regions with an order, a routing key, limits in flight on replica and endpoint) and with
+  one that is sessioned, each request with one of 64 session tokens.
+* From the request for a session to its token, the row in the store included.
 * One look-up of a routing key among 10, 100 and 1,000 replicas of an endpoint, in this process, beside p2c's.
 * From the commit that revokes a token to the first request that is refused.
 """
@@ -129,6 +131,16 @@ class Fleet:
         writer.close()
         return int(line.split()[1])
 
+    async def start(self, fields: str) -> str:
+        """Start a session on the endpoint `sessioned`; return its token."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        line = "POST /_router/sessions/start HTTP/1.1\r\nhost: sessioned.example\r\n"
+        head = f"{line}{fields}content-length: 0\r\n\r\n"
+        writer.write(head.encode())
+        answer = await reader.readuntil(b"}")
+        writer.close()
+        return str(json.loads(answer.partition(b"\r\n\r\n")[2])["token"])
+
     async def until(self, request: bytes, status: int) -> None:
         """Wait until an answer has this status."""
         async with asyncio.timeout(20):
@@ -165,8 +177,8 @@ def request(host: str, fields: str = "") -> bytes:
     return head.encode() + BODY
 
 
-async def measure_cost(fleet: Fleet, rounds: int, progress: Progress) -> list[tuple[float, float]]:
-    """Return (none, everything) in microseconds a request, for each round."""
+async def measure_cost(fleet: Fleet, rounds: int, progress: Progress) -> list[tuple[float, float, float]]:
+    """Return (none, everything, with a session) in microseconds a request, for each round."""
     await fleet.endpoint("plain", is_open=True, policy={})
     await fleet.endpoint("full", is_open=False, policy=FULL)
     _, fields = await fleet.token('{"per_s": 1000000}')
@@ -174,12 +186,28 @@ async def measure_cost(fleet: Fleet, rounds: int, progress: Progress) -> list[tu
     full = [request("full", f"{fields}x-routing-key: session-{i}\r\n") for i in range(KEYS)]
     await fleet.until(plain[0], 200)
     await fleet.until(full[0], 200)
+    await fleet.endpoint("sessioned", is_open=False, policy={"sessions": {}})
+    await fleet.until(request("sessioned"), 401)
+    sessions = [request("sessioned", f"x-router-session: {await fleet.start(fields)}\r\n") for _ in range(KEYS)]
     found = []
     task = progress.add_task("CPU per request", total=rounds)
     for _ in range(rounds):
-        found.append((await fleet.load(plain, 1.0), await fleet.load(full, 1.0)))
+        found.append((await fleet.load(plain, 1.0), await fleet.load(full, 1.0), await fleet.load(sessions, 1.0)))
         progress.advance(task)
     return found
+
+
+async def measure_starts(fleet: Fleet, count: int, progress: Progress) -> list[float]:
+    """Return seconds from each request for a session to its token, ascending."""
+    _, fields = await fleet.token()
+    found = []
+    task = progress.add_task("sessions begun", total=count)
+    for _ in range(count):
+        began_s = perf_counter()
+        await fleet.start(fields)
+        found.append(perf_counter() - began_s)
+        progress.advance(task)
+    return sorted(found)
 
 
 async def measure_revocation(fleet: Fleet, count: int, progress: Progress) -> list[float]:
@@ -203,15 +231,6 @@ async def measure_revocation(fleet: Fleet, count: int, progress: Progress) -> li
         writer.close()
         progress.advance(task)
     return sorted(found)
-
-
-class Asked:
-    """What a pick looks at."""
-
-    def __init__(self, key: bytes) -> None:
-        self.affinity = key
-        self.prompt = None
-        self.tried = ()
 
 
 def measure_look_up(size: int) -> tuple[float, float]:
@@ -252,16 +271,20 @@ async def run(rounds: int, revocations: int, console: Console) -> None:
                 with Progress(console=Console(stderr=True)) as progress:
                     costs = await measure_cost(fleet, rounds, progress)
                     delays = await measure_revocation(fleet, revocations, progress)
+                    starts = await measure_starts(fleet, revocations, progress)
     server.close()
-    _show(console, costs, delays)
+    _show(console, costs, delays, starts)
 
 
-def _show(console: Console, costs: list[tuple[float, float]], delays: list[float]) -> None:
+def _show(
+    console: Console, costs: list[tuple[float, float, float]], delays: list[float], starts: list[float]
+) -> None:
     shown = Table("figure", "median", "range", "goal")
     for text, values, goal in (
-        ("CPU/request, nothing asked for", [plain for plain, _ in costs], ""),
-        ("CPU/request, full semantics", [full for _, full in costs], ""),
-        ("what they add", [full - plain for plain, full in costs], "<= 10 us"),
+        ("CPU/request, nothing asked for", [plain for plain, _, _ in costs], ""),
+        ("CPU/request, full semantics", [full for _, full, _ in costs], ""),
+        ("what they add", [full - plain for plain, full, _ in costs], "<= 10 us"),
+        ("what a session adds", [sessioned - plain for plain, _, sessioned in costs], "<= 10 us"),
     ):
         seen = spread(values)
         assert seen is not None
@@ -272,6 +295,8 @@ def _show(console: Console, costs: list[tuple[float, float]], delays: list[float
     p50, p99 = percentile(delays, 0.5) * 1e3, percentile(delays, 0.99) * 1e3
     text = f"revoked to refused, {len(delays)} tokens"
     shown.add_row(text, f"p50 {p50:.1f} ms", f"p99 {p99:.1f} ms", "p99 <= 50 ms")
+    p50, p99 = percentile(starts, 0.5) * 1e3, percentile(starts, 0.99) * 1e3
+    shown.add_row(f"a session begun, {len(starts)} of them", f"p50 {p50:.1f} ms", f"p99 {p99:.1f} ms", "")
     console.print(shown)
 
 

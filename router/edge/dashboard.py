@@ -45,8 +45,12 @@ def summary(
 ) -> bytes:
     """Return the JSON that the page lives on. Counters only grow; in-flight numbers are of this moment."""
     rows = replica_rows(table, health, serving)
+    sessioned = {endpoint.name for endpoint in table.endpoints if endpoint.sessions is not None}
+    open_now = (state.get("sessions") or {}).get("open", {})
     with totals.lock:
         endpoints = _endpoints(totals, serving, by_endpoint(table, rows))
+        for endpoint in endpoints:
+            endpoint["sessions"] = open_now.get(endpoint["name"], 0) if endpoint["name"] in sessioned else None
         seen = {snapshot.worker: snapshot for snapshot in serving}
         workers = [_worker(worker, seen.get(worker["index"]), totals) for worker in state["workers"]]
         counters = dict(totals.counters)

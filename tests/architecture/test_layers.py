@@ -38,6 +38,7 @@ LAYERS = [
     ("router.listening", 5, "app"),
     ("router.boards", 5, "app"),
     ("router.app", 5, "app"),
+    ("router.daemon_admin", 5, "app"),
     ("router.handover", 5, "app"),
     ("router.service", 5, "app"),
     ("router.succession", 5, "app"),

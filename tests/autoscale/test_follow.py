@@ -99,7 +99,10 @@ async def test_live_sessions_hold_their_replica(store):
         session("6", "x", endpoint="unscaled"),
     )  # fmt: skip
     view = (await look(store))["e"]
-    assert view.held == {"a", "d"}
+    assert (view.held, view.open_sessions, view.room) == ({"a", "d"}, 3, 0)
+    await store.write(put_endpoint("e", policy={**SCALED, "sessions": {"max_per_replica": 5}}), session("7", "left"))
+    view = (await look(store))["e"]
+    assert (view.open_sessions, view.room) == (3, 5), "of replicas that are there"
     assert view.replicas == {"a": "READY", "b": "DRAINING", "c": "READY", "d": "READY"}
 
 

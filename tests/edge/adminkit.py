@@ -85,6 +85,7 @@ def daemon_state(workers=None, *, reasons=(), draining=False):
         "last_reload": {"ok": True, "error": None, "at_epoch_s": 1_700_000_000.0},
         "config_staleness_s": 0.0,
         "config": None,
+        "sessions": {"open": {"llama": 2}, "in_use": 1, "started": {"llama": 5}, "ended": [["llama", "idle", 3]], "error": ""},
     }
 
 
@@ -94,6 +95,7 @@ class FakeSource:
     def __init__(self):
         self.spec = TABLE
         self.no_upgrade = ""
+        self.no_end = ""
         self.reasons = []
         self.workers = [worker_state()]
         self.taken = [
@@ -184,6 +186,14 @@ class FakeSource:
     async def drain(self):
         self.told.append(("drain",))
         await asyncio.Event().wait()
+
+    def sessions(self, endpoint):
+        shown = {"session": "s1", "endpoint": "llama", "replica": "a:1", "idle_timeout_s": 60, "busy": True, "idle_s": 0.0}
+        return [shown] if endpoint in (None, "llama") else []
+
+    async def end_session(self, session_id):
+        self.told.append(("end", session_id))
+        return self.no_end
 
     def upgrade(self):
         self.told.append(("upgrade",))

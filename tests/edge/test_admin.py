@@ -8,13 +8,15 @@ import time
 from pathlib import Path
 
 import httpx
+import msgspec
 import pytest
 import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from adminkit import STARTED_EPOCH_S, FakeSource, daemon_state, serve, worker_state
+from adminkit import STARTED_EPOCH_S, TABLE, FakeSource, daemon_state, serve, worker_state
 
+from router.routing.spec import SessionEntry
 from router.transport.codec.h1.limits import ServerLimits
 
 
@@ -482,3 +484,30 @@ async def test_readyz_says_what_a_worker_suffers_from():
         answer = await client.get("/readyz?verbose")
         assert answer.status_code == 200, "less than all is better than nothing"
         assert "[+] worker 0: ready, overloaded: lag 120 ms, 40% of new requests refused" in answer.text
+
+
+async def test_sessions_are_listed_and_ended():
+    async with serve() as admin, admin.client() as client:
+        (shown,) = (await client.get("/sessions")).json()["sessions"]
+        assert (shown["session"], shown["replica"]) == ("s1", "a:1")
+        assert (await client.get("/sessions?endpoint=other")).json() == {"sessions": []}
+        answer = await client.delete("/sessions/s1")
+        assert (answer.status_code, answer.json()) == (200, {"terminated": "s1"})
+        assert admin.source.told == [("end", "s1")]
+        assert (await client.delete("/sessions/nobody")).status_code == 404
+        assert (await client.delete("/sessions")).status_code == 405
+        assert (await client.get("/sessions/s1")).status_code == 405
+        admin.source.no_end = "session_unavailable"
+        answer = await client.delete("/sessions/s1")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "session_unavailable")
+
+
+async def test_the_dump_shows_neither_keys_nor_sessions():
+    source = FakeSource()
+    secret = b"a key of thirty-two bytes, at least"
+    source.spec = msgspec.structs.replace(
+        TABLE, session_keys=(secret,), sessions=(SessionEntry("s1", "llama", "a:1", 60),)
+    )
+    async with serve(source) as admin, admin.client() as client:
+        found = (await client.get("/config_dump")).json()["table"]
+        assert found["session_keys"] is found["sessions"] is None

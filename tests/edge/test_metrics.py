@@ -28,9 +28,10 @@ COUNTERS = {
     "router_access_log_dropped", "router_worker_restarts",
     "router_tls_handshakes", "router_tls_handshake_failures", "router_proxy_headers_refused",
     "router_shed", "router_worker_stuck", "router_upgrade_failures",
+    "router_sessions_started", "router_sessions_ended",
 }  # fmt: skip
 GAUGES = {
-    "router_requests_in_flight", "router_requests_waiting", "router_replica_ready", "router_replica_healthy", "router_replica_ejected",
+    "router_requests_in_flight", "router_requests_waiting", "router_sessions", "router_sessions_waiting", "router_replica_ready", "router_replica_healthy", "router_replica_ejected",
     "router_replica_in_flight", "router_replica_latency_seconds", "router_replica_pooled_connections",
     "router_connections_open", "router_upstream_connections_open", "router_table_version", "router_worker_up",
     "router_tls_certificate_expiry_timestamp_seconds", "router_last_reload_ok",
@@ -79,6 +80,9 @@ async def test_text_is_served_by_default_with_every_family():
         assert samples["router_replica_ejected", "llama", "b:1"] == 1
         assert samples["router_worker_up", "0"] == 1
         assert samples["router_table_version", "0"] == 7
+        assert samples["router_sessions", "llama"] == 2
+        assert samples["router_sessions_started_total", "llama"] == 5
+        assert samples["router_sessions_ended_total", "llama", "idle"] == 3
         info = families["router_build_info"].samples[0]
         assert (info.labels["version"], info.value) == ("1.2.3", 1)
 
