@@ -32,6 +32,8 @@ OF_HTTP = ("http1", "http2")
 SERVER = {"websocket_h2": "websocket"}
 """Which of the fleet's servers a protocol needs, where it is not named alike."""
 WAYS = ("modal", "header", "cookie", "query")
+IN_ORDER = ("modal", "header", "query", "cookie")
+"""Which counts where there are several: a link wins over what a browser kept."""
 COOKIE = "__Host-router-session"
 START, TERMINATE = "/_router/sessions/start", "/_router/sessions/terminate"
 PATHS = {"http1": "/_sim/echo", "http2": "/_sim/echo", "grpc": "/kit.Kit/Unary", "websocket": "/echo", "websocket_h2": "/echo"}

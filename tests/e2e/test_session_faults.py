@@ -25,9 +25,9 @@ from test_autoscale import SHORT, Autoscaler, sidecars, with_signal  # noqa: E40
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(240)]
 NAME, HOST = "e", "e.example"
-ORPHANED_S = 75.0
+ORPHANED_S = 180.0
 """What the end of a session may take that nobody uses and whose router is gone."""
 
 
@@ -352,7 +352,7 @@ async def test_a_start_brings_a_replica_up_and_holds_it_until_it_ends(store: Any
         assert second.replica in await ready()
         await asyncio.sleep(0.2)
     await used(router, second)
-    assert keeper.events("desired")[-1]["reason"] == "live sessions"
+    assert "sessions" in keeper.events("desired")[-1]["reason"]
     assert (await kit.terminate(router, second)).error == ""
 
     async def is_empty() -> bool:

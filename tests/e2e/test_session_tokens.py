@@ -103,6 +103,9 @@ async def test_a_header_beside_a_query_token_leaks_neither(fleet: Any, protocol:
         path = f"/_sim/echo?a=1&session_token={query}&b=2"
         for way in WAYS[:3]:
             answer = await kit.use(protocol, fleet.eu, session.host, session.token, way, path=path)
+            if way == "cookie" and query != session.token:  # a link comes before what a browser kept
+                assert answer.error == "session_invalid" or answer.get("set-cookie") == cookie_of(query)
+                continue
             assert answer.error == ""
             if answer.status == 307:
                 assert answer.get("location") == "/_sim/echo?a=1&b=2"
