@@ -3,111 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import sys
-import tempfile
 from pathlib import Path
 from time import monotonic
-from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from fleetkit import PROTOCOLS, call  # noqa: E402
-from storekit import StoreProcess  # noqa: E402
-
-from inference_backend.launch import ReplicaProcess  # noqa: E402
+from fleetkit import PROTOCOLS, call, fleet_of  # noqa: E402
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
-_names = itertools.count()
-
-
-class Fleet:
-    """The store, a router in `eu` and one in `us`, and for each protocol a server that any replica may be."""
-
-    def __init__(self, store, eu, us, servers):
-        self.store = store
-        self.eu, self.us = eu, us
-        self.routers = (eu, us)
-        self._servers = servers
-
-    def server(self, protocol):
-        """Address, port and scheme of the server that speaks it."""
-        url = urlsplit(self._servers[protocol])
-        return {"address": url.hostname, "port": url.port}, "h2c" if protocol == "grpc" else "http"
-
-    async def endpoint(self, protocol, regions=("",), policy=None, environment="main", unauthenticated=False):
-        """Make an endpoint of a name of its own with a replica in each of `regions`; return the name."""
-        name = f"e{next(_names)}"
-        host = f"{name}.example"
-        place, scheme = self.server(protocol)
-        async with self.store.writer() as writer:
-            await writer.put_endpoint(
-                name, create=True, hosts=(host,), environment=environment, unauthenticated=unauthenticated,
-                policy=json.dumps(policy or {}), health='{"kind": "none"}',
-            )  # fmt: skip
-            for i, region in enumerate(regions):
-                await writer.put_replica(
-                    name, f"{name}-{region or 'r'}{i}", create=True, region=region,
-                    capabilities=json.dumps({"scheme": scheme}), **place,
-                )  # fmt: skip
-        for router in self.routers:
-            await self.has(router, name, len(regions))
-        return name
-
-    async def has(self, router, name, replicas):
-        deadline = monotonic() + 10
-        while True:
-            found = (await router.ask(f"/debug/route?host={name}.example&path=/")).json()
-            if found.get("route") and len(found["candidates"]) == replicas:
-                return
-            assert monotonic() < deadline, found
-            await asyncio.sleep(0.01)
-
-    async def token(self, environment="main", scopes=(), rate=None, not_after=None):
-        """Make a token; return the headers that show it."""
-        async with self.store.writer() as writer:
-            made = await writer.create_token("test", environment, scopes, not_after, rate)
-        credential = {"modal-key": made["key"], "modal-secret": made["secret"]}
-        return made, credential
-
-    async def until(self, protocol, router, name, headers, error):
-        """Call until the answer is `error`: tables arrive some milliseconds after their commit."""
-        deadline = monotonic() + 10
-        while True:
-            answer = await call(protocol, router, f"{name}.example", headers)
-            if answer.error == error:
-                return answer
-            assert monotonic() < deadline, answer
-            await asyncio.sleep(0.01)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def fleet(keep_router):
-    from grpckit import GrpcProcess
-
-    grpc_server = GrpcProcess("aio")
-    with tempfile.TemporaryDirectory(prefix="r") as folder:
-        store = StoreProcess(folder)
-        try:
-            await store.start()
-            await asyncio.to_thread(grpc_server.start)
-            async with ReplicaProcess.simulate(time_scale=0) as engine, ReplicaProcess.policy() as policy:
-                flags = ("--store", store.setting, "--drain-settle-s", 0)
-                eu = await keep_router(*flags, "--state-dir", Path(folder) / "eu", "--region", "eu", workers=2)
-                us = await keep_router(*flags, "--state-dir", Path(folder) / "us", "--region", "us")
-                servers = {
-                    "http1": engine.url, "http2": engine.url, "grpc": grpc_server.url,
-                    "websocket": policy.url.replace("ws://", "http://"),
-                }  # fmt: skip
-                yield Fleet(store, eu, us, servers)
-        finally:
-            await asyncio.to_thread(grpc_server.stop)
-            await asyncio.to_thread(store.end)
+    async with fleet_of(keep_router) as found:
+        yield found
 
 
 # -- auth ------------------------------------------------------------------------------------------------
