@@ -33,11 +33,11 @@ from router.control import (
     PULSE_S,
     EngineLoads,
     Health,
+    KnownTo,
     Patch,
     ReopenLogs,
     SetTls,
     Start,
-    StoreHeard,
     pack,
 )
 from router.counters import WorkerCounters
@@ -100,7 +100,6 @@ class Supervisor(DaemonAdmin):
             if self._static is not None
             else make_keeper(settings, self._image)
         )
-        self._heard_s = 0.0  # what the workers were told last of the store
         self._demand = DemandWatch(self._workers, self._image, self._sessions.book)
         self._publisher = make_publisher(settings, self._demand.read)
         self._may_greet = asyncio.Event()
@@ -173,7 +172,8 @@ class Supervisor(DaemonAdmin):
         if self._publisher is not None:
             self._publisher.start()
         self._sessions.run()
-        self._tell_heard()
+        if self._agent is not None:
+            self._tell_known(self._agent)
         if self._certificates.tls is not None:
             asyncio.get_running_loop().call_later(WATCH_S, self._watch_certificates)
         if self._settings.stuck_worker_s:
@@ -425,19 +425,17 @@ class Supervisor(DaemonAdmin):
             yield Patch(part)
         for endpoint, replica in self._monitor.unhealthy():
             yield Health(endpoint, replica, is_healthy=False)
-        if self._heard_s:
-            yield StoreHeard(self._heard_s)
+        if self._agent is not None:
+            yield KnownTo(self._agent.known_to_s())
 
-    def _tell_heard(self) -> None:
-        """Tell the workers when the store fell silent: of sessions that began since, the table knows nothing."""
+    def _tell_known(self, agent: ConfigAgent) -> None:
+        """Tell the workers up to when the table is whole: of sessions that began since, it knows nothing."""
         try:
-            heard_s = 0.0 if self._agent is None else self._agent.heard_s()
-            if heard_s != self._heard_s:
-                self._heard_s = heard_s
-                for worker in self._workers:
-                    worker.send(StoreHeard(heard_s))
+            packed = pack(KnownTo(agent.known_to_s()))
+            for worker in self._workers:
+                worker.send_packed(packed)
         finally:
-            asyncio.get_running_loop().call_later(PULSE_S, self._tell_heard)
+            asyncio.get_running_loop().call_later(PULSE_S, self._tell_known, agent)
 
     def _on_death(self, index: int) -> None:
         self._sessions.book.drop_worker(index, time.monotonic())
@@ -466,7 +464,6 @@ class Supervisor(DaemonAdmin):
                 worker.send_packed(packed)
         self._monitor.follow(numbered, self._image)
         self._loads.follow()
-        self._sessions.follow()
 
     def _replace(self, spec: TableSpec) -> None:
         """Bring the workers from the table in force to `spec`."""

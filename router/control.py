@@ -99,15 +99,16 @@ class Explain(msgspec.Struct, tag="explain"):
 
 
 class SessionAnswer(msgspec.Struct, tag="session answer"):
-    """The answer to `StartSession` and `EndSession`: a session's id, or the kind of error."""
+    """The answer to `StartSession` and `EndSession`: a session and when it began, or the kind of error."""
 
     question: int
     id: str = ""
+    at_s: int = 0
     refusal: str = ""
 
 
-class StoreHeard(msgspec.Struct, tag="store heard"):
-    """Nothing has been heard of the store since this time of its own; 0: it is heard."""
+class KnownTo(msgspec.Struct, tag="known to"):
+    """The table has everything that the store committed up to then, by its clock; each `PULSE_S`."""
 
     unix_s: float
 
@@ -200,7 +201,7 @@ class Drained(msgspec.Struct, tag="drained"):
 
 ToWorker = (
     Start | Patch | Health | EngineLoads | Accept | Drain | Ask | AskDemand | Explain | SetLogLevel | SetTls
-    | ReopenLogs | SessionAnswer | StoreHeard
+    | ReopenLogs | SessionAnswer | KnownTo
 )  # fmt: skip
 AboutSessions = StartSession | EndSession | SessionsUsed
 FromWorker = Built | Ready | Alive | Counted | Demanded | Explained | Drained | AboutSessions

@@ -71,12 +71,12 @@ class Desk(Protocol):
     """Where sticky sessions begin and end: the supervisor's word, which comes later. Asked once a session."""
 
     def start(
-        self, endpoint: str, replica: str, idle_s: int, answer: Callable[[str, Kind | None], None]
+        self, endpoint: str, replica: str, idle_s: int, answer: Callable[[str, int, Kind | None], None]
     ) -> None:
-        """Ask for a session on a replica; `answer` is given its id, or why there is none."""
+        """Ask for a session on a replica; `answer` is given its id and when it began, or why there is none."""
 
-    def end(self, session_id: str, answer: Callable[[str, Kind | None], None]) -> None:
-        """Ask for the end of one; `answer` is given its id, and why it did not end."""
+    def end(self, session_id: str, answer: Callable[[str, int, Kind | None], None]) -> None:
+        """Ask for the end of one; `answer` is given its id, 0, and why it did not end."""
 
 
 class Peer:

@@ -209,7 +209,7 @@ class ExchangeSession(ExchangeEnding):
         if not self._wait(endpoint, self._core.clock.now):
             self._refuse(refusal)
 
-    def _session_started(self, session_id: str, refusal: Kind | None) -> None:
+    def _session_started(self, session_id: str, at_s: int, refusal: Kind | None) -> None:
         """Take the supervisor's answer, which may come when nobody waits for it any more."""
         core, visit, endpoint = self._core, self._visit, self._endpoint
         if self._finished or self._refusal is not None:
@@ -238,7 +238,7 @@ class ExchangeSession(ExchangeEnding):
             endpoint.environment,
             replica.id,
             visit.idle_s,
-            sessions.unix_s(now),
+            at_s,
             credential.mark,
             replica.generation,
         )
@@ -247,7 +247,7 @@ class ExchangeSession(ExchangeEnding):
 
     # -- a session ends --------------------------------------------------------------------------------
 
-    def _session_ended(self, session_id: str, refusal: Kind | None) -> None:
+    def _session_ended(self, session_id: str, _: int, refusal: Kind | None) -> None:
         if self._finished:
             return
         if refusal is not None:
@@ -296,5 +296,5 @@ class ExchangeSession(ExchangeEnding):
         raise NotImplementedError
 
 
-def _forget(session_id: str, refusal: Kind | None) -> None:
+def _forget(session_id: str, at_s: int, refusal: Kind | None) -> None:
     """Nobody asks how it went: what stays will be idle, and end."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from router.control import EndSession, SessionAnswer, SessionsUsed, StartSession
+from router.session_keeper import Begun
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
@@ -28,11 +29,12 @@ class SessionCalls:
             spawn(self._answer(message, reply), "session")
 
     async def _answer(self, asked: StartSession | EndSession, reply: Callable[[SessionAnswer], bool]) -> None:
-        session_id = ""
-        if isinstance(asked, StartSession):
-            session_id, refusal = await self._keeper.start(asked.endpoint, asked.replica, asked.idle_s)
-        else:
+        if isinstance(asked, EndSession):
             refusal = await self._keeper.end(asked.id)
-        is_heard = reply(SessionAnswer(asked.question, session_id, "" if refusal is None else refusal.value))
-        if session_id and not is_heard:
-            await self._keeper.end(session_id)
+            reply(SessionAnswer(asked.question, refusal="" if refusal is None else refusal.value))
+            return
+        begun = await self._keeper.start(asked.endpoint, asked.replica, asked.idle_s)
+        if not isinstance(begun, Begun):
+            reply(SessionAnswer(asked.question, refusal=begun.value))
+        elif not reply(SessionAnswer(asked.question, begun.id, begun.at_s)):
+            await self._keeper.end(begun.id)

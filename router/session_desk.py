@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from router.control import AboutSessions, SessionAnswer
     from router.routing.sessions import SessionIndex
 
-    Answer = Callable[[str, Kind | None], None]
+    Answer = Callable[[str, int, Kind | None], None]
 
 MAX_ASKED: Final = 4_096  # questions without an answer
 
@@ -34,9 +34,9 @@ class SessionDesk:
         self._count = 0
 
     def start(self, endpoint: str, replica: str, idle_s: int, answer: Answer) -> None:
-        """Ask for a session on a replica; `answer` is given its id, or why there is none."""
+        """Ask for a session on a replica; `answer` is given its id and when it began, or why there is none."""
         if len(self._asked) >= MAX_ASKED:
-            answer("", Kind.AT_CAPACITY)
+            answer("", 0, Kind.AT_CAPACITY)
             return
         self._sessions.count(endpoint, replica, 1)
         self._count += 1
@@ -45,7 +45,7 @@ class SessionDesk:
     def end(self, session_id: str, answer: Answer) -> None:
         """Ask for the end of a session."""
         if len(self._asked) >= MAX_ASKED:
-            answer(session_id, Kind.SESSION_UNAVAILABLE)
+            answer(session_id, 0, Kind.SESSION_UNAVAILABLE)
             return
         self._count += 1
         self._ask(EndSession(self._count, session_id), answer)
@@ -67,11 +67,11 @@ class SessionDesk:
             sessions.count(name, replica, -1)
             if refusal is None:
                 sessions.begin(SessionEntry(told.id, name, replica, question.idle_s), now)
-            answer(told.id, refusal)
+            answer(told.id, told.at_s, refusal)
             return
         if refusal is None:
             sessions.change((), (question.id,), now)
-        answer(question.id, refusal)
+        answer(question.id, 0, refusal)
 
     def report(self, now: float) -> None:
         """Tell which sessions began or ended a request since the last time."""

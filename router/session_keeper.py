@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from router.errors import Kind
 from router.routing.spec import SessionEntry, TablePatch
@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 TURN_S: Final = 0.25
 MAX_SESSIONS: Final = 100_000  # open at once in one table
+
+
+class Begun(NamedTuple):
+    """A session that is kept, and since when: Unix seconds of the clock that the table goes by."""
+
+    id: str
+    at_s: int
 
 
 class SessionKeeper:
@@ -41,16 +48,13 @@ class SessionKeeper:
         """Take which sessions a worker began or ended requests of."""
         self.book.take(worker, uses, monotonic())
 
-    async def start(self, endpoint: str, replica: str, idle_s: int) -> tuple[str, Kind | None]:
-        """Return the id of a new session on a replica, or why there is none."""
+    async def start(self, endpoint: str, replica: str, idle_s: int) -> Begun | Kind:
+        """Return a new session on a replica, or why there is none."""
         raise NotImplementedError
 
     async def end(self, session_id: str) -> Kind | None:
         """End a session; one that is not there is no error."""
         raise NotImplementedError
-
-    def follow(self) -> None:
-        """Forget sessions that ended elsewhere; to be called when the table changed."""
 
     def follow_predecessor(self, sessions: list[SessionEntry], ended: list[str], busy: list[str]) -> None:
         """Take what a predecessor that drains tells; of those of a store only what is under way is news."""
@@ -94,13 +98,13 @@ class SessionKeeper:
                 })  # fmt: skip
         return found
 
-    def _refusal(self, endpoint: str, replica: str, starting: int = 0) -> Kind | None:
-        """Return why a replica may have no session more; `starting` are those the table does not have yet."""
+    def _refusal(self, endpoint: str, replica: str) -> Kind | None:
+        """Return why a replica may have no session more, as far as the table tells."""
         spec = self._image.endpoints.get(endpoint)
         known = self._image.replicas.get(endpoint, {}).get(replica)
         if spec is None or spec.sessions is None or known is None or known.state != "READY":
             return Kind.NO_REPLICA
-        count = self._image.session_counts.get((endpoint, replica), 0) + starting
+        count = self._image.session_counts.get((endpoint, replica), 0)
         if count >= spec.sessions.max_per_replica or len(self._image.sessions) >= MAX_SESSIONS:
             return Kind.AT_CAPACITY
         return None
@@ -151,16 +155,16 @@ class LocalSessions(SessionKeeper):
             self._end(gone)
         self.book.set_elsewhere(busy, now)
 
-    async def start(self, endpoint: str, replica: str, idle_s: int) -> tuple[str, Kind | None]:
-        """Return the id of a new session on a replica, or why there is none."""
+    async def start(self, endpoint: str, replica: str, idle_s: int) -> Begun | Kind:
+        """Return a new session on a replica, or why there is none."""
         refusal = self._refusal(endpoint, replica)
         if refusal is not None:
-            return "", refusal
+            return refusal
         entry = SessionEntry(make_id(), endpoint, replica, idle_s)
         self.book.add(entry, monotonic())
         self._publish(TablePatch(0, sessions=(entry,)))
         self._note_start(endpoint)
-        return entry.id, None
+        return Begun(entry.id, int(time()))
 
     async def end(self, session_id: str) -> Kind | None:
         """End a session."""

@@ -42,6 +42,7 @@ from router.control import (
     Explained,
     FromWorker,
     Health,
+    KnownTo,
     Patch,
     Ready,
     ReopenLogs,
@@ -49,7 +50,6 @@ from router.control import (
     SetLogLevel,
     SetTls,
     Start,
-    StoreHeard,
     ToWorker,
     Unpacker,
     pack,
@@ -187,8 +187,8 @@ class Worker:
             case SessionAnswer():
                 self.desk.take(message, self.clock.read())
                 self.outbox.flush()
-            case StoreHeard():
-                self._stage.table.sessions.heard_s = message.unix_s
+            case KnownTo():
+                self._stage.table.sessions.known_to_s = message.unix_s
             case Drain():
                 self._drained_by_s = monotonic() + message.deadline_s  # a second one may only hurry the first
                 if not self.draining:

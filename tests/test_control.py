@@ -23,6 +23,7 @@ from router.control import (
     Explained,
     FromWorker,
     Health,
+    KnownTo,
     Patch,
     Ready,
     ReopenLogs,
@@ -32,7 +33,6 @@ from router.control import (
     SetTls,
     Start,
     StartSession,
-    StoreHeard,
     ToWorker,
     Unpacker,
     from_worker,
@@ -84,9 +84,9 @@ TO_WORKER = [
     AskDemand(3),
     SetLogLevel("INFO"),
     ReopenLogs(),
-    SessionAnswer(4, "id"),
+    SessionAnswer(4, "id", 1_790_000_000),
     SessionAnswer(4, refusal="at_capacity"),
-    StoreHeard(1.5),
+    KnownTo(1.5),
 ]
 FROM_WORKER = [
     Built(),

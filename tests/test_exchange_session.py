@@ -11,7 +11,7 @@ from router.errors import Kind, ProxyError, Source
 from router.http import SESSION_COOKIE
 from router.routing.credentials import Credential
 from router.routing.session_token import SessionClaim, SessionKeys
-from router.routing.sessions import YOUNG_S
+from router.routing.sessions import COMMIT_S
 from router.routing.spec import (
     EndpointPatch,
     EndpointSpec,
@@ -31,12 +31,13 @@ STICKY = StickySpec(idle_timeout_s=60, max_idle_timeout_s=100, max_per_replica=2
 def bench(sticky=STICKY, **options):
     made = Bench(sessions=sticky, **options)
     made.change(session_keys=(KEY,))
+    made.core.table.sessions.known_to_s = made.now - 1.0
     return made
 
 
 def token(made, **changes):
     values = {"id": "s1", "endpoint": "e", "environment": "main", "replica": "r1", "idle_s": 60}
-    values |= {"issued_s": made.core.table.sessions.unix_s(made.now), "minter": b"m"} | changes
+    values |= {"issued_s": int(made.now), "minter": b"m"} | changes
     return SessionKeys((KEY,)).sign(SessionClaim(**values))
 
 
@@ -138,13 +139,13 @@ class TestRequests:
 
     def test_an_old_token_of_an_open_session_and_one_that_began_in_an_outage(self):
         made = bench()
-        old = int(made.core.table.sessions.unix_s(made.now) - YOUNG_S - 5)
+        old = int(made.now - COMMIT_S - 5)
         made.change(sessions=(SessionEntry("s1", "e", "r1", 60),))
         made.head(end=True, known=shown(made, issued_s=old))
         assert made.pool.opened
-        for heard_ago_s, error in ((0, "session_gone"), (YOUNG_S, None)):
+        for known_to_s, error in ((made.now, "session_gone"), (old + 1.0, None)):
             made = bench()
-            made.core.table.sessions.heard_s = old + 5.0 if heard_ago_s else 0.0
+            made.core.table.sessions.known_to_s = known_to_s
             made.head(end=True, known=shown(made, issued_s=old))
             assert (code(made)[1] if made.records else None) == error
 
@@ -259,7 +260,7 @@ class TestStart:
 
     def answered(self, made, session_id="new", refusal=None):
         _, answer = made.desk.asked.pop()
-        answer(session_id, refusal)
+        answer(session_id, int(made.now), refusal)
         return made
 
     def test_the_supervisor_keeps_it_before_it_is_told(self):
@@ -325,7 +326,7 @@ class TestStart:
         self.answered(made, "", Kind.AT_CAPACITY)
         made.pass_time(2.0)
         _, answer = made.desk.asked[-1]
-        answer("", Kind.AT_CAPACITY)
+        answer("", 0, Kind.AT_CAPACITY)
         assert code(made) == (503, "at_capacity")
         assert (counters.starting, counters.waiting, counters.in_flight) == (0, 0, 0)
 
@@ -356,7 +357,7 @@ class TestStart:
         made.exchange.request_reset(GONE)
         self.answered(made)
         assert made.desk.asked[0][0] == "new", "it is ended"
-        made.desk.asked[0][1]("new", None)
+        made.desk.asked[0][1]("new", int(made.now), None)
         made = self.start(bench())
         made.exchange.request_reset(GONE)
         self.answered(made, "", Kind.AT_CAPACITY)
@@ -384,7 +385,7 @@ class TestStart:
             made.exchange.request_data(b"x" * MAX_HEAD_BYTES, False)
             assert len(made.desk.asked) == 1
             assert made.down.holds, "the client is held"
-            made.desk.asked[0][1]("new", None)
+            made.desk.asked[0][1]("new", int(made.now), None)
             assert code(made) == (200, "")
 
     def test_a_body_that_does_not_come(self):
@@ -426,7 +427,7 @@ class TestTerminate:
         made.head(path=TERMINATE, end=True, known=shown(made))
         ((asked, answer),) = made.desk.asked
         assert asked == "s1"
-        answer("s1", None)
+        answer("s1", 0, None)
         assert code(made) == (200, "")
         assert json.loads(made.down.data) == {"session_id": "s1"}
         assert b"Max-Age=0" in dict(made.down.head.shape.fields)[b"set-cookie"]
@@ -440,14 +441,14 @@ class TestTerminate:
     def test_a_store_that_is_away(self):
         made = bench()
         made.head(path=TERMINATE, end=True, known=shown(made))
-        made.desk.asked[0][1]("s1", Kind.SESSION_UNAVAILABLE)
+        made.desk.asked[0][1]("s1", 0, Kind.SESSION_UNAVAILABLE)
         assert code(made) == (503, "session_unavailable")
 
     def test_the_client_left(self):
         made = bench()
         made.head(path=TERMINATE, end=True, known=shown(made))
         made.exchange.request_reset(GONE)
-        made.desk.asked[0][1]("s1", None)
+        made.desk.asked[0][1]("s1", 0, None)
         assert made.finished()
 
     def test_without_a_token(self):

@@ -31,25 +31,25 @@ def test_a_start_counts_from_the_question_on(made):
     made.desk.start("e", "r", 60, made.answer)
     assert made.sent == [StartSession(1, "e", "r", 60)]
     assert made.index.counts == {("e", "r"): 1}
-    made.desk.take(SessionAnswer(1, "id"), 1.0)
-    assert made.answers == [("id", None)]
+    made.desk.take(SessionAnswer(1, "id", 7), 1.0)
+    assert made.answers == [("id", 7, None)]
     assert made.index.counts == {("e", "r"): 1}
     assert made.index.open == {"id": SessionEntry("id", "e", "r", 60)}
-    made.desk.take(SessionAnswer(1, "id"), 1.0)
+    made.desk.take(SessionAnswer(1, "id", 7), 1.0)
     assert len(made.answers) == 1, "an answer that nobody waits for"
 
 
 def test_one_that_is_refused_does_not_count_any_more(made):
     made.desk.start("e", "r", 60, made.answer)
     made.desk.take(SessionAnswer(1, refusal="at_capacity"), 1.0)
-    assert made.answers == [("", Kind.AT_CAPACITY)]
+    assert made.answers == [("", 0, Kind.AT_CAPACITY)]
     assert made.index.counts == {}
 
 
 def test_the_table_may_be_quicker_than_the_answer(made):
     made.desk.start("e", "r", 60, made.answer)
     made.index.change((SessionEntry("id", "e", "r", 60),), (), 1.0)
-    made.desk.take(SessionAnswer(1, "id"), 1.0)
+    made.desk.take(SessionAnswer(1, "id", 7), 1.0)
     assert made.index.counts == {("e", "r"): 1}
 
 
@@ -68,18 +68,18 @@ def test_an_end(made):
     assert made.sent == [EndSession(1, "id")]
     assert made.index.open, "not before it is so"
     made.desk.take(SessionAnswer(1), 1.0)
-    assert made.answers == [("id", None)]
+    assert made.answers == [("id", 0, None)]
     assert made.index.open == made.index.counts == {}
     made.desk.end("other", made.answer)
     made.desk.take(SessionAnswer(2, refusal="session_unavailable"), 1.0)
-    assert made.answers[1] == ("other", Kind.SESSION_UNAVAILABLE)
+    assert made.answers[1] == ("other", 0, Kind.SESSION_UNAVAILABLE)
 
 
 def test_no_more_questions_than_may_be_open(made, monkeypatch):
     monkeypatch.setattr("router.session_desk.MAX_ASKED", 1)
     made.desk.start("e", "r", 60, made.answer)
     made.desk.start("e", "r", 60, made.answer)
-    assert made.answers == [("", Kind.AT_CAPACITY)]
+    assert made.answers == [("", 0, Kind.AT_CAPACITY)]
     assert made.index.counts == {("e", "r"): 1}
 
 

@@ -9,7 +9,7 @@ from router.errors import Kind
 from router.routing.image import TableImage
 from router.routing.spec import EndpointPatch, EndpointSpec, ReplicaSpec, SessionEntry, StickySpec, TablePatch
 from router.session_book import SessionBook, SessionUse
-from router.session_keeper import LocalSessions
+from router.session_keeper import Begun, LocalSessions
 
 
 def use(session_id, *, busy, idle_s=60):
@@ -90,13 +90,13 @@ async def keep():
 async def test_room_and_what_has_none(keep):
     kept = keep(max_per_replica=2)
     assert len(kept.image.session_keys[0]) == 32
-    ids = {(await kept.keeper.start("e", "r", 60))[0] for _ in range(2)}
+    ids = {(await kept.keeper.start("e", "r", 60)).id for _ in range(2)}
     assert set(kept.image.sessions) == ids
-    assert await kept.keeper.start("e", "r", 60) == ("", Kind.AT_CAPACITY)
+    assert await kept.keeper.start("e", "r", 60) is Kind.AT_CAPACITY
     for endpoint, replica in (("e", "d"), ("e", "nobody"), ("plain", "r"), ("nowhere", "r")):
-        assert await kept.keeper.start(endpoint, replica, 60) == ("", Kind.NO_REPLICA)
+        assert await kept.keeper.start(endpoint, replica, 60) is Kind.NO_REPLICA
     assert await kept.keeper.end(next(iter(ids))) is None
-    assert (await kept.keeper.start("e", "r", 60))[1] is None
+    assert isinstance(await kept.keeper.start("e", "r", 60), Begun)
     status = kept.keeper.status()
     assert (status["open"], status["started"], status["ended"]) == ({"e": 2}, {"e": 3}, [["e", "terminated", 1]])
 

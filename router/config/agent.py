@@ -51,7 +51,6 @@ _log = logging.getLogger("router.config")
 
 EXIT_NO_STORE = 5
 CHECKPOINT_S = 30.0
-SILENT_S = 10.0  # after which what the table does not know of sessions means nothing
 SLICE = 1_000  # rows that are turned into a patch at a time, so that the supervisor's loop goes round
 REFUSED_RETRY_S = 10.0  # what is wrong with a database or its schema takes a person to mend
 
@@ -157,11 +156,9 @@ class ConfigAgent:
         """Whether there is a table to serve from, of the store or of a checkpoint."""
         return self._has_table
 
-    def heard_s(self) -> float:
-        """Return when the store was heard last, in Unix seconds of its own, if that is long ago; else 0."""
-        watermark_us = self._watermark.read(self._transactions.oldest_us())
-        behind_s = self._staleness_s(watermark_us)
-        return 0.0 if behind_s is None or behind_s < SILENT_S else watermark_us / 1e6
+    def known_to_s(self) -> float:
+        """Return up to when everything is known that the store committed, in Unix seconds of its clock."""
+        return self._watermark.read(self._transactions.oldest_us()) / 1e6
 
     def accept_held(self) -> int:
         """Let through what the shrink guard holds; return how many ready replicas that takes out."""

@@ -136,6 +136,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
     ),
     # Every router is told that a session began or ended, but not each time that it was used.
     (
+        "CREATE INDEX SessionsByReplica ON Sessions(EndpointId, ReplicaId)",
         f"""ALTER CHANGE STREAM {STREAM}
   SET FOR Meta, Regions, Endpoints, Replicas, RouteSets, Routes, Hosts, AuthTokens,
     Sessions(EndpointId, ReplicaId, State, IdleTimeoutS)""",

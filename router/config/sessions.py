@@ -27,11 +27,11 @@ from router.config.timestamps import format_timestamp, parse_timestamp
 from router.errors import Kind
 from router.routing.spec import SessionEntry
 from router.session_book import make_id
-from router.session_keeper import TURN_S, SessionKeeper
+from router.session_keeper import TURN_S, Begun, SessionKeeper
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from router.config.client import Transaction
     from router.config.settings import Settings
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("router.sessions")
 
-STARTING_S: Final = 60.0  # for a row to come back by the stream
 CLOSE_S: Final = 1.0  # for telling the last use at the end
 OLD_SCHEMA_S: Final = 10.0  # between looks whether somebody migrated the store
 STORE_LIMIT_S: Final = 2.0  # for the store to take a start or an end
@@ -54,6 +53,7 @@ MAX_ROWS: Final = 100  # in one transaction
 MAX_ASKED: Final = 1_000
 MAX_REAPS: Final = 20
 COLUMNS: Final = ("SessionId", "EndpointId", "ReplicaId", "State", "IdleTimeoutS", "LastUsedAt", "UpdatedAt")
+_PAIR = "EndpointId = @endpoint AND ReplicaId = @replica"
 _IDLE_ROWS = (
     "SELECT SessionId FROM Sessions WHERE TIMESTAMP_ADD(LastUsedAt, INTERVAL IdleTimeoutS SECOND) < "  # noqa: S608
     f"TIMESTAMP_SUB(CURRENT_TIMESTAMP(), INTERVAL {ORPHAN_SLACK_S:.0f} SECOND) LIMIT {MAX_ROWS}"
@@ -75,33 +75,31 @@ class StoreSessions(SessionKeeper):
         self._wake = asyncio.Event()
         self._starts: dict[str, tuple[SessionEntry, asyncio.Future[Kind | None]]] = {}
         self._ends: dict[str, asyncio.Future[Kind | None]] = {}
-        self._starting: dict[str, tuple[SessionEntry, float]] = {}  # not in the table yet, and since when
         self._unwanted: set[str] = set()  # may have been written, and nobody has them
+        self._begun_s: dict[str, int] = {}  # by the store's clock, until whoever waits for it takes it
         self._error = "not connected yet"
         self._turn_s = 0.0
 
     # -- what the supervisor asks ------------------------------------------------------------------------
 
-    async def start(self, endpoint: str, replica: str, idle_s: int) -> tuple[str, Kind | None]:
-        """Return the id of a new session on a replica, or why there is none."""
-        starting = sum(e.endpoint == endpoint and e.replica == replica for e, _ in self._starting.values())
-        refusal = self._refusal(endpoint, replica, starting)
+    async def start(self, endpoint: str, replica: str, idle_s: int) -> Begun | Kind:
+        """Return a new session on a replica, or why there is none."""
+        refusal = self._refusal(endpoint, replica)
         if refusal is not None:
-            return "", refusal
+            return refusal
         entry = SessionEntry(make_id(), endpoint, replica, idle_s)
-        self._starting[entry.id] = (entry, monotonic())
         future: asyncio.Future[Kind | None] = asyncio.get_running_loop().create_future()
         self._starts[entry.id] = (entry, future)
         refusal = await self._outcome(future)
+        begun_s = self._begun_s.pop(entry.id, 0)
         if refusal is not None:
-            self._starting.pop(entry.id, None)
             if self._starts.pop(entry.id, None) is None and refusal is Kind.SESSION_UNAVAILABLE:
                 self._unwanted.add(entry.id)  # on its way, or there: who knows
-            return "", refusal
+            return refusal
         now = monotonic()
         self.book.add(entry, now, now)
         self._note_start(endpoint)
-        return entry.id, None
+        return Begun(entry.id, begun_s)
 
     async def end(self, session_id: str) -> Kind | None:
         """End a session."""
@@ -120,12 +118,6 @@ class StoreSessions(SessionKeeper):
         """Take which sessions a worker began or ended requests of."""
         super().take(worker, uses)
         self._wake.set()
-
-    def follow(self) -> None:
-        """Forget what the table has now, or did not get to see, since it ended before the table was read."""
-        there, before_s = self._image.sessions, monotonic() - STARTING_S
-        for session_id in [name for name, (_, at_s) in self._starting.items() if name in there or at_s < before_s]:
-            del self._starting[session_id]
 
     def run(self) -> None:
         """Write in the background."""
@@ -217,11 +209,12 @@ class StoreSessions(SessionKeeper):
         if not starts and not gone:
             return
         entries = [entry for entry, _ in starts.values()]
-        refused: set[str] = set()
+        refused: dict[str, Kind] = {}
+        begun_s = 0
         futures = [*(future for _, future in starts.values()), *ends.values()]
         try:
             if entries:
-                refused = await writer.transact(lambda t: _begin(t, entries, gone))
+                refused, begun_s = await writer.transact(lambda t: _begin(t, entries, gone, self._room))
             else:
                 await writer.write([("delete", "Sessions", (), [(session_id,) for session_id in gone])])
         except BaseException:
@@ -229,8 +222,15 @@ class StoreSessions(SessionKeeper):
             _answer(futures, Kind.SESSION_UNAVAILABLE)
             raise
         self._unwanted.difference_update(gone)
-        _answer((starts[session_id][1] for session_id in refused), Kind.NO_REPLICA)
+        for session_id, refusal in refused.items():
+            _answer([starts[session_id][1]], refusal)
+        self._begun_s.update(dict.fromkeys(starts.keys() - self._unwanted - refused.keys(), begun_s))
         _answer(futures, None)
+
+    def _room(self, endpoint: str) -> int:
+        """Return how many sessions a replica of an endpoint may have."""
+        spec = self._image.endpoints.get(endpoint)
+        return 0 if spec is None or spec.sessions is None else spec.sessions.max_per_replica
 
     async def _tell(self, writer: Writer, ids: list[str]) -> None:
         """Write when sessions were used last, and delete those that nobody has used for long enough."""
@@ -297,28 +297,37 @@ def _answer(futures: Iterable[asyncio.Future[Kind | None]], refusal: Kind | None
             future.set_result(refusal)
 
 
-async def _begin(t: Transaction, entries: list[SessionEntry], gone: list[str]) -> set[str]:
-    """Insert sessions; return those whose replica is not READY any more: it is being stopped meanwhile.
+async def _begin(
+    t: Transaction, entries: list[SessionEntry], gone: list[str], room_of: Callable[[str], int]
+) -> tuple[dict[str, Kind], int]:
+    """Insert sessions; return those for which there is no place, and the store's time in Unix seconds.
 
-    That it is READY was read in this transaction, so that whoever drains it sees the row, or this sees the drain.
+    Both were read in this transaction: whoever drains the replica, or fills it, sees the row, or this sees that.
     """
     from router.config.client import COMMIT_TIME  # noqa: PLC0415
 
-    ready = set[tuple[str, str]]()
+    refused: dict[str, Kind] = {}
+    left: dict[tuple[str, str], int] = {}
     for pair in {(entry.endpoint, entry.replica) for entry in entries}:
-        rows, _ = await t.execute(
-            "SELECT State FROM Replicas WHERE EndpointId = @endpoint AND ReplicaId = @replica",
-            {"endpoint": pair[0], "replica": pair[1]},
-        )
+        params = {"endpoint": pair[0], "replica": pair[1]}
+        rows, _ = await t.execute(f"SELECT State FROM Replicas WHERE {_PAIR}", params)  # noqa: S608 - of ours
         if rows and rows[0][0] == "READY":
-            ready.add(pair)
-    taken = [entry for entry in entries if (entry.endpoint, entry.replica) in ready]
-    for e in taken:
-        row = (e.id, e.endpoint, e.replica, "OPEN", e.idle_s, COMMIT_TIME, COMMIT_TIME)
-        t.write("insert", "Sessions", COLUMNS, row)
+            ((count,),), _ = await t.execute(f"SELECT COUNT(*) FROM Sessions WHERE {_PAIR}", params)  # noqa: S608
+            left[pair] = room_of(pair[0]) - int(count)
+    for e in entries:
+        room = left.get((e.endpoint, e.replica))
+        if room is None:
+            refused[e.id] = Kind.NO_REPLICA
+        elif room <= 0:
+            refused[e.id] = Kind.AT_CAPACITY
+        else:
+            left[e.endpoint, e.replica] = room - 1
+            row = (e.id, e.endpoint, e.replica, "OPEN", e.idle_s, COMMIT_TIME, COMMIT_TIME)
+            t.write("insert", "Sessions", COLUMNS, row)
     if gone:
         t.write("delete", "Sessions", (), *((session_id,) for session_id in gone))
-    return {entry.id for entry in entries} - {entry.id for entry in taken}
+    ((now,),), _ = await t.execute("SELECT CURRENT_TIMESTAMP()")
+    return refused, parse_timestamp(now) // 1_000_000
 
 
 async def _judge(t: Transaction, ages: dict[str, float]) -> tuple[set[str], set[str]]:

@@ -35,7 +35,7 @@ class SessionClaim(msgspec.Struct, frozen=True, array_like=True):
     replica: str
     idle_s: int
     issued_s: int
-    """Unix time."""
+    """Unix time, by the store's clock where there is one."""
     minter: bytes = b""
     generation: int = 0
 

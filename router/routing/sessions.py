@@ -1,8 +1,8 @@
 """Open sessions as a worker knows them: which tokens hold, how many each replica has, which are in use here.
 
 One index serves every version of the table, as `credentials`: a session that ended is refused at once. Open is what
-the table says is open. A token that it does not know is good while it is young: the table may be a moment behind,
-or longer while nothing is heard of the store. Never once its session was seen to end.
+the table says is open. A session that it does not have is open where it began after what the table is known to
+have, by the store's clock: a moment ago, or since the store fell silent. Never once it was seen to end.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from router.routing.spec import SessionEntry
     from router.routing.table import Endpoint
 
-YOUNG_S: Final = 60.0  # for which a token is believed before the table knows it
-FUTURE_S: Final = 5.0  # by which the clocks of two routers may differ unnoticed
+COMMIT_S: Final = 3.0  # from the time that a token says to the commit of its session
+FUTURE_S: Final = 60.0  # by which a clock may differ from the store's
+BEGUN_S: Final = 60.0  # for the table to show what began here
+ENDED_S: Final = 120.0  # for which an end is remembered
 MAX_ENDED: Final = 100_000
 MAX_VERIFIED: Final = 16_384  # tokens remembered so that each is verified once
 _INVALID: Final = ProxyError(Kind.SESSION_INVALID, Source.DOWNSTREAM)
@@ -59,8 +61,8 @@ class SessionIndex:
         "_verified",
         "_walltime",
         "counts",
-        "heard_s",
         "keys",
+        "known_to_s",
         "open",
     )
 
@@ -70,7 +72,7 @@ class SessionIndex:
         self.open: dict[str, SessionEntry] = {}
         self.counts: dict[tuple[str, str], int] = {}
         """Open ones by endpoint and replica; one that is being started here counts already."""
-        self.heard_s = 0.0  # when the store was heard last, by its own time, if that is long ago
+        self.known_to_s = 0.0  # by the store's time; 0 of a table that is this daemon's own, and always whole
         self._begun: dict[str, float] = {}  # here, and not seen in the table yet: since when
         self._ended: dict[str, float] = {}  # lately, and when: their tokens may still be young
         self._full: dict[str, Picker] = {}  # endpoints without room, and as of which picker
@@ -113,7 +115,7 @@ class SessionIndex:
         """Let go of those that the table did not get to see: they ended before it was read."""
         while self._begun:
             session_id = next(iter(self._begun))
-            if now - self._begun[session_id] < YOUNG_S:
+            if now - self._begun[session_id] < BEGUN_S:
                 break
             del self._begun[session_id]
             entry = self.open.pop(session_id)
@@ -126,13 +128,13 @@ class SessionIndex:
         self._ended[session_id] = known_s
         while self._ended:
             oldest = next(iter(self._ended))
-            if known_s - self._ended[oldest] < YOUNG_S + FUTURE_S and len(self._ended) <= MAX_ENDED:
+            if known_s - self._ended[oldest] < ENDED_S and len(self._ended) <= MAX_ENDED:
                 break
             del self._ended[oldest]
 
     def _known_s(self, now: float) -> float:
         """Return the Unix time up to which the table tells what there is."""
-        return self.heard_s or self._walltime.at(now)
+        return self.known_to_s or self._walltime.at(now)
 
     def count(self, endpoint: str, replica: str, change: int) -> None:
         """Count a session more or less on a replica."""
@@ -157,9 +159,8 @@ class SessionIndex:
         if session.id in self._ended:
             return _GONE
         if session.id not in self.open:
-            # What comes from the future was signed by another clock, which tells nothing of its age.
             is_future = session.issued_s > self._walltime.at(now) + FUTURE_S
-            if is_future or self._known_s(now) - session.issued_s >= YOUNG_S:
+            if is_future or session.issued_s + COMMIT_S < self._known_s(now):
                 return _GONE
         return session
 
@@ -174,10 +175,6 @@ class SessionIndex:
                 self._verified.clear()
             session = self._verified[token] = Session(claim)
         return session
-
-    def unix_s(self, now: float) -> int:
-        """Return the time of day that a new token says."""
-        return int(self._walltime.at(now))
 
     def enter(self, session: Session) -> None:
         """Count a request of a session."""

@@ -6,7 +6,7 @@ import pytest
 
 from router.errors import Kind, ProxyError
 from router.routing.session_token import SessionClaim, SessionKeys
-from router.routing.sessions import MAX_VERIFIED, YOUNG_S, Session, SessionIndex
+from router.routing.sessions import BEGUN_S, COMMIT_S, ENDED_S, MAX_ENDED, MAX_VERIFIED, Session, SessionIndex
 from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, SessionEntry, StickySpec, TableSpec
 from router.routing.stage import build
 
@@ -45,12 +45,19 @@ def kind(found):
     return found.kind if isinstance(found, ProxyError) else None
 
 
-def test_young_open_and_old(index):
+def test_what_the_table_does_not_have_yet_and_what_it_does_not_have_any_more(index):
     e = endpoint(1)
-    assert kind(index.find(token(issued_s=100), e, 100 + YOUNG_S - 1)) is None
-    assert kind(index.find(token(issued_s=100), e, 100 + YOUNG_S)) is Kind.SESSION_GONE
+    index.known_to_s = 100.0
+    for issued_s, gone in ((96, Kind.SESSION_GONE), (97, None), (100, None), (150, None)):
+        assert kind(index.find(token(issued_s=issued_s), e, 100.0)) is gone, issued_s
     index.change((entry("a"),), (), 0.0)
-    assert kind(index.find(token(issued_s=100), e, 1e6)) is None
+    assert kind(index.find(token(issued_s=1), e, 1e6)) is None
+
+
+def test_a_table_of_ones_own_is_always_whole(index):
+    e = endpoint(1)
+    assert kind(index.find(token(issued_s=100), e, 100.0)) is None
+    assert kind(index.find(token(issued_s=100), e, 101.0 + COMMIT_S)) is Kind.SESSION_GONE
 
 
 def test_an_end_counts_from_the_moment_it_is_known_and_is_not_remembered_for_ever(index):
@@ -58,44 +65,38 @@ def test_an_end_counts_from_the_moment_it_is_known_and_is_not_remembered_for_eve
     index.change((entry("a"),), (), 10.0)
     index.change((), ("a",), 10.0)
     assert kind(index.find(token(issued_s=10), e, 10.0)) is Kind.SESSION_GONE
-    index.change((), tuple(f"s{i}" for i in range(100)), 10.0 + YOUNG_S + 1)
-    index.change((), ("z",), 10.0 + 3 * YOUNG_S)
-    assert len(index._ended) == 1, "what is older than any young token is forgotten"
-    index.begin(entry("z"), 10.0 + 3 * YOUNG_S)
+    index.change((), tuple(f"s{i}" for i in range(100)), 10.0 + ENDED_S + 1)
+    index.change((), ("z",), 10.0 + 3 * ENDED_S)
+    assert len(index._ended) == 1, "what is older than any token that is believed is forgotten"
+    index.begin(entry("z"), 10.0 + 3 * ENDED_S)
     assert "z" not in index.open, "an answer behind the end"
-    assert kind(index.find(token(issued_s=10), e, 10.0 + 3 * YOUNG_S)) is Kind.SESSION_GONE
+    assert kind(index.find(token(issued_s=10), e, 10.0 + 3 * ENDED_S)) is Kind.SESSION_GONE
 
 
-def test_while_the_store_is_silent_what_began_since_is_believed(index):
+def test_while_the_store_is_silent_what_began_since_is_believed_and_what_ended_is_not(index):
     e = endpoint(1)
-    index.heard_s = 1_000.0
-    assert kind(index.find(token(issued_s=1_000), e, 9_000.0)) is None
-    assert kind(index.find(token(issued_s=1_000 - int(YOUNG_S)), e, 9_000.0)) is Kind.SESSION_GONE, "known to be over"
-    index.change((), ("a",), 9_000.0)
-    index.change((), tuple(f"s{i}" for i in range(10)), 99_000.0)
-    assert kind(index.find(token(issued_s=1_000), e, 99_000.0)) is Kind.SESSION_GONE, "an end is not forgotten"
-    index.heard_s = 0.0
-    assert kind(index.find(token("b", issued_s=1_000), e, 9_000.0)) is Kind.SESSION_GONE
+    index.known_to_s = 1_000.0
+    assert kind(index.find(token(issued_s=5_000), e, 9_000.0)) is None
+    assert kind(index.find(token(issued_s=990), e, 9_000.0)) is Kind.SESSION_GONE, "known to be over"
+    index.change((), ("a",), 5_000.0)
+    index.change((), tuple(f"s{i}" for i in range(10)), 9_000.0)
+    assert kind(index.find(token(issued_s=5_000), e, 9_000.0)) is Kind.SESSION_GONE, "an end is not forgotten"
 
 
-def test_a_token_from_the_future_is_not_young(index):
+def test_a_token_from_the_future_is_believed_by_the_table_alone(index):
     e = endpoint(1)
-    assert kind(index.find(token(issued_s=103), e, 100.0)) is None
-    assert kind(index.find(token(issued_s=120), e, 100.0)) is Kind.SESSION_GONE
+    assert kind(index.find(token(issued_s=150), e, 100.0)) is None
+    assert kind(index.find(token(issued_s=161), e, 100.0)) is Kind.SESSION_GONE
     index.change((entry("a"),), (), 0.0)
-    assert kind(index.find(token(issued_s=120), e, 100.0)) is None
+    assert kind(index.find(token(issued_s=161), e, 100.0)) is None
 
 
-def test_who_is_full_is_not_looked_for_again_until_one_ends(index):
-    e = endpoint(1)
-    index.change((entry("a"),), (), 0.0)
-    assert index.choose(e.picker, "e", 1) is Kind.AT_CAPACITY
-    assert index._full == {"e": e.picker}
-    assert index.choose(e.picker, "e", 1) is Kind.AT_CAPACITY
-    e.refresh(1.0)
-    assert index.choose(e.picker, "e", 2).id == "r0", "another picker is looked at anew"
+def test_no_more_ends_are_remembered_than_may_be(index, monkeypatch):
+    monkeypatch.setattr("router.routing.sessions.MAX_ENDED", MAX_ENDED)
+    index._ended = dict.fromkeys(map(str, range(MAX_ENDED)), 0.0)
     index.change((), ("a",), 0.0)
-    assert index.choose(e.picker, "e", 1).id == "r0"
+    assert len(index._ended) == MAX_ENDED
+    assert "a" in index._ended
 
 
 def test_a_token_of_another_endpoint_or_environment(index):
@@ -157,9 +158,9 @@ def test_one_that_began_here_counts_at_once_and_is_let_go_if_the_table_never_has
     assert index.counts == {("e", "r0"): 2}
     index.change((entry("a"),), (), 12.0)
     assert index.counts == {("e", "r0"): 2}
-    index.settle(10.0 + YOUNG_S)
+    index.settle(10.0 + BEGUN_S)
     assert index.counts == {("e", "r0"): 2}
-    index.settle(11.0 + YOUNG_S)
+    index.settle(11.0 + BEGUN_S)
     assert index.counts == {("e", "r0"): 1}
     assert set(index.open) == {"a"}
     index.begin(entry("c"), 100.0)
