@@ -274,6 +274,7 @@ class Supervisor(DaemonAdmin):
         reporting = spawn(self._report_busy(report), "busy replicas")
         cut = await self.drain_workers(self._settings.drain_deadline_s)
         reporting.cancel()
+        report(self._busy([]))  # sessions that began and ended since the last word
         _log.info("drained after the upgrade; %d requests were cut", cut)
         self.end(EXIT_CUT if cut else EXIT_CLEAN)
         return cut
@@ -287,13 +288,16 @@ class Supervisor(DaemonAdmin):
                     if seen.in_flight:
                         name = (seen.endpoint, seen.id)
                         counts[name] = counts.get(name, 0) + seen.in_flight
-            replicas = [BusyReplica(*name, count) for name, count in counts.items()]
-            told = Busy(replicas, self._sessions.book.busy())
-            if self._static is not None:
-                told.sessions = list(self._image.sessions.values())
-                told.ended = list(self._image.ended_sessions)
-            report(told)
+            report(self._busy([BusyReplica(*name, count) for name, count in counts.items()]))
             await asyncio.sleep(BUSY_S)
+
+    def _busy(self, replicas: list[BusyReplica]) -> Busy:
+        """Return what is still under way here; of a static table what became of its sessions, too."""
+        told = Busy(replicas, self._sessions.book.busy())
+        if self._static is not None:
+            told.sessions = list(self._image.sessions.values())
+            told.ended = list(self._image.ended_sessions)
+        return told
 
     def _note_busy(self, told: Busy) -> None:
         """Put what a predecessor still has into its row of the load board, where every worker counts it."""
