@@ -86,6 +86,7 @@ async def used(router: Any, session: kit.Session) -> None:
 # -- routers -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 async def test_a_restart_of_all_routers_loses_no_session(store: Any, serve: Any, engine: Any, number: int) -> None:
     await sessioned(store, engine.url)
@@ -158,6 +159,7 @@ async def test_what_has_ended_stays_so_at_a_router_that_comes_later(store: Any, 
         await kit.answers("http1", late, ended, "session_gone", 2.0)
 
 
+@pytest.mark.slow
 async def test_a_router_restarted_without_the_store_has_its_sessions(store: Any, serve: Any, engine: Any) -> None:
     await sessioned(store, engine.url)
     before = await serve("a")
@@ -176,6 +178,7 @@ async def test_a_router_restarted_without_the_store_has_its_sessions(store: Any,
         await used(after, session)
 
 
+@pytest.mark.slow
 async def test_behind_a_relay_sessions_are_in_the_store_that_it_follows(store: Any, serve: Any, start_router: Any, engine: Any) -> None:
     await sessioned(store, engine.url)
     direct = await serve("a")
@@ -233,6 +236,7 @@ async def test_what_a_killed_router_had_open_keeps_nothing_for_ever(store: Any, 
             await held.__aexit__(None, None, None)
 
 
+@pytest.mark.slow
 async def test_an_upgrade_beside_a_store_loses_no_session(store: Any, serve: Any, engine: Any, until: Any, gone: Any) -> None:
     from loadkit import lineage
 
@@ -257,6 +261,7 @@ async def test_an_upgrade_beside_a_store_loses_no_session(store: Any, serve: Any
 # -- the store ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_without_the_store_sessions_are_used_and_none_starts_or_ends(store: Any, serve: Any, engine: Any) -> None:
     await sessioned(store, engine.url, sessions={"start_wait_s": 1})
     routers = [await serve("a", workers=2), await serve("b")]

@@ -78,6 +78,7 @@ async def gone_after(fleet: Any, session: kit.Session, since: float, idle_s: flo
 # -- idle ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_one_that_nobody_uses_ends_in_time_at_every_router(fleet: Any) -> None:
     host = f"{await sessioned(fleet)}.example"
     began = monotonic()
@@ -94,6 +95,7 @@ async def test_one_that_nobody_uses_ends_in_time_at_every_router(fleet: Any) -> 
     assert (await kit.use("http1", fleet.eu, host, long.token)).replica == long.replica
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("protocol", HELD)
 async def test_what_is_open_keeps_it_and_then_it_ends(fleet: Any, protocol: str) -> None:
     host = f"{await sessioned(fleet, protocol)}.example"

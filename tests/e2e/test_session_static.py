@@ -72,6 +72,7 @@ async def test_sessions_are_known_to_every_worker_at_once(start_router: Any, eng
     assert (await kit.use("http1", router, HOST)).error == "session_required"
 
 
+@pytest.mark.slow
 @workers
 async def test_idle_sessions_end_and_one_with_a_websocket_does_not(start_router: Any, policy: Any, workers: int) -> None:
     router = await start_router(*FLAGS, toml=table([policy.url]), workers=workers)
@@ -217,6 +218,7 @@ async def test_a_killed_workers_websocket_keeps_nothing(start_router: Any, polic
 # -- upgrades ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @workers
 @pytest.mark.parametrize("how", ["signal", "command"])
 async def test_sessions_outlive_an_upgrade(
@@ -300,6 +302,7 @@ async def test_sessions_started_used_and_ended_during_upgrades_are_all_accounted
         assert not [session.id for session in ended if kit.row_of(session, listed)], "ended, and back"
 
 
+@pytest.mark.slow
 async def test_a_websocket_of_the_old_process_keeps_its_session_in_the_new_one(
     start_router: Any, policy: Any, until: Any, gone: Any
 ) -> None:
