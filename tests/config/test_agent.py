@@ -864,7 +864,7 @@ async def test_a_store_that_is_away_is_asked_patiently(make_agent, folder):
     await agent.until_error("UNAVAILABLE")
     spent = real_time.process_time()
     assert await attempts_in(2.0, lambda: agent.status["attempts"]) <= 8
-    assert real_time.process_time() - spent < 2.0 * 0.1
+    assert real_time.process_time() - spent < 2.0 * 0.2  # of all threads of this process
 
 
 async def test_a_store_that_refuses_everything_is_asked_patiently(store, make_agent):

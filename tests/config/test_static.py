@@ -156,7 +156,7 @@ def test_every_key(tmp_path):
 @pytest.mark.parametrize("spec", [EndpointSpec, HealthSpec, OutlierSpec, TimeoutSpec, LimitSpec, ReplicaSpec, AffinitySpec, HoldSpec, RegionSpec])
 def test_no_key_is_missing_in_the_text_above(spec):
     """`Every key of routing.spec may stand there`: a new one is to be added to the test."""
-    made = {"replicas", "slot", "address", "name", "needs_token"}  # the last is said of the whole router
+    made = {"replicas", "slot", "address", "name", "needs_token", "generation"}  # the last is said of the whole router
     assert all(
         f"\n{field} = " in EVERYTHING or field in made or f"[endpoint.{field}]" in EVERYTHING
         for field in spec.__struct_fields__

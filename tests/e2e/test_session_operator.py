@@ -102,6 +102,7 @@ async def test_sessions_are_listed(fleet: Any, ask: Any, run_router: Any) -> Non
     assert theirs.id not in shown
 
 
+@pytest.mark.slow
 async def test_a_session_is_terminated_by_command(fleet: Any, run_router: Any, fail: Any, ask: Any) -> None:
     name = await sessioned(fleet)
     session, stays = [await kit.opened(fleet.eu, f"{name}.example") for _ in range(2)]
