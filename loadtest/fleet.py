@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import tempfile
 from pathlib import Path
 from time import perf_counter, perf_counter_ns
@@ -135,11 +136,15 @@ class Fleet:
         """Start a session on the endpoint `sessioned`; return its token."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         line = "POST /_router/sessions/start HTTP/1.1\r\nhost: sessioned.example\r\n"
-        head = f"{line}{fields}content-length: 0\r\n\r\n"
-        writer.write(head.encode())
-        answer = await reader.readuntil(b"}")
+        asked = f"{line}{fields}content-length: 0\r\n\r\n"
+        writer.write(asked.encode())
+        head = await reader.readuntil(b"\r\n\r\n")
+        (length,) = re.findall(rb"content-length: (\d+)", head)
+        body = await reader.readexactly(int(length))
         writer.close()
-        return str(json.loads(answer.partition(b"\r\n\r\n")[2])["token"])
+        if not head.startswith(b"HTTP/1.1 200"):
+            raise click.ClickException(f"a session did not begin: {body.decode()}")
+        return str(json.loads(body)["token"])
 
     async def until(self, request: bytes, status: int) -> None:
         """Wait until an answer has this status."""
@@ -200,6 +205,7 @@ async def measure_cost(fleet: Fleet, rounds: int, progress: Progress) -> list[tu
 async def measure_starts(fleet: Fleet, count: int, progress: Progress) -> list[float]:
     """Return seconds from each request for a session to its token, ascending."""
     _, fields = await fleet.token()
+    await fleet.until(request("full", fields), 200)
     found = []
     task = progress.add_task("sessions begun", total=count)
     for _ in range(count):

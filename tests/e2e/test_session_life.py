@@ -27,7 +27,7 @@ from sessionkit import PROTOCOLS, SERVER  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 HELD = ("http1", "http2", "grpc", "websocket")
 LATE_S = 6.0
@@ -78,7 +78,6 @@ async def gone_after(fleet: Any, session: kit.Session, since: float, idle_s: flo
 # -- idle ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 async def test_one_that_nobody_uses_ends_in_time_at_every_router(fleet: Any) -> None:
     host = f"{await sessioned(fleet)}.example"
     began = monotonic()
@@ -95,7 +94,6 @@ async def test_one_that_nobody_uses_ends_in_time_at_every_router(fleet: Any) -> 
     assert (await kit.use("http1", fleet.eu, host, long.token)).replica == long.replica
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("protocol", HELD)
 async def test_what_is_open_keeps_it_and_then_it_ends(fleet: Any, protocol: str) -> None:
     host = f"{await sessioned(fleet, protocol)}.example"

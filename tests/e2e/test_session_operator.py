@@ -20,7 +20,7 @@ from fleetkit import fleet_of  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -64,7 +64,6 @@ async def sessioned(fleet: Any, **sessions: Any) -> str:
 # -- commands --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 async def test_an_endpoint_is_sessioned_by_a_flag(fleet: Any, ask: Any) -> None:
     made = await ask("endpoint", "create", "flagged", "--sessioned", "--unauthenticated", "--host", "flagged.example")
     assert isinstance(made["policy"]["sessions"], dict)
@@ -82,7 +81,6 @@ async def test_an_endpoint_is_sessioned_by_a_flag(fleet: Any, ask: Any) -> None:
     assert (await kit.use("http1", fleet.eu, session.host, session.token)).replica == "r"
 
 
-@pytest.mark.slow
 async def test_sessions_are_listed(fleet: Any, ask: Any, run_router: Any) -> None:
     one, other = await sessioned(fleet), await sessioned(fleet)
     mine = [await kit.opened(fleet.routers[i % 2], f"{one}.example") for i in range(3)]
@@ -102,7 +100,6 @@ async def test_sessions_are_listed(fleet: Any, ask: Any, run_router: Any) -> Non
     assert theirs.id not in shown
 
 
-@pytest.mark.slow
 async def test_a_session_is_terminated_by_command(fleet: Any, run_router: Any, fail: Any, ask: Any) -> None:
     name = await sessioned(fleet)
     session, stays = [await kit.opened(fleet.eu, f"{name}.example") for _ in range(2)]
@@ -117,7 +114,6 @@ async def test_a_session_is_terminated_by_command(fleet: Any, run_router: Any, f
     assert kit.row_of(stays, await ask("session", "list"))
 
 
-@pytest.mark.slow
 async def test_a_key_is_rotated_and_sessions_of_the_one_before_go_on(fleet: Any, run_router: Any) -> None:
     name = await sessioned(fleet)
     before = await kit.opened(fleet.eu, f"{name}.example")
@@ -144,7 +140,6 @@ async def test_a_key_is_rotated_and_sessions_of_the_one_before_go_on(fleet: Any,
         await kit.answers("http1", router, before, "session_gone")
 
 
-@pytest.mark.slow
 async def test_help_and_usage(run_router: Any) -> None:
     shown = (await run_router("session", "--help")).stdout
     assert all(word in shown for word in ("list", "terminate", "rotate-key"))
@@ -159,7 +154,6 @@ async def test_help_and_usage(run_router: Any) -> None:
 # -- the admin listener ------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 async def test_the_admin_listener_lists_and_terminates(fleet: Any) -> None:
     name = await sessioned(fleet)
     session, stays = [await kit.opened(fleet.eu, f"{name}.example") for _ in range(2)]
@@ -231,7 +225,6 @@ async def test_sessions_are_counted(fleet: Any) -> None:
     assert not any(session.id in text or session.token in text for session in sessions)
 
 
-@pytest.mark.slow
 async def test_refusals_are_in_the_access_log_and_no_demand(fleet: Any) -> None:
     name = await sessioned(fleet)
     session = await kit.opened(fleet.us, f"{name}.example")
@@ -268,7 +261,6 @@ def named(field: str) -> str:
     return field.removeprefix("max_") if "idle_timeout_s" in field else field
 
 
-@pytest.mark.slow
 @bad
 async def test_a_file_out_of_bounds_is_refused_by_its_field(run_router: Any, tmp_path: Path, field: str, value: Any) -> None:
     path = tmp_path / "router.toml"
@@ -289,7 +281,6 @@ async def test_a_policy_out_of_bounds_is_refused_by_its_field(fleet: Any, field:
         assert await writer.endpoints("refused") == []
 
 
-@pytest.mark.slow
 async def test_good_settings_and_the_defaults(run_router: Any, tmp_path: Path, fail: Any) -> None:
     path = tmp_path / "router.toml"
     text = '[[endpoint]]\nname = "one"\nreplica = [{ address = "http://127.0.0.1:9" }]\n[endpoint.sessions]\n'
@@ -302,7 +293,6 @@ async def test_good_settings_and_the_defaults(run_router: Any, tmp_path: Path, f
     assert "Policy.sessions.idle_timeout_s" in complaint
 
 
-@pytest.mark.slow
 async def test_nan_is_no_wait(run_router: Any, tmp_path: Path) -> None:
     path = tmp_path / "router.toml"
     text = '[[endpoint]]\nname = "one"\nreplica = [{ address = "http://127.0.0.1:9" }]\n[endpoint.sessions]\n'

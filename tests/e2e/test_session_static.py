@@ -24,7 +24,7 @@ from loadkit import lineage  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 FLAGS = ("--drain-settle-s", 0, "--drain-deadline-s", 20)
 HOST = "e.example"
 workers = pytest.mark.parametrize("workers", [1, 2])
@@ -72,7 +72,6 @@ async def test_sessions_are_known_to_every_worker_at_once(start_router: Any, eng
     assert (await kit.use("http1", router, HOST)).error == "session_required"
 
 
-@pytest.mark.slow
 @workers
 async def test_idle_sessions_end_and_one_with_a_websocket_does_not(start_router: Any, policy: Any, workers: int) -> None:
     router = await start_router(*FLAGS, toml=table([policy.url]), workers=workers)
@@ -101,7 +100,6 @@ async def test_idle_sessions_end_and_one_with_a_websocket_does_not(start_router:
     assert await kit.metric(router, "router_sessions_ended_total", endpoint="e", reason="idle") == 2
 
 
-@pytest.mark.slow
 async def test_another_daemon_has_another_key(start_router: Any, engines: list[str]) -> None:
     toml = table(engines)
     one, other = await start_router(*FLAGS, toml=toml), await start_router(*FLAGS, toml=toml)
@@ -122,7 +120,6 @@ async def test_the_credential_of_a_daemon_starts_and_the_token_alone_is_used(sta
     assert (await kit.use("http1", router, HOST, fields=mine)).error == "session_required"
 
 
-@pytest.mark.slow
 async def test_a_reload_keeps_sessions_until_their_replica_leaves(start_router: Any, engines: list[str]) -> None:
     router = await start_router(*FLAGS, toml=table(engines), workers=2)
     found = [await kit.opened(router, HOST) for _ in range(12)]
@@ -148,7 +145,6 @@ async def test_a_reload_keeps_sessions_until_their_replica_leaves(start_router: 
     await used(router, first)
 
 
-@pytest.mark.slow
 async def test_a_worker_that_is_killed_takes_no_session_along(start_router: Any, engines: list[str], until: Any) -> None:
     router = await start_router(*FLAGS, toml=table(engines), workers=2)
     sessions = [await kit.opened(router, HOST) for _ in range(6)]
@@ -164,7 +160,6 @@ async def test_a_worker_that_is_killed_takes_no_session_along(start_router: Any,
     await used(router, await kit.opened(router, HOST))
 
 
-@pytest.mark.slow
 async def test_what_has_ended_stays_so_in_a_worker_that_comes_later(start_router: Any, engines: list[str]) -> None:
     router = await start_router(*FLAGS, toml=table(engines), workers=1)
     ended = await kit.opened(router, HOST)
@@ -180,7 +175,6 @@ async def test_what_has_ended_stays_so_in_a_worker_that_comes_later(start_router
     await kit.answers("http1", router, ended, "session_gone", 2.0)
 
 
-@pytest.mark.slow
 async def test_what_has_ended_stays_so_after_an_upgrade(start_router: Any, policy: Any, until: Any, gone: Any) -> None:
     """Neither served nor, once it is shown again, taken for one that goes on."""
     router = await start_router(*FLAGS, toml=table([policy.url]), workers=2)
@@ -202,7 +196,6 @@ async def test_what_has_ended_stays_so_after_an_upgrade(start_router: Any, polic
             assert (answer.error, await kit.is_listed(router, session)) == ("session_gone", False)
 
 
-@pytest.mark.slow
 async def test_a_killed_workers_websocket_keeps_nothing(start_router: Any, policy: Any, until: Any) -> None:
     """What it had in flight is gone with it: the session is idle from then on."""
     router = await start_router(*FLAGS, toml=table([policy.url]), workers=1)
@@ -224,7 +217,6 @@ async def test_a_killed_workers_websocket_keeps_nothing(start_router: Any, polic
 # -- upgrades ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @workers
 @pytest.mark.parametrize("how", ["signal", "command"])
 async def test_sessions_outlive_an_upgrade(
@@ -262,7 +254,6 @@ async def test_sessions_outlive_an_upgrade(
             await used(router, session, 1)
 
 
-@pytest.mark.slow
 async def test_sessions_started_used_and_ended_during_upgrades_are_all_accounted_for(
     start_router: Any, engines: list[str], until: Any, gone: Any
 ) -> None:
@@ -309,7 +300,6 @@ async def test_sessions_started_used_and_ended_during_upgrades_are_all_accounted
         assert not [session.id for session in ended if kit.row_of(session, listed)], "ended, and back"
 
 
-@pytest.mark.slow
 async def test_a_websocket_of_the_old_process_keeps_its_session_in_the_new_one(
     start_router: Any, policy: Any, until: Any, gone: Any
 ) -> None:
@@ -332,7 +322,6 @@ async def test_a_websocket_of_the_old_process_keeps_its_session_in_the_new_one(
         await line.settled()
 
 
-@pytest.mark.slow
 async def test_a_start_is_routed_as_any_path_is(start_router: Any, engines: list[str]) -> None:
     one, other = (table([url]).replace('name = "e"', f'name = "{name}"\npath_prefixes = ["/{name}"]') for url, name in zip(engines, "ab", strict=True))
     router = await start_router(*FLAGS, toml=one + other)

@@ -93,6 +93,7 @@ async def test_connections_in_a_tight_loop_are_never_refused(start_router, start
         await line.settled()
 
 
+@pytest.mark.slow
 async def test_more_and_fewer_workers_and_another_address(start_router, start_server, tmp_path, until, gone):
     """What the file says is read anew: the sockets that stay are the same ones, however many accept on them."""
     replica = await start_server(loadkit.replica)
@@ -157,6 +158,7 @@ async def test_tls_unix_and_admin_sockets(start_router, start_server, tmp_path, 
         assert not sock.exists() and not pid_file.exists()
 
 
+@pytest.mark.slow
 async def test_systemd_is_told_which_process_is_the_main_one(start_router, start_server, tmp_path, until, gone):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(tmp_path / "notify"))
@@ -176,6 +178,7 @@ async def test_systemd_is_told_which_process_is_the_main_one(start_router, start
             await until(lambda: gone(line.pid))
 
 
+@pytest.mark.slow
 async def test_sigquit_to_every_process_upgrades_all_the_same(start_router, start_server, until, gone):
     """As a terminal or a service manager sends it: the workers leave it to the supervisor."""
     router = await start_router("--health", "none", *FLAGS, replicas=[await start_server(loadkit.replica)], workers=2)
@@ -240,6 +243,7 @@ async def test_a_successor_that_fails_changes_nothing(
         await line.settled()
 
 
+@pytest.mark.slow
 async def test_a_successor_that_hangs_is_ended(start_router, start_server, tmp_path, until, gone):
     """It never finds its table: the store is not there, and nothing says how long to wait for it."""
     path = tmp_path / "router.toml"
@@ -285,6 +289,7 @@ async def test_a_daemon_that_is_killed_takes_its_successor_with_it(
     await until(lambda: all(gone(process.pid) for process in family))
 
 
+@pytest.mark.slow
 async def test_sigterm_during_an_upgrade_ends_both(start_router, start_server, tmp_path, until, gone):
     path = tmp_path / "router.toml"
     endpoint = f'[[endpoint]]\nname = "e"\nhealth = {{ kind = "none" }}\nreplica = [{{ address = "{await start_server(loadkit.replica)}" }}]\n'
@@ -304,6 +309,7 @@ async def test_sigterm_during_an_upgrade_ends_both(start_router, start_server, t
     assert "the daemon drains" in router.stderr() or "told to end" in router.stderr()
 
 
+@pytest.mark.slow
 async def test_a_stream_that_outlives_the_deadline_is_cut_and_said(start_router, start_server, until, gone):
     router = await start_router(
         "--health", "none", "--drain-deadline-s", 0.5, replicas=[await start_server(loadkit.replica)]
@@ -324,6 +330,7 @@ async def test_a_stream_that_outlives_the_deadline_is_cut_and_said(start_router,
         await until(known)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("signals", [pytest.param(1, marks=pytest.mark.slow), 2])
 async def test_a_sigterm_hurries_the_old_one_only_when_it_is_said_twice(
     start_router, start_server, until, gone, signals
@@ -454,6 +461,7 @@ async def test_serve_upgrade_says_why_it_failed(start_router, start_server, run_
     assert (await router.ask("/readyz")).status_code == 200
 
 
+@pytest.mark.slow
 async def test_drain_by_command(start_router, start_server, run_router, tmp_path):
     admin = f"unix:{tmp_path}/admin.sock"
     router = await start_router("--health", "none", *FLAGS, "--admin", admin, replicas=[await start_server(loadkit.replica)])
