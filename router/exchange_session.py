@@ -224,6 +224,10 @@ class ExchangeSession(ExchangeEnding):
         if refusal is not None:
             self._wait_for_room(endpoint, ProxyError(refusal, Source.ROUTER))
             return
+        if not core.table.sessions.keys.keys:  # taken out of the store meanwhile
+            self._desk().end(session_id, _forget)
+            self._refuse(_NO_STORE)
+            return
         if not self._look_anew():
             self._desk().end(session_id, _forget)
             return

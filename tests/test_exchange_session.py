@@ -352,6 +352,13 @@ class TestStart:
         made = Bench(sessions=StickySpec())
         assert code(self.start(made)) == (503, "session_unavailable")
 
+    def test_a_key_that_is_taken_out_meanwhile(self):
+        made = self.start(bench())
+        made.change(session_keys=())
+        self.answered(made)
+        assert code(made) == (503, "session_unavailable")
+        assert made.desk.asked[0][0] == "new", "it is ended"
+
     def test_who_left_meanwhile_leaves_no_session(self):
         made = self.start(bench())
         made.exchange.request_reset(GONE)

@@ -15,6 +15,7 @@ import importlib
 import logging
 from contextlib import suppress
 from functools import partial
+from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -50,7 +51,7 @@ REFRESH_CEILING_S: Final = 60.0  # … and no less often
 SLACK_S: Final = 1.0  # in which another router may have used a session, and not said so yet
 ORPHAN_SLACK_S: Final = 120.0  # a router tells the last use each minute, and the store may be away for one
 MAX_ROWS: Final = 100  # in one transaction
-MAX_ASKED: Final = 1_000
+MAX_UNWANTED: Final = 1_000  # deleted in one commit
 MAX_REAPS: Final = 20
 COLUMNS: Final = ("SessionId", "EndpointId", "ReplicaId", "State", "IdleTimeoutS", "LastUsedAt", "UpdatedAt")
 _PAIR = "EndpointId = @endpoint AND ReplicaId = @replica"
@@ -205,7 +206,7 @@ class StoreSessions(SessionKeeper):
         """Commit what was asked for since the last time, all at once."""
         starts, self._starts = self._starts, {}
         ends, self._ends = self._ends, {}
-        gone = [*ends, *self._unwanted][:MAX_ASKED]
+        gone = [*ends, *islice(self._unwanted, MAX_UNWANTED)]  # who asked for an end is told that it is so
         if not starts and not gone:
             return
         entries = [entry for entry, _ in starts.values()]

@@ -84,6 +84,14 @@ async def test_no_more_than_there_is_room_for_also_before_the_stream_tells(route
     assert isinstance(await router.keeper.start("e", "r", 60), Begun)
 
 
+async def test_every_end_that_is_answered_is_one(routers, store, monkeypatch):
+    monkeypatch.setattr(module, "MAX_UNWANTED", 2)
+    router = routers(max_per_replica=10)
+    begun = await asyncio.gather(*(router.keeper.start("e", "r", 60) for _ in range(6)))
+    assert await asyncio.gather(*(router.keeper.end(each.id) for each in begun)) == [None] * 6
+    assert await rows(store) == {}
+
+
 async def test_several_routers_never_give_more_than_there_is_room_for(routers, store):
     fleet = [routers(max_per_replica=5) for _ in range(3)]
     found = await asyncio.gather(*(router.keeper.start("e", "r", 60) for router in fleet for _ in range(5)))
