@@ -109,7 +109,7 @@ class DatagramReceiver:
 
 
 class UdpSocket:
-    """A bound socket, which is non-blocking and this object's from now on. `index` is its owner's."""
+    """A bound socket, which is non-blocking and this object's from now on. `name` is its owner's."""
 
     __slots__ = (
         "_control",
@@ -126,16 +126,16 @@ class UdpSocket:
         "_unsent_count",
         "_waits",
         "counters",
-        "index",
+        "name",
     )
 
     def __init__(
-        self, sock: socket.socket, receiver: DatagramReceiver, counters: UdpCounters, index: int = 0
+        self, sock: socket.socket, receiver: DatagramReceiver, counters: UdpCounters, name: bytes = b""
     ) -> None:
         self._sock = sock
         self._receiver = receiver
         self.counters = counters
-        self.index = index
+        self.name = name
         self._loop = asyncio.get_running_loop()
         self._family = int(sock.family)
         self._is_reading = False
