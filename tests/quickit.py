@@ -141,7 +141,8 @@ class FakeProtocols(Protocols):
     def __init__(self):
         self.engines = []
 
-    def connect(self, shell, now, address, local, original_id, retry_id, *, is_validated):
+    def connect(self, shell, now, address, local, first_id, original_id, *, is_validated):
+        retry_id = first_id if first_id != original_id else b""
         self.engines.append(FakeEngine(shell, now, address, local, original_id, retry_id, is_validated))
         return self.engines[-1]
 

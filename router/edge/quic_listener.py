@@ -54,10 +54,13 @@ class Protocols:
     __slots__ = ()
 
     def connect(
-        self, shell: QuicShell, now: float, address: Address, local: bytes, original_id: bytes, retry_id: bytes,
+        self, shell: QuicShell, now: float, address: Address, local: bytes, first_id: bytes, original_id: bytes,
         *, is_validated: bool,
     ) -> QuicConnection:  # fmt: skip
-        """Return the server's side of a new connection."""
+        """Return the server's side of a new connection.
+
+        `first_id` is where the client's Initial went, `original_id` where its first one did, before a Retry.
+        """
         raise NotImplementedError
 
     def make_application(self, shell: QuicShell, bearer: Bearer, alpn: str, now: float) -> Application:
@@ -228,9 +231,8 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         self.handshaking += 1
         self._by_id[destination_id] = shell
         shell.ids.add(destination_id)
-        retry_id = destination_id if destination_id != original_id else b""
         shell.connection = connection = self._protocols.connect(
-            shell, now, arrived.address, arrived.local, original_id, retry_id, is_validated=is_validated
+            shell, now, arrived.address, arrived.local, destination_id, original_id, is_validated=is_validated
         )
         shell.receive(arrived.data, arrived.segment_bytes, arrived.address, arrived.local, now)
         if not connection.received_packets:

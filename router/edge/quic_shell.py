@@ -126,6 +126,11 @@ class QuicShell(Timed, Owner, Shell):
         """Return the stateless reset token of one of our ids."""
         return self._listener.keyring.reset_token(issued)
 
+    def new_token(self, address: object) -> bytes:
+        """Return a token that proves the client's address in a later connection."""
+        assert isinstance(address, tuple)
+        return self._listener.token_for(address)
+
     def make_application(self, bearer: Bearer, alpn: str) -> Application:
         """Return the protocol that the handshake chose."""
         self.application = made = self._listener.make_application(self, bearer, alpn)

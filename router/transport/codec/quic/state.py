@@ -81,9 +81,10 @@ class ConnectionState(Bearer):
         "is_confirmed",
         "is_early",
         "is_server",
-        "key_phase",
         "key_packets",
+        "key_phase",
         "last_heard_s",
+        "lost_packets",
         "max_peer_datagram",
         "migrations",
         "now",
@@ -195,6 +196,7 @@ class ConnectionState(Bearer):
         # what metrics ask for
         self.received_packets = 0
         self.sent_packets = 0
+        self.lost_packets = 0
         self.migrations = 0
         self.challenges_seen = 0
 
@@ -253,6 +255,7 @@ class ConnectionState(Bearer):
 
     def settle_lost(self, lost: list[SentPacket]) -> None:
         """Tell frames that they are to be sent again."""
+        self.lost_packets += len(lost)
         for packet in lost:
             if packet.is_probe:
                 self.path.mtu.lost(self.now)
