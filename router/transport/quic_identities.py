@@ -1,7 +1,7 @@
 """The certificates of TLS listeners as the QUIC handshake wants them: objects of `cryptography`, found by name.
 
-What cannot be served over QUIC although OpenSSL would is refused by name, before a client finds it out. Imported only
-where QUIC is listened on.
+What cannot be served over QUIC although OpenSSL would is refused by name, before a client finds it out. Imported
+only where QUIC is listened on.
 """
 
 from __future__ import annotations
