@@ -31,6 +31,7 @@ class Http3:
         self.answers = {}
         self.terminated = None
         self.retried = False
+        self.was_reset = False  # aioquic itself does not look for it
         self._loop = asyncio.get_running_loop()
         self._sock = None
         self._timer = None
@@ -45,6 +46,11 @@ class Http3:
         self._sock.bind((self.address[0], 0))
         self._sock.setblocking(False)
         self._loop.add_reader(self._sock.fileno(), self._read)
+
+    def ping(self):
+        """Say something: who only listens is not found at its new port."""
+        self.quic.send_ping(len(self.answers))
+        self._flush()
 
     async def connect(self, limit_s=10.0):
         self.quic.connect(self.address, now=time.time())
@@ -93,6 +99,10 @@ class Http3:
             self._timer.cancel()
         self._close_socket()
 
+    def _reset_tokens(self):
+        known = [self.quic._peer_cid, *self.quic._peer_cid_available]
+        return {cid.stateless_reset_token for cid in known if cid.stateless_reset_token}
+
     def _close_socket(self):
         if self._sock is not None:
             self._loop.remove_reader(self._sock.fileno())
@@ -106,6 +116,7 @@ class Http3:
             except (BlockingIOError, ConnectionRefusedError):
                 break
             self.retried = self.retried or data[0] & 0xF0 == 0xF0
+            self.was_reset = self.was_reset or (len(data) > 20 and data[-16:] in self._reset_tokens())
             self.quic.receive_datagram(data, address, time.time())
         self._flush()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import ssl
 import sys
 from pathlib import Path
 
@@ -77,7 +79,7 @@ async def test_requests(start_router, engine, files, open_client):
     )
     assert {answer.headers[b":status"] for answer in answers} == {b"200"}
     record = await router.record(answer.headers[b"x-request-id"].decode())
-    assert record["version"] == "HTTP/3"
+    assert record["protocol"] == "HTTP/3"
     assert await metric(router, "router_quic_handshakes_total", result="done") == 1
     assert await metric(router, "router_quic_connections_open") == 1
     assert await metric(router, "router_connections_open") == 1
@@ -109,8 +111,6 @@ async def test_a_dead_workers_connections_are_told_at_once(start_router, engine,
     router = await start_router(*quic_flags(files), replicas=[engine.url])
     client = await open_client(router)
     await client.get()
-    import os
-
     before = await router.worker_pid()
     os.kill(before, signal.SIGKILL)
 
@@ -120,8 +120,7 @@ async def test_a_dead_workers_connections_are_told_at_once(start_router, engine,
 
     await until(replaced)
     client.request(b"GET", b"/health")
-    ended = await client.gone()
-    assert "stateless reset" in (ended.reason_phrase or "").lower() or ended.error_code == 0
+    await until(lambda: client.was_reset)
     assert await metric(router, "router_quic_stateless_resets_total") >= 1
     assert (await (await open_client(router)).get()).headers[b":status"] == b"200"
 
@@ -141,6 +140,7 @@ async def test_an_upgrade_loses_neither_old_connections_nor_new(start_router, en
         fresh = await open_client(router)
         assert (await fresh.get()).headers[b":status"] == b"200"
         old.move()
+        old.ping()
         async with asyncio.timeout(20):
             await stream.done
         assert stream.body.rstrip().endswith(b"[DONE]")
@@ -183,8 +183,9 @@ async def test_without_a_common_protocol(start_router, engine, files):
 async def test_answers_over_tls_say_where_quic_is(start_router, engine, files):
     router = await start_router(*quic_flags(files, "--listen-tls", "127.0.0.1:0"), replicas=[engine.url])
     url = next(url for url in router.listen if url.startswith("https"))
+    context = ssl.create_default_context(cafile=files / "ca.pem")
     for http2 in (False, True):
-        async with httpx.AsyncClient(verify=str(files / "ca.pem"), http2=http2, http1=not http2) as client:
+        async with httpx.AsyncClient(verify=context, http2=http2, http1=not http2) as client:
             answer = await client.get(url + "/health")
         assert answer.headers["alt-svc"] == f'h3=":{port_of(router)}"; ma=86400'
     async with httpx.AsyncClient() as client:
