@@ -232,8 +232,8 @@ class H3Server(H3Connection, Application):
             if self.is_closed:
                 return
         if not isinstance(head, ProxyError):
-            if end and (head.length or head.shape.upgrade is not None):  # RFC 9114 §4.1.2, RFC 9220 §3
-                head = bad_request("a length without a body, or a tunnel that ends where it begins")
+            if end and head.length:  # RFC 9114 §4.1.2
+                head = bad_request("a length without a body")
             elif self.bearer.is_early and not _admit_early(head):
                 head = ProxyError(Kind.EARLY_DATA, Source.DOWNSTREAM)
         if isinstance(head, ProxyError):
@@ -241,7 +241,8 @@ class H3Server(H3Connection, Application):
             self.refuse(stream, head)
             return
         self.earn()
-        stream.begin(self._on_request(stream), head, end)
+        # The end of a tunnel is told behind its head, as if it had come later: the handshake goes on without it.
+        stream.begin(self._on_request(stream), head, end and head.shape.upgrade is None)
 
     def _decode(self, stream: ServerStream, block: bytes) -> RequestHead | ProxyError:
         decoder = self._decoder
