@@ -31,6 +31,7 @@ HOT = (
     "edge/admin_request",  # its class is handed to the compiled codec
     "edge/admission",
     "edge/connection",
+    "edge/headcount",
     "edge/listener",
     "engine_manners",
     "exchange",

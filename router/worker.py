@@ -277,7 +277,7 @@ class Worker:
                 self.counters.shed_lag += shed
         overload.tick(lag_s, now)
         core.shed_share = overload.share
-        self.listener.refuses_connections = overload.refuses_connections
+        self.listener.headcount.refuses = overload.refuses_connections
         if now >= self._report_s:
             self._report_s = now + REPORT_S
             self.desk.report(now)

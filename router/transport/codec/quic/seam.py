@@ -159,3 +159,46 @@ class Application:
     def cut(self, error: ProxyError) -> None:
         """End now, telling every exchange under way."""
         raise NotImplementedError
+
+
+@trait
+class Owner:
+    """The shell around a connection: sockets, clocks, connection ids, and what protocols there are."""
+
+    __slots__ = ()
+
+    def touch(self) -> None:
+        """Have `datagrams_to_send` called at the end of this tick."""
+        raise NotImplementedError
+
+    def watch(self) -> None:
+        """Look at the deadlines again: one moved to an earlier time."""
+        raise NotImplementedError
+
+    def make_id(self) -> bytes:
+        """Return a new connection id that leads here; routed from now on."""
+        raise NotImplementedError
+
+    def retire_id(self, retired: bytes) -> None:
+        """Route this id no more."""
+        raise NotImplementedError
+
+    def reset_token(self, issued: bytes) -> bytes:
+        """Return the stateless reset token of one of our ids, 16 bytes."""
+        raise NotImplementedError
+
+    def new_token(self, address: object) -> bytes:
+        """Return a token that proves the address in a later connection (RFC 9000 §8.1.3); empty for none."""
+        raise NotImplementedError
+
+    def make_application(self, bearer: Bearer, alpn: str) -> Application:
+        """Return the protocol that the handshake chose among those that were offered."""
+        raise NotImplementedError
+
+    def stray(self, data: bytes, address: object) -> None:
+        """Take back a datagram of a batch that is for another connection on the same addresses."""
+        raise NotImplementedError
+
+    def peer_moved(self, address: object) -> None:
+        """Learn that the peer is reached at another address from now on."""
+        raise NotImplementedError
