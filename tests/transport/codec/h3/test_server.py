@@ -555,6 +555,7 @@ class TestEarlyData:
         bench = self.feed(method)
         assert bench.request.head.added == [(b"early-data", b"1")]
         bench.bearer.is_early = False
+        bench.codec.connected()
         bench.feed(4, headers([(":method", method), *GET[1:]]), end=True, cut=cut)
         assert bench.request.head.added == []
         assert bench.requests[0].head.shape is bench.requests[1].head.shape, "the mark is not remembered"
@@ -565,8 +566,11 @@ class TestEarlyData:
         assert not bench.requests and bench.status(0) == "425"
         assert dict(bench.heads(0)[0])["x-router-error"] == "early_data"
         assert bench.refused[0].kind is Kind.EARLY_DATA
-        bench.bearer.is_early = False
+        bench.bearer.is_early = False  # a packet of the handshake came behind it
         bench.feed(4, headers([(":method", method), *GET[1:]]), end=True)
+        assert not bench.requests, "it is not complete"
+        bench.codec.connected()
+        bench.feed(8, headers([(":method", method), *GET[1:]]), end=True)
         assert bench.requests
 
     def test_tunnels_are_too_early(self):
@@ -694,6 +698,8 @@ class TestDeadlines:
         bench = ServerBench(greet=False, head_s=10.0)
         bench.codec.connected()
         assert bench.expire() == pytest.approx(10.0)
+        assert bench.goaways() == [frames.LAST_STREAM]
+        assert bench.expire() == pytest.approx(DRAIN_ROUND_TRIP_S)
         assert bench.close_code == frames.NO_ERROR
 
     def test_an_idle_connection(self):
@@ -701,7 +707,11 @@ class TestDeadlines:
         bench.feed(0, headers(GET), end=True)
         bench.answer()
         assert bench.expire() == pytest.approx(75.0)
-        assert bench.close_code == frames.NO_ERROR
+        assert bench.goaways() == [frames.LAST_STREAM]
+        bench.feed(4, headers(GET), end=True)  # was on its way
+        assert bench.expire() == pytest.approx(DRAIN_ROUND_TRIP_S)
+        bench.answer()
+        assert bench.body(4) == b"ok" and bench.close_code == frames.NO_ERROR
 
     def test_one_in_use_is_not(self):
         bench = ServerBench(keep_alive_s=5.0, idle_s=1_000.0)
