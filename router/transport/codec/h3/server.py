@@ -1,7 +1,7 @@
 """The server's role of HTTP/3: many requests at a time from one client, each on a stream of its own.
 
     HEADERS --> memo or decoder --> head --> exchange
-    --drain--> GOAWAY(2^62-4) --a round trip--> GOAWAY(next request) --none left, all delivered--> closed
+    --drain, idle--> GOAWAY(2^62-4) --a round trip--> GOAWAY(next request) --none left, all delivered--> closed
 
 In between a client's requests on their way are still served; later ones it knows were not (RFC 9114 §5.2).
 """
@@ -67,6 +67,7 @@ class H3Server(H3Connection, Application):
         "_drain_phase",
         "_drain_until_s",
         "_ending",
+        "_is_connected",
         "_is_ending",
         "_kinds",
         "_limits",
@@ -98,13 +99,15 @@ class H3Server(H3Connection, Application):
         self._kinds: set[int] = set()  # types of which the client has opened its one
         self._drain_phase = _SERVING
         self._drain_until_s = NEVER
+        self._is_connected = False
         self._is_ending = False
         self._ending: Ending | None = None
 
     # -- streams --------------------------------------------------------------------------------------
 
     def connected(self) -> None:
-        """Say our settings."""
+        """Say our settings; what comes from now on is no replay."""
+        self._is_connected = True
         self._greet()
 
     def streams_available(self) -> None:
@@ -232,16 +235,17 @@ class H3Server(H3Connection, Application):
             if self.is_closed:
                 return
         if not isinstance(head, ProxyError):
-            if end and (head.length or head.shape.upgrade is not None):  # RFC 9114 §4.1.2, RFC 9220 §3
-                head = bad_request("a length without a body, or a tunnel that ends where it begins")
-            elif self.bearer.is_early and not _admit_early(head):
+            if end and head.length:  # RFC 9114 §4.1.2
+                head = bad_request("a length without a body")
+            elif (self.bearer.is_early or not self._is_connected) and not _admit_early(head):
                 head = ProxyError(Kind.EARLY_DATA, Source.DOWNSTREAM)
         if isinstance(head, ProxyError):
             stream.received_end = end
             self.refuse(stream, head)
             return
         self.earn()
-        stream.begin(self._on_request(stream), head, end)
+        # The end of a tunnel is told behind its head, as if it had come later: the handshake goes on without it.
+        stream.begin(self._on_request(stream), head, end and head.shape.upgrade is None)
 
     def _decode(self, stream: ServerStream, block: bytes) -> RequestHead | ProxyError:
         decoder = self._decoder
@@ -423,9 +427,8 @@ class H3Server(H3Connection, Application):
         idle_at = self.last_moved_s + (limits.keep_alive_s if self.saw_settings else limits.head_s)
         if idle_at > now:
             return min(first, idle_at)
-        self._say_goaway(self._next_id)
-        self._close(frames.NO_ERROR)
-        return NEVER
+        self.drain()  # in two steps, since a request may be on its way
+        return first
 
 
 def _admit_early(head: RequestHead) -> bool:

@@ -9,7 +9,7 @@ from router.transport.codec.quic.connection import QuicConnection
 from router.transport.codec.quic.handshake import Handshake
 from router.transport.codec.quic.limits import VERSION_1
 from router.transport.codec.quic.packet import DATA, INITIAL
-from router.transport.codec.quic.retry import is_retry_intact
+from router.transport.codec.quic.retry import retry_tag
 from router.transport.codec.quic.state import HANDSHAKING, OVER
 from router.transport.codec.quic.transport_parameters import (
     INITIAL_SOURCE_ID,
@@ -148,7 +148,7 @@ class ClientConnection(QuicConnection):
         """Begin again with the server's token, once (RFC 9000 §17.2.5)."""
         if self.source_known or self.retry_id or self.phase != HANDSHAKING or header.destination != self.source_id:
             return
-        if len(header.token) <= 16 or not is_retry_intact(packet, self.original_id):
+        if len(header.token) <= 16 or retry_tag(self.original_id, packet[:-16]) != packet[-16:]:
             return
         self.retry_id = header.source
         self.peer_ids.replace_first(header.source)

@@ -13,6 +13,7 @@ _C: Final = 0.4
 _BETA: Final = 0.7
 _BURST_S: Final = 0.002  # of the pace that may leave at once: timers are not finer
 _BURST_PACKETS: Final = 16
+_WAIT_S: Final = 0.001
 
 
 class Congestion:
@@ -119,7 +120,8 @@ class Congestion:
             self._tokens = min(self._tokens + (now - self._tokens_s) * pace, burst)
             self._tokens_s = now
         if self._tokens < size:
-            return now + (size - self._tokens) / pace
+            # Not for one packet: what a millisecond lets out leaves together.
+            return now + max(size - self._tokens, pace * _WAIT_S) / pace + 1e-6
         self._tokens -= size
         return 0.0
 

@@ -8,29 +8,21 @@ The owner calls `datagrams_to_send` at the end of each tick in which the connect
 
 from __future__ import annotations
 
-from typing import Any
-
-from router.transport.codec.quic.config import QuicConfig
-from router.transport.codec.quic.frames_in import STREAM_LAST
 from router.transport.codec.quic.keys import PacketKey
 from router.transport.codec.quic.limits import (
     CRYPTO_ERROR,
     HELD_IDS,
     INITIAL_RTT_S,
-    INTERNAL_ERROR,
     ISSUED_IDS,
     MAX_ACK_DELAY_S,
     MAX_DATAGRAMS,
-    MAX_REASON_BYTES,
     NO_VIABLE_PATH,
     PROBES,
     TRANSPORT_PARAMETER_ERROR,
 )
 from router.transport.codec.quic.packet import DATA, HANDSHAKE, INITIAL
 from router.transport.codec.quic.packets_out import PacketWriter
-from router.transport.codec.quic.path import BLACK_HOLE, Address, Mtu, Path
-from router.transport.codec.quic.recovery import Space
-from router.transport.codec.quic.seam import Flow, Owner
+from router.transport.codec.quic.path import BLACK_HOLE, Mtu, Path
 from router.transport.codec.quic.state import CLOSING, HANDSHAKING, OPEN, OVER, SPACES
 from router.transport.codec.quic.transport_parameters import (
     DELAY_EXPONENT,
@@ -46,12 +38,15 @@ from router.transport.codec.quic.transport_parameters import (
     MAX_PAYLOAD,
     MAX_STREAMS_BIDI,
     MAX_STREAMS_UNI,
-    ORIGINAL_ID,
     RESET_TOKEN,
-    RETRY_SOURCE_ID,
     Parameters,
     read_parameters,
 )
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from router.transport.codec.quic.seam import Flow
+    from router.transport.codec.quic.recovery import Space
 
 _NEVER = 1e12
 _DATAGRAM_OVERHEAD = 3 + 16  # of a DATAGRAM frame with its length, and the tag
@@ -140,7 +135,7 @@ class QuicConnection(PacketWriter):
         own.ids[INITIAL_SOURCE_ID] = self.source_id
         return own
 
-    def install_secret(self, epoch: int, is_sending: bool, suite: int, secret: bytes) -> None:  # noqa: FBT001
+    def install_secret(self, epoch: int, is_sending: bool, suite: int, secret: bytes) -> None:
         """Take a traffic secret of TLS."""
         key = PacketKey(suite, secret)
         space = self.space(epoch)

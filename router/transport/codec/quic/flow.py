@@ -328,10 +328,7 @@ class QuicFlow(Flow):
     def take_pieces(self) -> bytes:
         """Return all that became readable since it was last asked."""
         pieces = self.pieces
-        if len(pieces) == 1:
-            data = pieces[0]
-        else:
-            data = b"".join(pieces)
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
         pieces.clear()
         return data
 

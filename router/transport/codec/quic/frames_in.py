@@ -7,7 +7,7 @@ repeated.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TYPE_CHECKING
 
 from router.transport.codec.quic.flow import QuicFlow
 from router.transport.codec.quic.limits import (
@@ -19,9 +19,11 @@ from router.transport.codec.quic.limits import (
     PROTOCOL_VIOLATION,
 )
 from router.transport.codec.quic.packet import DATA, EARLY, HANDSHAKE, INITIAL
-from router.transport.codec.quic.path import Path
 from router.transport.codec.quic.state import CLOSING, DRAINING, ConnectionState
 from router.transport.codec.quic.varint import MAX_VARINT, Cursor
+
+if TYPE_CHECKING:
+    from router.transport.codec.quic.path import Path
 
 PADDING: Final = 0x00
 PING: Final = 0x01
@@ -121,30 +123,30 @@ class FrameReader(ConnectionState):
 
     def _on_frame(self, kind: int, epoch: int, cursor: Cursor, used_id: bytes, path: Path) -> bool:
         """Take one frame other than STREAM and PADDING; whether to go on."""
-        if epoch == INITIAL or epoch == HANDSHAKE:
+        if epoch in (INITIAL, HANDSHAKE):
             allowed = kind in _IN_HANDSHAKE
         else:
             allowed = epoch == DATA or kind not in _NOT_EARLY
         if not allowed:
             self.fail(PROTOCOL_VIOLATION, "a frame that its packet may not carry", kind)
             return False
-        if kind == ACK or kind == ACK_ECN:
+        if kind in (ACK, ACK_ECN):
             self._on_ack(kind, epoch, cursor)
         elif kind == CRYPTO:
             self._on_crypto(epoch, cursor)
-        elif kind == DATAGRAM or kind == DATAGRAM_SIZED:
+        elif kind in (DATAGRAM, DATAGRAM_SIZED):
             self._on_datagram(kind, cursor)
-        elif kind == MAX_DATA or kind == MAX_STREAM_DATA:
+        elif kind in (MAX_DATA, MAX_STREAM_DATA):
             self._on_credit(kind, cursor)
-        elif kind == RESET_STREAM or kind == STOP_SENDING:
+        elif kind in (RESET_STREAM, STOP_SENDING):
             self._on_stream_end(kind, cursor)
         elif MAX_STREAMS_BIDI <= kind <= STREAMS_BLOCKED_UNI:
             self._on_limits(kind, cursor)
-        elif kind == NEW_CONNECTION_ID or kind == RETIRE_CONNECTION_ID:
+        elif kind in (NEW_CONNECTION_ID, RETIRE_CONNECTION_ID):
             self._on_ids(kind, cursor, used_id)
-        elif kind == PATH_CHALLENGE or kind == PATH_RESPONSE:
+        elif kind in (PATH_CHALLENGE, PATH_RESPONSE):
             self._on_path(kind, cursor, path)
-        elif kind == CLOSE or kind == CLOSE_APPLICATION:
+        elif kind in (CLOSE, CLOSE_APPLICATION):
             self._on_close(kind, cursor)
         elif kind == HANDSHAKE_DONE:
             if self.is_server:
@@ -255,7 +257,7 @@ class FrameReader(ConnectionState):
             return
         if limit > MAX_STREAM_COUNT:
             self.fail(FRAME_ENCODING_ERROR, "more streams than there are numbers", kind)
-        elif kind == MAX_STREAMS_BIDI or kind == MAX_STREAMS_UNI:
+        elif kind in (MAX_STREAMS_BIDI, MAX_STREAMS_UNI):
             which = kind - MAX_STREAMS_BIDI
             if limit > self.streams.peer_limits[which]:
                 self.streams.peer_limits[which] = limit

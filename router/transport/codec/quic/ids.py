@@ -68,7 +68,7 @@ class OwnIds:
 class PeerIds:
     """Ids that we may send to."""
 
-    __slots__ = ("_retire_below", "current", "spare", "retiring", "sequences", "tokens")
+    __slots__ = ("_retire_below", "current", "retiring", "sequences", "spare", "tokens")
 
     def __init__(self, first: bytes) -> None:
         self.current = first

@@ -46,12 +46,13 @@ class PacketKey:
         key = expand_label(self.hash_name, secret, b"quic key", size)
         self._iv = int.from_bytes(expand_label(self.hash_name, secret, b"quic iv", 12), "big")
         self._aead: Any = ChaCha20Poly1305(key) if suite == CHACHA20_POLY1305_SHA256 else AESGCM(key)
+        self._ecb: Any = None
+        self._mask_key: bytes
         if masks is not None:
             self._mask_key = masks._mask_key  # noqa: SLF001 - another of the same class
-            self._ecb: Any = masks._ecb  # noqa: SLF001
+            self._ecb = masks._ecb  # noqa: SLF001
             return
         self._mask_key = expand_label(self.hash_name, secret, b"quic hp", size)
-        self._ecb = None
         if suite != CHACHA20_POLY1305_SHA256:
             # RFC 9001 §5.4.3 wants one block of AES, not a mode.
             self._ecb = Cipher(AES(self._mask_key), ECB()).encryptor()  # noqa: S305

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Final
 
 from router.transport.codec.quic.frames_in import DROPPED, ELICITING, NOT_PROBING, FrameReader
-from router.transport.codec.quic.keys import SAMPLE_BYTES, TAG_BYTES, PacketKey, initial_keys
+from router.transport.codec.quic.keys import SAMPLE_BYTES, PacketKey, initial_keys
 from router.transport.codec.quic.limits import (
     ACK_EVERY,
     AEAD_LIMIT_REACHED,

@@ -7,9 +7,8 @@ peer go on first, streams last, in turns.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, TYPE_CHECKING
 
-from router.transport.codec.quic.flow import QuicFlow
 from router.transport.codec.quic.frames_in import (
     CLOSE,
     CLOSE_APPLICATION,
@@ -30,10 +29,13 @@ from router.transport.codec.quic.keys import TAG_BYTES, PacketKey
 from router.transport.codec.quic.limits import APPLICATION_ERROR, KEY_PACKETS, MIN_DATAGRAM_BYTES
 from router.transport.codec.quic.packet import DATA, EARLY, FIRST_BYTE, HANDSHAKE, INITIAL, write_long
 from router.transport.codec.quic.packets_in import PacketReader
-from router.transport.codec.quic.path import Address, Path
 from router.transport.codec.quic.recovery import SentFrame, SentPacket, Space
 from router.transport.codec.quic.state import CLOSING, SPACES
 from router.transport.codec.quic.varint import varint
+
+if TYPE_CHECKING:
+    from router.transport.codec.quic.path import Address, Path
+    from router.transport.codec.quic.flow import QuicFlow
 
 _CONTROL_ROOM: Final = 64  # no frame about the connection or a stream is larger
 _STREAM_ROOM: Final = 32  # of a STREAM frame's header, and a byte that it is worth

@@ -105,9 +105,9 @@ class Space:
         "loss_s",
         "next_number",
         "probes",
+        "receive_key",
         "received",
         "received_floor",
-        "receive_key",
         "send_key",
         "sent",
         "since_ack",
@@ -135,6 +135,8 @@ class Space:
 
     def note_received(self, number: int, now: float, *, is_eliciting: bool, every: int, delay_s: float) -> None:
         """Remember a packet, and when it has to be acknowledged."""
+        if self.is_gone:
+            return  # by what the packet itself brought
         received = self.received
         in_order = number == self.expected
         received.add(number, number + 1)

@@ -36,7 +36,7 @@ class ServerConnection(QuicConnection):
         local: object,
         first_id: bytes,
         original_id: bytes,
-        is_validated: bool,  # noqa: FBT001
+        is_validated: bool,
     ) -> None:
         """`first_id` is where the client's Initial went, `original_id` where its first one did, before a Retry.
 

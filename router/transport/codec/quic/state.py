@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Final
 
 from router.transport.codec.quic.congestion import Congestion
 from router.transport.codec.quic.crypto_stream import CryptoStream
-from router.transport.codec.quic.flow import QuicFlow
 from router.transport.codec.quic.ids import OwnIds, PeerIds
 from router.transport.codec.quic.limits import (
     CONTROL_BURST,
@@ -31,6 +30,7 @@ from router.transport.codec.quic.streams import Streams
 from router.transport.codec.quic.transport_parameters import Parameters
 
 if TYPE_CHECKING:
+    from router.transport.codec.quic.flow import QuicFlow
     from router.transport.codec.quic.config import QuicConfig
     from router.transport.codec.quic.handshake import Handshake
     from router.transport.codec.quic.keys import PacketKey
