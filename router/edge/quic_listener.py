@@ -25,7 +25,7 @@ from router.edge.quic_strangers import Datagrams, Host, Strangers
 from router.edge.quic_timers import QuicTimers
 from router.exchange import Exchange
 from router.transport.codec.quic.invariants import ID_BYTES
-from router.transport.udp import DatagramReceiver, UdpCounters, UdpSocket
+from router.transport.udp import UDP_NUMBERS, DatagramReceiver, UdpCounters, UdpSocket
 
 if TYPE_CHECKING:
     import socket
@@ -374,7 +374,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
                 found["quic_packets_received"] += connection.received_packets
                 found["quic_packets_sent"] += connection.sent_packets
                 found["quic_packets_lost"] += connection.lost_packets
-        for name in UdpCounters.__slots__:
+        for name in UDP_NUMBERS:
             found[f"udp_{name}"] = int(getattr(self.udp, name))
         return found
 

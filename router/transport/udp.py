@@ -58,21 +58,24 @@ _NO_ROOM: Final = frozenset((errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR))
 _MAYBE_SEGMENTS: Final = frozenset((errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.ENOPROTOOPT, errno.EOPNOTSUPP))
 
 
+UDP_NUMBERS = (
+    "datagrams_received",
+    "datagrams_sent",
+    "dropped_failed",
+    "dropped_too_large",
+    "dropped_truncated",
+    "dropped_unsent",
+    "reads",
+    "without_gro",
+    "without_gso",
+    "writes",
+)
+
+
 class UdpCounters:
     """What the sockets of one owner did."""
 
-    __slots__ = (
-        "datagrams_received",
-        "datagrams_sent",
-        "dropped_failed",
-        "dropped_too_large",
-        "dropped_truncated",
-        "dropped_unsent",
-        "reads",
-        "without_gro",
-        "without_gso",
-        "writes",
-    )
+    __slots__ = UDP_NUMBERS
 
     def __init__(self) -> None:
         self.datagrams_received = 0
