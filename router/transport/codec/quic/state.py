@@ -84,6 +84,7 @@ class ConnectionState(Bearer):
         "key_packets",
         "key_phase",
         "last_heard_s",
+        "last_probe_s",
         "max_peer_datagram",
         "migrations",
         "now",
@@ -185,6 +186,7 @@ class ConnectionState(Bearer):
         self.handshake_until_s = now + config.handshake_s
         self.idle_s = config.idle_s
         self.last_heard_s = now
+        self.last_probe_s = now
         self.spoke_since_heard = False
         self.paced_until_s = 0.0
         self.is_confirmed = False
