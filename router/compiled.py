@@ -99,6 +99,7 @@ HOT = (
     "transport/codec/huffman",
     "transport/codec/preface",
     "transport/codec/quic/seam",
+    "transport/codec/quic/varint",
     "transport/codec/websocket",
     "transport/outbox",
     "transport/shell",
