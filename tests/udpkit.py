@@ -55,9 +55,9 @@ def bound(host="127.0.0.1", family=socket.AF_INET, port=0):
     return sock
 
 
-def open_udp(sock, receiver=None, index=0):
+def open_udp(sock, receiver=None, name=b""):
     receiver = receiver or Kept()
-    made = UdpSocket(sock, receiver, UdpCounters(), index)
+    made = UdpSocket(sock, receiver, UdpCounters(), name)
     made.start_reading()
     return made, receiver
 

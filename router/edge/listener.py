@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from router.core import Core
     from router.edge.arrivals import TrustedPeers
+    from router.http import Field
     from router.stream import DownstreamStream, RequestReceiver
     from router.transport.codec.h1.limits import ServerLimits
     from router.transport.shell import Reactor
@@ -37,6 +38,7 @@ class Listener:
         "_context",
         "_proxies",
         "_servers",
+        "alt_svc",
         "core",
         "headcount",
         "is_retiring",
@@ -63,6 +65,7 @@ class Listener:
         self._servers: list[asyncio.AbstractServer] = []
         self._proxies = proxies
         self._context: ssl.SSLContext | None = None
+        self.alt_svc: Field | None = None  # on answers over TLS, where QUIC is served, too
         self._arrivals: Arrivals | None = None
 
     async def listen(self, sockets: list[socket.socket], tls_sockets: Sequence[socket.socket] = ()) -> None:

@@ -58,21 +58,24 @@ _NO_ROOM: Final = frozenset((errno.EAGAIN, errno.EWOULDBLOCK, errno.EINTR))
 _MAYBE_SEGMENTS: Final = frozenset((errno.EIO, errno.EINVAL, errno.EMSGSIZE, errno.ENOPROTOOPT, errno.EOPNOTSUPP))
 
 
+UDP_NUMBERS = (
+    "datagrams_received",
+    "datagrams_sent",
+    "dropped_failed",
+    "dropped_too_large",
+    "dropped_truncated",
+    "dropped_unsent",
+    "reads",
+    "without_gro",
+    "without_gso",
+    "writes",
+)
+
+
 class UdpCounters:
     """What the sockets of one owner did."""
 
-    __slots__ = (
-        "datagrams_received",
-        "datagrams_sent",
-        "dropped_failed",
-        "dropped_too_large",
-        "dropped_truncated",
-        "dropped_unsent",
-        "reads",
-        "without_gro",
-        "without_gso",
-        "writes",
-    )
+    __slots__ = UDP_NUMBERS
 
     def __init__(self) -> None:
         self.datagrams_received = 0
@@ -109,7 +112,7 @@ class DatagramReceiver:
 
 
 class UdpSocket:
-    """A bound socket, which is non-blocking and this object's from now on. `index` is its owner's."""
+    """A bound socket, which is non-blocking and this object's from now on. `name` is its owner's."""
 
     __slots__ = (
         "_control",
@@ -126,16 +129,16 @@ class UdpSocket:
         "_unsent_count",
         "_waits",
         "counters",
-        "index",
+        "name",
     )
 
     def __init__(
-        self, sock: socket.socket, receiver: DatagramReceiver, counters: UdpCounters, index: int = 0
+        self, sock: socket.socket, receiver: DatagramReceiver, counters: UdpCounters, name: bytes = b""
     ) -> None:
         self._sock = sock
         self._receiver = receiver
         self.counters = counters
-        self.index = index
+        self.name = name
         self._loop = asyncio.get_running_loop()
         self._family = int(sock.family)
         self._is_reading = False

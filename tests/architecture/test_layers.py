@@ -36,6 +36,8 @@ LAYERS = [
     ("router.session_keeper", 2, "config"),
     ("router.session_book", 2, "config"),
     ("router.listening", 5, "app"),
+    ("router.quic_ways", 5, "app"),
+    ("router.quic_serving", 5, "app"),
     ("router.boards", 5, "app"),
     ("router.app", 5, "app"),
     ("router.daemon_admin", 5, "app"),
