@@ -8,6 +8,8 @@ The owner calls `datagrams_to_send` at the end of each tick in which the connect
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from router.transport.codec.quic.keys import PacketKey
 from router.transport.codec.quic.limits import (
     CRYPTO_ERROR,
@@ -43,11 +45,10 @@ from router.transport.codec.quic.transport_parameters import (
     Parameters,
     read_parameters,
 )
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from router.transport.codec.quic.seam import Flow
     from router.transport.codec.quic.recovery import Space
+    from router.transport.codec.quic.seam import Flow
 
 _NEVER = 1e12
 _DATAGRAM_OVERHEAD = 3 + 16  # of a DATAGRAM frame with its length, and the tag
@@ -218,6 +219,7 @@ class QuicConnection(PacketWriter):
         raise NotImplementedError
 
     def use_parameters(self, peer: Parameters) -> None:
+        """Keep to what the peer says it takes."""
         self.peer = peer
         self.streams.set_peer_limits(
             peer.number(MAX_DATA),
@@ -339,7 +341,7 @@ class QuicConnection(PacketWriter):
         self.owner.touch()
 
     def local_address_changed(self, local: object) -> None:
-        """Go on from another address of ours: the socket was bound anew. A client's; needs a confirmed handshake."""
+        """Go on from another address of ours, once the handshake is confirmed: the socket was bound anew."""
         if not self.is_confirmed or self.phase != OPEN:
             return
         self.peer_ids.change()
@@ -392,7 +394,11 @@ class QuicConnection(PacketWriter):
             space = recovery.spaces[epoch]
             if space.loss_s:
                 return _NEVER  # loss by time comes first
-            if not space.eliciting_in_flight or space.send_key is None or (epoch == DATA and not self.is_confirmed and not self.is_server):
+            if (
+                not space.eliciting_in_flight
+                or space.send_key is None
+                or (epoch == DATA and not self.is_confirmed and not self.is_server)
+            ):
                 continue
             first = min(first, space.last_eliciting_s + recovery.probe_s(epoch))
         if first == _NEVER and not recovery.is_peer_validated:
@@ -481,5 +487,3 @@ class QuicConnection(PacketWriter):
             elif not path.is_validated:
                 self.phase = OVER
                 self.lose(NO_VIABLE_PATH, "the peer's new address does not answer", by_peer=False)
-
-

@@ -7,7 +7,7 @@ peer go on first, streams last, in turns.
 
 from __future__ import annotations
 
-from typing import Final, TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from router.transport.codec.quic.frames_in import (
     CLOSE,
@@ -34,8 +34,8 @@ from router.transport.codec.quic.state import CLOSING, SPACES
 from router.transport.codec.quic.varint import varint
 
 if TYPE_CHECKING:
-    from router.transport.codec.quic.path import Address, Path
     from router.transport.codec.quic.flow import QuicFlow
+    from router.transport.codec.quic.path import Address, Path
 
 _CONTROL_ROOM: Final = 64  # no frame about the connection or a stream is larger
 _STREAM_ROOM: Final = 32  # of a STREAM frame's header, and a byte that it is worth
@@ -119,7 +119,9 @@ class PacketWriter(PacketReader):
         return True
 
     def _may_send_early(self, space: Space) -> bool:
-        return not self.is_server and space.send_key is None and self.recovery.congestion.room() >= MIN_DATAGRAM_BYTES
+        return (
+            not self.is_server and space.send_key is None and self.recovery.congestion.room() >= MIN_DATAGRAM_BYTES
+        )
 
     def _seal_long(self, written: list[tuple[int, Space, SentPacket, bytes, bytes, int]], size: int) -> None:
         """Seal packets into one datagram, padded where it must be (RFC 9000 §14.1)."""
@@ -362,9 +364,7 @@ class PacketWriter(PacketReader):
             flow = controls.pop()
             if flow.reset_due:
                 flow.reset_due = False
-                self._put_flow_frame(
-                    frames, flow, RESET_STREAM, varint(flow.reset_code) + varint(flow.sent_bytes)
-                )
+                self._put_flow_frame(frames, flow, RESET_STREAM, varint(flow.reset_code) + varint(flow.sent_bytes))
             if flow.stop_due:
                 flow.stop_due = False
                 if flow.final_size < 0:
@@ -458,7 +458,9 @@ class PacketWriter(PacketReader):
                 continue
             if epoch == INITIAL and not self.is_server:
                 body += bytes(MIN_DATAGRAM_BYTES - 100 - len(body))
-            header = write_long(epoch, self.peer_ids.current, self.source_id, self.token if epoch == INITIAL else b"", 4)
+            header = write_long(
+                epoch, self.peer_ids.current, self.source_id, self.token if epoch == INITIAL else b"", 4
+            )
             header += (0x4000 | (4 + len(body) + TAG_BYTES)).to_bytes(2, "big")
             datagram += _seal(key, number, header, body, 4, 0x0F)
         if datagram and len(datagram) <= room:

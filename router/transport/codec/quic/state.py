@@ -30,8 +30,8 @@ from router.transport.codec.quic.streams import Streams
 from router.transport.codec.quic.transport_parameters import Parameters
 
 if TYPE_CHECKING:
-    from router.transport.codec.quic.flow import QuicFlow
     from router.transport.codec.quic.config import QuicConfig
+    from router.transport.codec.quic.flow import QuicFlow
     from router.transport.codec.quic.handshake import Handshake
     from router.transport.codec.quic.keys import PacketKey
     from router.transport.codec.quic.path import Address
