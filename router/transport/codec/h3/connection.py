@@ -16,12 +16,12 @@ from router.transport.codec.h3.limits import (
     EARNED_PER_REQUEST,
     EMPTY_BURST,
     FRAMES_PER_S,
-    HIGH_BYTES,
     IDLE_BURST,
     MAX_EARNED,
     RESET_BURST,
     RESETS_PER_S,
 )
+from router.transport.codec.quic.limits import HIGH_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from router.transport.codec.quic.varint import varint
+
 DATA: Final = 0x0
 HEADERS: Final = 0x1
 CANCEL_PUSH: Final = 0x3
@@ -50,17 +52,6 @@ LAST_STREAM: Final = (1 << 62) - 4
 
 MAX_SMALL_BYTES: Final = 4_096
 """DATA frames up to this size have their header ready made; and are copied behind it."""
-
-
-def varint(value: int) -> bytes:
-    """Return the shortest form of an integer (RFC 9000 §16)."""
-    if value < 0x40:
-        return bytes((value,))
-    if value < 0x4000:
-        return (value | 0x4000).to_bytes(2, "big")
-    if value < 0x4000_0000:
-        return (value | 0x8000_0000).to_bytes(4, "big")
-    return (value | 0xC000_0000_0000_0000).to_bytes(8, "big")
 
 
 def frame(kind: int, payload: bytes) -> bytes:

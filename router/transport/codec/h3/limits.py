@@ -4,12 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-MAX_STREAMS: Final = 256
-"""Requests at a time on a connection: what the engine's MAX_STREAMS lets a client open."""
-
-HIGH_BYTES: Final = 262_144
-"""Of one stream, left behind by an earlier flush: its replica is held until the engine says that it drained.
-Not less than the engine's own mark, below which it says nothing."""
 LOW_BYTES: Final = 16_384
 """What a reader has to take within `stall_s` to count as one that reads."""
 

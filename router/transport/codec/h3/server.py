@@ -19,18 +19,14 @@ from router.transport.codec.fields import REQUEST_TRAILERS
 from router.transport.codec.h3 import frames
 from router.transport.codec.h3.connection import H3Connection
 from router.transport.codec.h3.head import VERSION
-from router.transport.codec.h3.limits import (
-    DRAIN_ROUND_TRIP_S,
-    MAX_BLOCK_BYTES,
-    MAX_STREAMS,
-    MEMO_BLOCK_BYTES,
-    MEMO_BLOCKS,
-)
+from router.transport.codec.h3.limits import DRAIN_ROUND_TRIP_S, MAX_BLOCK_BYTES, MEMO_BLOCK_BYTES, MEMO_BLOCKS
 from router.transport.codec.h3.oneway import ControlStream, DecoderStream, EncoderStream, OneWay, OwnControl
 from router.transport.codec.h3.qpack import QpackDecoder
 from router.transport.codec.h3.server_stream import ServerStream
 from router.transport.codec.head import bad_request, read_request, read_trailers
+from router.transport.codec.quic.limits import MAX_STREAMS
 from router.transport.codec.quic.seam import Application
+from router.transport.codec.quic.varint import varint
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -44,7 +40,7 @@ if TYPE_CHECKING:
 
 # QPACK's table and its blocked streams stay at 0, which is what they are without a word (RFC 9204 §5). For the same
 # reason we open no QPACK streams of our own (§4.2).
-_GREETING: Final = frames.varint(frames.CONTROL_STREAM) + frames.settings(
+_GREETING: Final = varint(frames.CONTROL_STREAM) + frames.settings(
     ((frames.MAX_FIELD_SECTION_SIZE, MAX_BLOCK_BYTES), (frames.ENABLE_CONNECT_PROTOCOL, 1))
 )
 _CLIENT_BIDIRECTIONAL: Final = 4  # between one request's stream id and the next (RFC 9000 §2.1)

@@ -55,7 +55,10 @@ class ClientConnection(QuicConnection):
         self.was_early_refused = False
         self.install_initial(self.original_id)
         handshake = Handshake(
-            is_server=False, alpn=config.alpn, parameters=self.own_parameters().encode(), on_secret=self.install_secret
+            is_server=False,
+            alpn=config.alpn,
+            parameters=self.own_parameters().encode(),
+            on_secret=self.install_secret,
         )
         self.handshake = handshake
         handshake.connect(

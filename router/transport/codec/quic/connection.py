@@ -8,6 +8,8 @@ The owner calls `datagrams_to_send` at the end of each tick in which the connect
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from router.transport.codec.quic.keys import PacketKey
 from router.transport.codec.quic.limits import (
     CRYPTO_ERROR,
@@ -16,12 +18,13 @@ from router.transport.codec.quic.limits import (
     ISSUED_IDS,
     MAX_ACK_DELAY_S,
     MAX_DATAGRAMS,
+    MIN_DATAGRAM_BYTES,
     NO_VIABLE_PATH,
     PROBES,
     TRANSPORT_PARAMETER_ERROR,
 )
 from router.transport.codec.quic.packet import DATA, HANDSHAKE, INITIAL
-from router.transport.codec.quic.packets_out import PacketWriter
+from router.transport.codec.quic.packets_out import MIN_CHALLENGE_BYTES, PacketWriter
 from router.transport.codec.quic.path import BLACK_HOLE, Mtu, Path
 from router.transport.codec.quic.state import CLOSING, HANDSHAKING, OPEN, OVER, SPACES
 from router.transport.codec.quic.transport_parameters import (
@@ -42,11 +45,10 @@ from router.transport.codec.quic.transport_parameters import (
     Parameters,
     read_parameters,
 )
-from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from router.transport.codec.quic.seam import Flow
     from router.transport.codec.quic.recovery import Space
+    from router.transport.codec.quic.seam import Flow
 
 _NEVER = 1e12
 _DATAGRAM_OVERHEAD = 3 + 16  # of a DATAGRAM frame with its length, and the tag
@@ -217,6 +219,7 @@ class QuicConnection(PacketWriter):
         raise NotImplementedError
 
     def use_parameters(self, peer: Parameters) -> None:
+        """Keep to what the peer says it takes."""
         self.peer = peer
         self.streams.set_peer_limits(
             peer.number(MAX_DATA),
@@ -338,7 +341,7 @@ class QuicConnection(PacketWriter):
         self.owner.touch()
 
     def local_address_changed(self, local: object) -> None:
-        """Go on from another address of ours: the socket was bound anew. A client's; needs a confirmed handshake."""
+        """Go on from another address of ours, once the handshake is confirmed: the socket was bound anew."""
         if not self.is_confirmed or self.phase != OPEN:
             return
         self.peer_ids.change()
@@ -366,9 +369,10 @@ class QuicConnection(PacketWriter):
             first = min(first, self.last_heard_s + self.config.keep_alive_s)
         if self.paced_until_s:
             first = min(first, self.paced_until_s)
+        can_send = self.path.room() >= MIN_CHALLENGE_BYTES
         for epoch in SPACES:
             space = self.recovery.spaces[epoch]
-            if space.ack_due_s:
+            if space.ack_due_s and can_send:
                 first = min(first, space.ack_due_s)
             if space.loss_s:
                 first = min(first, space.loss_s)
@@ -390,13 +394,17 @@ class QuicConnection(PacketWriter):
             space = recovery.spaces[epoch]
             if space.loss_s:
                 return _NEVER  # loss by time comes first
-            if not space.eliciting_in_flight or (epoch == DATA and not self.is_confirmed and not self.is_server):
+            if (
+                not space.eliciting_in_flight
+                or space.send_key is None
+                or (epoch == DATA and not self.is_confirmed and not self.is_server)
+            ):
                 continue
             first = min(first, space.last_eliciting_s + recovery.probe_s(epoch))
         if first == _NEVER and not recovery.is_peer_validated:
             # §6.2.2.1: a server may wait for us to prove our address, with nothing of ours under way.
-            first = self.last_heard_s + recovery.probe_s(INITIAL)
-        if self.is_server and self.path.room() < 1:
+            first = max(self.last_heard_s, self.last_probe_s) + recovery.probe_s(INITIAL)
+        if self.path.room() < MIN_DATAGRAM_BYTES and not self.is_confirmed:
             return _NEVER  # nothing could be sent
         return first
 
@@ -430,6 +438,7 @@ class QuicConnection(PacketWriter):
         """Repeat the oldest of what is not acknowledged, in packets that have to be."""
         recovery = self.recovery
         recovery.pto_count += 1
+        self.last_probe_s = self.now
         if recovery.pto_count >= BLACK_HOLE and self.path.mtu.size > 1200:
             self.path.mtu.fall_back(self.now)
             recovery.congestion.set_mtu(self.path.mtu.size)
@@ -458,7 +467,12 @@ class QuicConnection(PacketWriter):
 
     def _retry_paths(self, now: float) -> None:
         for path in list(self.paths):
-            if not path.challenge or path.challenge_s > now or path.challenges_left:
+            if not path.challenge or path.challenge_s > now:
+                continue
+            if path.challenges_left:
+                if path.room() < MIN_CHALLENGE_BYTES:  # nothing can be sent there: time passes all the same
+                    path.challenges_left -= 1
+                    path.challenge_s = now + self.recovery.probe_s(DATA)
                 continue
             path.challenge = b""
             path.challenge_s = 0.0
@@ -473,5 +487,3 @@ class QuicConnection(PacketWriter):
             elif not path.is_validated:
                 self.phase = OVER
                 self.lose(NO_VIABLE_PATH, "the peer's new address does not answer", by_peer=False)
-
-

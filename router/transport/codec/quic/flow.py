@@ -86,7 +86,14 @@ class QuicFlow(Flow):
     )
 
     def __init__(
-        self, streams: Streams, stream_id: int, send_limit: int, window: int, *, has_sender: bool, has_receiver: bool
+        self,
+        streams: Streams,
+        stream_id: int,
+        send_limit: int,
+        window: int,
+        *,
+        has_sender: bool,
+        has_receiver: bool,
     ) -> None:
         self._streams = streams
         self.id = stream_id

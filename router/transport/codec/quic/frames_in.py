@@ -7,7 +7,7 @@ repeated.
 
 from __future__ import annotations
 
-from typing import Final, TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from router.transport.codec.quic.flow import QuicFlow
 from router.transport.codec.quic.limits import (
@@ -186,7 +186,9 @@ class FrameReader(ConnectionState):
             flow = found
         code = streams.receive(flow, offset, data, end=bool(kind & 1))
         if code > 0:
-            self.fail(code, "more than a stream may have" if code == FLOW_CONTROL_ERROR else "a final size changed", kind)
+            self.fail(
+                code, "more than a stream may have" if code == FLOW_CONTROL_ERROR else "a final size changed", kind
+            )
         return code == 0
 
     def _on_stream_end(self, kind: int, cursor: Cursor) -> None:
@@ -407,5 +409,3 @@ def _skip_padding(payload: bytes, at: int, size: int) -> int:
     """Return where the padding ends; a datagram is mostly padded at its end."""
     rest = payload[at:size]
     return size - len(rest.lstrip(b"\0"))
-
-

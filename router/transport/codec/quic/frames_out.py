@@ -83,21 +83,22 @@ class FlowFrame(SentFrame):
             flow.say_again(reset=False, stop=False, credit=flow.final_size < 0 and not flow.is_settled)
 
 
-def write_ack(space: Space, now: float) -> bytes:
-    """Return an ACK of everything received."""
+def write_ack(space: Space, now: float, more: int) -> bytes:
+    """Return an ACK of the last range received, and of at most so many before it (RFC 9000 §13.2.4)."""
     received = space.received
     starts, ends = received.starts, received.ends
     last = len(starts) - 1
+    first = max(0, last - more)
     delay_us = int((now - space.largest_s) * 1e6) if now > space.largest_s else 0
     low = starts[last]
     parts = [
         b"\x02",
         varint(ends[last] - 1),
         varint(delay_us >> ACK_DELAY_EXPONENT),
-        varint(last),
+        varint(last - first),
         varint(ends[last] - 1 - low),
     ]
-    for at in range(last - 1, -1, -1):
+    for at in range(last - 1, first - 1, -1):
         parts += (varint(low - ends[at] - 1), varint(ends[at] - 1 - starts[at]))
         low = starts[at]
     return b"".join(parts)

@@ -82,7 +82,12 @@ class Handshake:
     """One connection's. `out` are the bytes to be sent by epoch (0 Initial, 2 Handshake, 3 data)."""
 
     def __init__(
-        self, *, is_server: bool, alpn: list[str], parameters: bytes, on_secret: Callable[[int, bool, int, bytes], None]
+        self,
+        *,
+        is_server: bool,
+        alpn: list[str],
+        parameters: bytes,
+        on_secret: Callable[[int, bool, int, bytes], None],
     ) -> None:
         """`on_secret(epoch, is_sending, suite, secret)`; `parameters` are our transport parameters."""
         self._is_server = is_server
@@ -212,7 +217,9 @@ class Handshake:
             raise _CertificateRequiredError("a client certificate is required")
         tls.verify_certificate(found, self._tls._peer_certificate_chain, None, identities.client_ca)  # noqa: SLF001
 
-    def _keep_secret(self, direction: tls.Direction, epoch: tls.Epoch, suite: tls.CipherSuite, secret: bytes) -> None:
+    def _keep_secret(
+        self, direction: tls.Direction, epoch: tls.Epoch, suite: tls.CipherSuite, secret: bytes
+    ) -> None:
         self._on_secret(epoch.value, direction is tls.Direction.ENCRYPT, int(suite), secret)
 
     def _collect(self) -> None:

@@ -25,9 +25,7 @@ class OwnIds:
 
     __slots__ = ("_limit", "_make", "_next", "_on_retired", "by_sequence", "due", "known")
 
-    def __init__(
-        self, first: bytes, make: Callable[[], bytes], on_retired: Callable[[bytes], None]
-    ) -> None:
+    def __init__(self, first: bytes, make: Callable[[], bytes], on_retired: Callable[[bytes], None]) -> None:
         self._make = make
         self._on_retired = on_retired
         self._limit = 2

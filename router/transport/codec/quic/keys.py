@@ -85,7 +85,7 @@ class PacketKey:
 
 
 def initial_keys(original_id: bytes, *, is_server: bool) -> tuple[PacketKey, PacketKey]:
-    """Return our sending and receiving key for Initial packets: anybody who sees the client's first can make them."""
+    """Return our sending and our receiving key of Initial packets; anybody on the path can make them."""
     secret = hmac.digest(_INITIAL_SALT, original_id, "sha256")
     client = PacketKey(AES_128_GCM_SHA256, expand_label("sha256", secret, b"client in", 32))
     server = PacketKey(AES_128_GCM_SHA256, expand_label("sha256", secret, b"server in", 32))

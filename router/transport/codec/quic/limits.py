@@ -58,7 +58,7 @@ ACK_EVERY: Final = 2
 ACK_DELAY_EXPONENT: Final = 3
 GRANULARITY_S: Final = 0.001
 INITIAL_RTT_S: Final = 0.1
-"""Until there is a sample. RFC 9002 says 0.333, which costs the first loss a second; quic-go and MsQuic use 0.1 too."""
+"""Until there is a sample. RFC 9002 says 0.333, with which the first loss costs most of a second."""
 PACKET_THRESHOLD: Final = 3
 TIME_THRESHOLD: Final = 9.0 / 8.0
 PERSISTENT_PTOS: Final = 3

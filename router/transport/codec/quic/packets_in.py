@@ -183,7 +183,7 @@ class PacketReader(FrameReader):
         return source in peer_ids.sequences
 
     def _receive_short(self, data: bytes, at: int, end: int, path: Path) -> None:
-        if end - at < _SMALLEST + 1 or not data[at] & 0x40:
+        if end - at < _SMALLEST or not data[at] & 0x40:
             return
         used = data[at + 1 : at + _NUMBER_AT]
         if used not in self.own_ids.known:

@@ -7,7 +7,7 @@ peer go on first, streams last, in turns.
 
 from __future__ import annotations
 
-from typing import Final, TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from router.transport.codec.quic.frames_in import (
     CLOSE,
@@ -34,13 +34,17 @@ from router.transport.codec.quic.state import CLOSING, SPACES
 from router.transport.codec.quic.varint import varint
 
 if TYPE_CHECKING:
-    from router.transport.codec.quic.path import Address, Path
     from router.transport.codec.quic.flow import QuicFlow
+    from router.transport.codec.quic.path import Address, Path
 
 _CONTROL_ROOM: Final = 64  # no frame about the connection or a stream is larger
 _STREAM_ROOM: Final = 32  # of a STREAM frame's header, and a byte that it is worth
 _TWO_BYTE_NUMBERS: Final = 1 << 14
 _NO_FRAMES: Final[list[SentFrame]] = []
+MIN_CHALLENGE_BYTES: Final = 64
+"""Of a packet with a challenge; less than that is not worth sending at all."""
+_ACK_BYTES: Final = 32  # of an ACK of one range, at most
+_RANGE_BYTES: Final = 8  # of each further one; numbers far apart are not received in one window
 MAX_BURST_PACKETS: Final = 1_024
 """Datagrams of one flush; the rest comes in a next turn, so that a fast stream does not keep the others waiting."""
 
@@ -115,7 +119,9 @@ class PacketWriter(PacketReader):
         return True
 
     def _may_send_early(self, space: Space) -> bool:
-        return not self.is_server and space.send_key is None and self.recovery.congestion.room() >= MIN_DATAGRAM_BYTES
+        return (
+            not self.is_server and space.send_key is None and self.recovery.congestion.room() >= MIN_DATAGRAM_BYTES
+        )
 
     def _seal_long(self, written: list[tuple[int, Space, SentPacket, bytes, bytes, int]], size: int) -> None:
         """Seal packets into one datagram, padded where it must be (RFC 9000 §14.1)."""
@@ -152,7 +158,7 @@ class PacketWriter(PacketReader):
         mtu = path.mtu
         for _ in range(MAX_BURST_PACKETS):
             room = min(mtu.size, path.room())
-            if room < _CONTROL_ROOM * 2:
+            if room < MIN_CHALLENGE_BYTES:
                 return
             is_free = space.probes > 0 or congestion.room() >= mtu.size
             if is_free and not space.probes and self._has_more(space):
@@ -186,7 +192,7 @@ class PacketWriter(PacketReader):
             self._parts_bytes = 0
             packet: SentPacket | None = SentPacket(space.next_number, self.now, _NO_FRAMES, is_eliciting=False)
             assert packet is not None
-            self._put_ack(space, packet)
+            self._put_ack(space, packet, room - overhead)
         else:
             packet = self._gather(DATA, space, room - overhead)
         if packet is None:
@@ -236,7 +242,7 @@ class PacketWriter(PacketReader):
         for path in self.paths:
             if not path.answers and not (path.challenge and path.challenge_s <= self.now):
                 continue
-            if path.room() < MIN_DATAGRAM_BYTES and path.room() < 2 * _CONTROL_ROOM:
+            if path.room() < MIN_CHALLENGE_BYTES:
                 continue
             parts = [FIRST_BYTE[PATH_RESPONSE] + answer for answer in path.answers]
             path.answers.clear()
@@ -265,7 +271,7 @@ class PacketWriter(PacketReader):
         packet = SentPacket(space.next_number, self.now, frames, is_eliciting=False)
         is_early = epoch == EARLY
         if not is_early and self._is_ack_wanted(space):
-            self._put_ack(space, packet)
+            self._put_ack(space, packet, room)
         if not is_early:
             self._put_crypto(epoch, frames, room)
         if epoch & EARLY:
@@ -288,7 +294,7 @@ class PacketWriter(PacketReader):
         if not self._parts:
             return None
         if self._eliciting and space.ack_due_s and not packet.acks_below and self._parts_bytes + 256 < room:
-            self._put_ack(space, packet)
+            self._put_ack(space, packet, room)
         packet.is_eliciting = self._eliciting
         return packet
 
@@ -299,8 +305,9 @@ class PacketWriter(PacketReader):
     def _is_ack_wanted(self, space: Space) -> bool:
         return space.is_ack_due or (space.ack_due_s > 0.0 and space.ack_due_s <= self.now)
 
-    def _put_ack(self, space: Space, packet: SentPacket) -> None:
-        self._put(write_ack(space, self.now))
+    def _put_ack(self, space: Space, packet: SentPacket, room: int) -> None:
+        more = max(0, (room - self._parts_bytes - _ACK_BYTES) // _RANGE_BYTES)
+        self._put(write_ack(space, self.now, more))
         packet.acks_below = space.expected
         space.ack_sent()
 
@@ -357,9 +364,7 @@ class PacketWriter(PacketReader):
             flow = controls.pop()
             if flow.reset_due:
                 flow.reset_due = False
-                self._put_flow_frame(
-                    frames, flow, RESET_STREAM, varint(flow.reset_code) + varint(flow.sent_bytes)
-                )
+                self._put_flow_frame(frames, flow, RESET_STREAM, varint(flow.reset_code) + varint(flow.sent_bytes))
             if flow.stop_due:
                 flow.stop_due = False
                 if flow.final_size < 0:
@@ -453,7 +458,9 @@ class PacketWriter(PacketReader):
                 continue
             if epoch == INITIAL and not self.is_server:
                 body += bytes(MIN_DATAGRAM_BYTES - 100 - len(body))
-            header = write_long(epoch, self.peer_ids.current, self.source_id, self.token if epoch == INITIAL else b"", 4)
+            header = write_long(
+                epoch, self.peer_ids.current, self.source_id, self.token if epoch == INITIAL else b"", 4
+            )
             header += (0x4000 | (4 + len(body) + TAG_BYTES)).to_bytes(2, "big")
             datagram += _seal(key, number, header, body, 4, 0x0F)
         if datagram and len(datagram) <= room:

@@ -1,4 +1,4 @@
-"""The addresses that a connection runs over: validated or not, how much they may be sent, how large (RFC 9000 §8, §9, §14).
+"""The addresses that a connection runs over: proven or not, how much and how large (RFC 9000 §8, §9, §14).
 
 The MTU is found by probes, each a step of a ladder: sizes that real links have, from the smallest that QUIC allows
 to a loopback's. A probe that is lost three times ends the search; large packets lost time and again begin it anew.

@@ -249,12 +249,11 @@ class Recovery:
         if space.largest_acked < 0:
             return lost
         delay_s = max(TIME_THRESHOLD * max(self.rtt.latest_s, self.rtt.smoothed_s), GRANULARITY_S)
-        old_s = now - delay_s
         far = space.largest_acked - PACKET_THRESHOLD
         for packet in space.sent.values():  # in the order of sending: the first that is not lost ends it
             if packet.number > space.largest_acked:
                 break
-            if packet.number > far and packet.sent_s > old_s:
+            if packet.number > far and packet.sent_s + delay_s > now:
                 space.loss_s = packet.sent_s + delay_s
                 break
             lost.append(packet)

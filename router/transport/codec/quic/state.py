@@ -30,8 +30,8 @@ from router.transport.codec.quic.streams import Streams
 from router.transport.codec.quic.transport_parameters import Parameters
 
 if TYPE_CHECKING:
-    from router.transport.codec.quic.flow import QuicFlow
     from router.transport.codec.quic.config import QuicConfig
+    from router.transport.codec.quic.flow import QuicFlow
     from router.transport.codec.quic.handshake import Handshake
     from router.transport.codec.quic.keys import PacketKey
     from router.transport.codec.quic.path import Address
@@ -84,6 +84,7 @@ class ConnectionState(Bearer):
         "key_packets",
         "key_phase",
         "last_heard_s",
+        "last_probe_s",
         "lost_packets",
         "max_peer_datagram",
         "migrations",
@@ -186,6 +187,7 @@ class ConnectionState(Bearer):
         self.handshake_until_s = now + config.handshake_s
         self.idle_s = config.idle_s
         self.last_heard_s = now
+        self.last_probe_s = now
         self.spoke_since_heard = False
         self.paced_until_s = 0.0
         self.is_confirmed = False

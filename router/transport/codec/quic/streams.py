@@ -167,9 +167,7 @@ class Streams:
             return STREAM_LIMIT_ERROR
         # RFC 9000 §3.2: all of its kind that come before it are open, too.
         for earlier in range(self._next_peers[kind], number + 1):
-            flow = self._make(
-                earlier << 2 | (stream_id & 3), has_receiver=True, has_sender=kind == BIDI
-            )
+            flow = self._make(earlier << 2 | (stream_id & 3), has_receiver=True, has_sender=kind == BIDI)
             self.fresh.append(flow)
         self._peers_open[kind] += number + 1 - self._next_peers[kind]
         self._next_peers[kind] = number + 1

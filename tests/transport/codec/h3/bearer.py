@@ -11,10 +11,11 @@ from h1kit import T0, Receiver, response
 from router.transport.codec.h1.limits import ServerLimits
 from router.transport.codec.h3 import frames
 from router.transport.codec.h3.server import H3Server
+from router.transport.codec.quic.limits import HIGH_BYTES as HIGH
+from router.transport.codec.quic.limits import LOW_BYTES as LOW
+from router.transport.codec.quic.limits import STREAM_WINDOW as WINDOW
 from router.transport.codec.quic.seam import Bearer, Flow
-
-HIGH, LOW = 262_144, 65_536  # the engine's marks
-WINDOW = 1 << 20  # the engine's STREAM_WINDOW
+from router.transport.codec.quic.varint import varint
 
 GET = [(":method", "GET"), (":scheme", "https"), (":authority", "a.example"), (":path", "/")]
 POST = [(":method", "POST"), *GET[1:]]
@@ -26,7 +27,7 @@ CONNECT = [
 
 def frame(kind, payload=b"", length=None):
     """A frame with whatever is wrong about it."""
-    return frames.varint(kind) + frames.varint(len(payload) if length is None else length) + payload
+    return varint(kind) + varint(len(payload) if length is None else length) + payload
 
 
 def section(fields):
@@ -47,7 +48,7 @@ def data(payload):
 
 
 def settings(*pairs):
-    return frame(frames.SETTINGS, b"".join(frames.varint(name) + frames.varint(value) for name, value in pairs))
+    return frame(frames.SETTINGS, b"".join(varint(name) + varint(value) for name, value in pairs))
 
 
 def parse(stream):
@@ -189,7 +190,7 @@ class ServerBench:
         self.bearer.app = self.codec
         if greet:
             self.codec.connected()
-            self.feed(2, frames.varint(frames.CONTROL_STREAM) + settings())
+            self.feed(2, varint(frames.CONTROL_STREAM) + settings())
 
     def _on_flood(self):
         self.floods += 1
@@ -288,7 +289,7 @@ class ServerBench:
         flow.unsent_bytes = len(flow.queued)
         if flow.window is not None:
             flow.window -= size
-        if flow.was_high and flow.unsent_bytes < LOW:
+        if flow.was_high and flow.unsent_bytes <= LOW:
             flow.was_high = False
             self.codec.stream_drained(flow)
         flow.fin = flow.fin or (flow.ends and not flow.queued)

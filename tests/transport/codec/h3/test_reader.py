@@ -7,8 +7,8 @@ import pytest
 from bearer import frame
 from hypothesis import given, settings
 
-from router.transport.codec.h3 import frames
 from router.transport.codec.h3.reader import GATHER, PASS, SKIP, STOP, FrameReader
+from router.transport.codec.quic.varint import varint
 
 MODES = {0: PASS, 1: GATHER, 0x21: SKIP, 0x5C: GATHER, 0x3FFF: SKIP, 0x12345678: GATHER, (1 << 62) - 1: PASS}
 
@@ -87,7 +87,7 @@ def test_an_end_is_told_with_the_last_of_a_payload():
 
 def test_a_large_payload_is_handed_on_and_not_copied():
     reader = Recorder()
-    reader.feed(frames.varint(0) + frames.varint(1 << 40), False)
+    reader.feed(varint(0) + varint(1 << 40), False)
     piece = b"x" * 65_536
     taken = []
     reader.on_slice = lambda data, end: taken.append(data)

@@ -12,10 +12,11 @@ from router.transport.codec.h3.limits import (
     MAX_BLOCK_BYTES,
     MAX_PRIORITY_BYTES,
     MAX_SETTINGS_BYTES,
-    MAX_STREAMS,
     RESET_BURST,
 )
 from router.transport.codec.h3.oneway import ControlStream
+from router.transport.codec.quic.limits import MAX_STREAMS
+from router.transport.codec.quic.varint import varint
 
 CREATION, CRITICAL, UNEXPECTED, FRAME, LOAD, ID, SETTINGS, MISSING = range(0x103, 0x10B)
 REJECTED, CANCELLED, INCOMPLETE, MESSAGE = range(0x10B, 0x10F)
@@ -26,7 +27,7 @@ BIG_GREASE = 0x1F * (1 << 50) + 0x21
 
 
 def v(value):
-    return frames.varint(value)
+    return varint(value)
 
 
 CONTROL = {

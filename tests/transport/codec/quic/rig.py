@@ -226,6 +226,7 @@ class Rig:
     def run(self, until=None, limit_s=30.0):
         """Go on until `until()` holds, or nothing happens any more, or for so long."""
         end_s = self.now + limit_s
+        stuck = 0
         while True:
             for _ in range(64):
                 before = len(self.queue), self.up.sent, self.down.sent
@@ -243,6 +244,8 @@ class Rig:
             if not times or min(times) > end_s:
                 self.now = end_s
                 return until is None
+            stuck = stuck + 1 if min(times) <= self.now else 0
+            assert stuck < 1_000, "time stands still: a deadline that has passed comes again"
             self.now = max(self.now, min(times))
             while self.queue and self.queue[0][0] <= self.now:
                 _, _, to_server, data, address = heapq.heappop(self.queue)
