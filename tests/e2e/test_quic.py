@@ -60,7 +60,7 @@ async def metric(router, name, **labels):
     text = (await router.ask("/metrics")).text
     total, found = 0.0, False
     for line in text.splitlines():
-        if line.startswith(name + "{") or line.startswith(name + " "):
+        if line.startswith((name + "{", name + " ")):
             if all(f'{key}="{value}"' in line for key, value in labels.items()):
                 total += float(line.rpartition(" ")[2])
                 found = True
