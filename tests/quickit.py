@@ -38,6 +38,7 @@ class FakeRtt:
 
 class FakeRecovery:
     rtt = FakeRtt()
+    lost_packets = 0
 
 
 class FakeEngine:
@@ -54,7 +55,7 @@ class FakeEngine:
         self.due = []
         self.aborted = None
         self.application = None
-        self.received_packets = self.sent_packets = self.lost_packets = 0
+        self.received_packets = self.sent_packets = 0
         self.recovery = FakeRecovery()
         self.fails = None
         self.more = 0

@@ -373,7 +373,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
             if connection is not None:
                 found["quic_packets_received"] += connection.received_packets
                 found["quic_packets_sent"] += connection.sent_packets
-                found["quic_packets_lost"] += connection.lost_packets
+                found["quic_packets_lost"] += connection.recovery.lost_packets
         for name in UDP_NUMBERS:
             found[f"udp_{name}"] = int(getattr(self.udp, name))
         return found
@@ -383,7 +383,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         counters = self.counters
         counters.quic_packets_received += connection.received_packets
         counters.quic_packets_sent += connection.sent_packets
-        counters.quic_packets_lost += connection.lost_packets
+        counters.quic_packets_lost += connection.recovery.lost_packets
         rtt = connection.recovery.rtt
         if rtt.has_sample:
             counters.rtt.observe(rtt.smoothed_s)

@@ -74,7 +74,7 @@ class Http3:
         self.http.send_data(answer.stream, body, end_stream=end)
         self._flush()
 
-    async def get(self, path=b"/health", limit_s=10.0, **more):
+    async def get(self, path=b"/v1/models", limit_s=10.0, **more):
         answer = self.request(b"GET", path, **more)
         async with asyncio.timeout(limit_s):
             await answer.done

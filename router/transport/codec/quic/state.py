@@ -85,7 +85,6 @@ class ConnectionState(Bearer):
         "key_phase",
         "last_heard_s",
         "last_probe_s",
-        "lost_packets",
         "max_peer_datagram",
         "migrations",
         "now",
@@ -198,7 +197,6 @@ class ConnectionState(Bearer):
         # what metrics ask for
         self.received_packets = 0
         self.sent_packets = 0
-        self.lost_packets = 0
         self.migrations = 0
         self.challenges_seen = 0
 
@@ -257,7 +255,6 @@ class ConnectionState(Bearer):
 
     def settle_lost(self, lost: list[SentPacket]) -> None:
         """Tell frames that they are to be sent again."""
-        self.lost_packets += len(lost)
         for packet in lost:
             if packet.is_probe:
                 self.path.mtu.lost(self.now)
