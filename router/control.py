@@ -40,6 +40,7 @@ class QuicStart(msgspec.Struct):
     senders: list[tuple[int, int]]
     secret: bytes
     incarnation: int
+    portal: tuple[str, str] | None = None  # host and path for clients of quic-portal
 
 
 class Start(msgspec.Struct, tag="start"):

@@ -16,7 +16,7 @@ import socket
 from typing import TYPE_CHECKING
 
 from router.config.addresses import UnixSocket, bind, bind_udp, parse_listen, unix_path
-from router.config.listeners import unix_mode
+from router.config.listeners import portal_target, unix_mode
 from router.control import QuicStart
 from router.handover import HandedSocket
 from router.quic_ways import Ways
@@ -154,7 +154,9 @@ class ListeningSockets:
         receivers, senders = ways.receivers(index), ways.senders()
         self.by_worker[index] += [*receivers, *(sock for _, sock in senders)]
         where = [bound.sockets[0].getsockname()[:2] for bound, share in shares for _ in share]
-        return QuicStart(where, len(receivers), [key for key, _ in senders], ways.secret, ways.incarnation)
+        portal = portal_target(self._settings.quic_portal) if self._settings.quic_portal else None
+        keys = [key for key, _ in senders]
+        return QuicStart(where, len(receivers), keys, ways.secret, ways.incarnation, portal)
 
     def alt_svc(self) -> bytes:
         """Return what clients over TLS are told of HTTP/3 (RFC 7838, RFC 9114 §3.1); empty without any."""

@@ -32,7 +32,7 @@ class QuicServing:
         self._beside = beside
         self._walltime = walltime
         counters = beside.reactor.counters
-        self._protocols = ServedProtocols(tls, beside.limits, counters, beside.note_refused)
+        self._protocols = ServedProtocols(tls, beside.limits, counters, beside.note_refused, start.portal)
 
     def listen(self, sockets: list[socket.socket]) -> list[socket.socket]:
         """Serve on the last of a worker's sockets, as `QuicStart` orders them; return the others."""

@@ -10,6 +10,7 @@ from router.config.addresses import is_loopback, parse_listen, unix_path
 from router.config.static import ConfigError
 from router.routing.spec import TlsSpec
 from router.transport.certificates import TlsFileError
+from router.transport.codec.grammar import AUTHORITY, PATH
 from router.transport.server_tls import read_server_tls
 from router.transport.tls import check_files
 
@@ -51,9 +52,22 @@ def check_listeners(settings: Settings) -> None:
             )
     if settings.listen_quic:
         _check_quic()
+    if settings.quic_portal:
+        if not settings.listen_quic:
+            raise ConfigError("--quic-portal: is for --listen-quic, which is not given")
+        portal_target(settings.quic_portal)
     if settings.proxy_protocol_from and not settings.proxy_protocol:
         raise ConfigError("--proxy-protocol-from: is for --proxy-protocol, which is not given")
     proxies(settings)
+
+
+def portal_target(text: str) -> tuple[str, str]:
+    """Return host and path of the requests that quic-portal's clients make; ConfigError names the flag."""
+    host, slash, path = text.partition("/")
+    path = slash + path or "/"
+    if AUTHORITY.fullmatch(host.encode()) is None or PATH.fullmatch(path.encode()) is None:
+        raise ConfigError(f"--quic-portal: {text!r} is no HOST[/PATH], as in policy.example.com/infer")
+    return host.lower(), path
 
 
 def _check_quic() -> None:

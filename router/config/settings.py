@@ -42,6 +42,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     listen: list[str] = []
     listen_tls: list[str] = []
     listen_quic: list[str] = []
+    quic_portal: str = ""
     tls_cert: list[str] = []
     tls_key: list[str] = []
     tls_client_ca: str = ""

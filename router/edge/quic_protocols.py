@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from router.edge.quic_listener import Protocols
 from router.transport.codec.h3.server import H3Server
+from router.transport.codec.portal.server import PortalServer
 from router.transport.codec.quic.config import QuicConfig
 from router.transport.codec.quic.handshake import Tickets
 from router.transport.codec.quic.server import ServerConnection
@@ -31,9 +32,9 @@ H3: Final = "h3"
 
 
 class ServedProtocols(Protocols):
-    """HTTP/3."""
+    """HTTP/3; and clients of quic-portal, who name no protocol, where a host is set for them."""
 
-    __slots__ = ("_config", "_counters", "_limits", "_note_refused", "_tickets")
+    __slots__ = ("_config", "_counters", "_limits", "_note_refused", "_portal", "_tickets")
 
     def __init__(
         self,
@@ -41,8 +42,13 @@ class ServedProtocols(Protocols):
         limits: ServerLimits,
         counters: WorkerCounters,
         note_refused: Callable[[ProxyError], None],
+        portal: tuple[str, str] | None = None,
     ) -> None:
-        """`note_refused` learns of requests that were malformed or late before they had an exchange."""
+        """`note_refused` learns of requests that were malformed or late before they had an exchange.
+
+        `portal`: host and path of what clients of quic-portal ask for; None: there are none.
+        """
+        self._portal = portal
         self._limits = limits
         self._counters = counters
         self._note_refused = note_refused
@@ -63,6 +69,9 @@ class ServedProtocols(Protocols):
 
     def make_application(self, shell: QuicShell, bearer: Bearer, alpn: str, now: float) -> Application:
         """Return what speaks this protocol."""
+        if self._portal is not None and not alpn:
+            host, path = self._portal
+            return PortalServer(bearer, shell.on_request, host.encode(), path.encode())
         assert alpn == H3, "nothing else was offered"
         return H3Server(bearer, shell.on_request, self._note_refused, self._on_flood, self._limits, now)
 
@@ -70,6 +79,7 @@ class ServedProtocols(Protocols):
         config = QuicConfig(is_server=True, alpn=[H3])
         config.identities = ServedIdentities(tls)
         config.tickets = self._tickets
+        config.takes_no_alpn = self._portal is not None
         return config
 
     def _on_flood(self) -> None:

@@ -47,6 +47,7 @@ class QuicConfig:
         "server_name",
         "stream_window",
         "takes_early",
+        "takes_no_alpn",
         "ticket",
         "tickets",
         "verify",
@@ -69,6 +70,7 @@ class QuicConfig:
         self.identities: Identities | None = None
         self.tickets: Tickets | None = None
         self.takes_early = True
+        self.takes_no_alpn = False  # of a client that names no protocol
         # a client's
         self.server_name = ""
         self.ca = b""

@@ -191,7 +191,7 @@ class QuicConnection(PacketWriter):
         """Read the peer's transport parameters once they and the protocol are known; whether to go on."""
         handshake = self.handshake
         assert handshake is not None
-        if self.is_server and not handshake.alpn:
+        if self.is_server and not handshake.is_hello_read:
             return True
         if not self.is_server and self.space(HANDSHAKE).receive_key is None:
             return True

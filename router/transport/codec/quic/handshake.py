@@ -101,6 +101,7 @@ class Handshake:
         self._tls.update_traffic_key_cb = self._keep_secret
         self._buffers = {epoch: Buffer(capacity=_FLIGHT_BYTES) for epoch in _EPOCHS}
         self.out: list[tuple[int, bytes]] = []
+        self.takes_no_alpn = False
         self.server_name = ""
         self.reason = ""  # of the last failure
 
@@ -176,6 +177,11 @@ class Handshake:
         return self._tls.alpn_negotiated or ""
 
     @property
+    def is_hello_read(self) -> bool:
+        """Whether the peer's hello, and so the protocol, is known."""
+        return self._tls.received_extensions is not None
+
+    @property
     def is_early_accepted(self) -> bool:
         """Whether early data was or will be read."""
         return self._tls.early_data_accepted
@@ -198,7 +204,10 @@ class Handshake:
 
     def _choose_identity(self, hello: bytes) -> None:
         assert self._identities is not None
-        self.server_name = tls.pull_client_hello(Buffer(data=hello)).server_name or ""
+        parsed = tls.pull_client_hello(Buffer(data=hello))
+        if parsed.alpn_protocols is None and self.takes_no_alpn:
+            self._tls._alpn_protocols = None  # noqa: SLF001 - or it would insist
+        self.server_name = parsed.server_name or ""
         self._present(self._identities.find(self.server_name))
 
     def _present(self, identity: Identity) -> None:

@@ -58,6 +58,7 @@ class ServerConnection(QuicConnection):
         )
         assert config.identities is not None
         handshake.serve(config.identities, config.tickets, takes_early=config.takes_early)
+        handshake.takes_no_alpn = config.takes_no_alpn
         self.handshake = handshake
 
     def check_ids(self, peer: Parameters) -> str:
