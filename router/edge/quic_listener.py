@@ -342,9 +342,10 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         self._outbox.flush()
 
     def close(self) -> None:
-        """Let sockets and connections go, without a further word."""
+        """Let sockets and connections go; who is still connected is told."""
+        self.reactor.clock.read()
         for shell in list(self._shells):
-            shell.let_go()
+            shell.end()
         self.timers.close()
         for sock in self._sockets.values():
             sock.close()
