@@ -817,6 +817,7 @@ class TestDeadlines:
         for _ in range(3):
             bench.bearer.now += 6.0
             bench.codec.handle_deadline(bench.now)
+            bench.flush()
         assert not bench.codec.active and not bench.goaways()
 
     def test_a_slow_body_is_not_a_slow_head(self):
