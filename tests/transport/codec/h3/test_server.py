@@ -573,6 +573,12 @@ class TestEarlyData:
         bench.feed(8, headers([(":method", method), *GET[1:]]), end=True)
         assert bench.requests
 
+    def test_what_the_engine_calls_early_is(self):
+        bench = ServerBench()
+        bench.bearer.is_early = True
+        bench.feed(0, headers(POST), end=True)
+        assert bench.status(0) == "425"
+
     def test_tunnels_are_too_early(self):
         bench = ServerBench(greet=False)
         bench.bearer.is_early = True
@@ -619,6 +625,15 @@ class TestDrain:
         bench.feed(0, headers(GET), end=True)
         assert len(bench.requests) == 2
 
+    def test_the_last_id_is_behind_the_highest(self):
+        bench = ServerBench()
+        for stream_id in (8, 0, 4):
+            bench.feed(stream_id, headers(GET), end=True)
+        bench.codec.drain()
+        bench.flush()
+        bench.expire()
+        assert bench.goaways()[-1] == 12
+
     def test_an_idle_connection_ends_at_once(self):
         bench = ServerBench()
         bench.codec.drain()
@@ -661,6 +676,20 @@ class TestDrain:
         bench.codec.connected()
         bench.flush()
         assert bench.goaways() == [frames.LAST_STREAM]
+
+    def test_a_last_word_before_the_greeting(self):
+        bench = ServerBench(greet=False)
+        bench.bearer.may_open = 0
+        bench.codec.connected()
+        bench.feed(0, headers(GET), end=True)
+        bench.codec.drain()
+        bench.flush()
+        bench.bearer.now += DRAIN_ROUND_TRIP_S
+        bench.codec.handle_deadline(bench.now)
+        bench.bearer.may_open = 3
+        bench.codec.streams_available()
+        bench.flush()
+        assert bench.goaways() == [4]
 
     def test_cut(self):
         bench = ServerBench(
@@ -737,6 +766,59 @@ class TestDeadlines:
         assert bench.expire() == pytest.approx(10.0)
         assert bench.request.error.kind is Kind.REQUEST_TIMEOUT
         assert bench.flow(0).reset_code == frames.REQUEST_CANCELLED
+
+    def test_trailers_that_came_are_not_slow(self):
+        bench = ServerBench(head_s=10.0)
+        bench.feed(0, headers(POST) + headers([("a", "b")]), end=True)
+        bench.bearer.now += 60.0
+        bench.codec.handle_deadline(bench.now)
+        assert bench.request.error is None
+        bench.answer()
+        assert bench.body(0) == b"ok"
+
+    def looked(self, **limits):
+        """A bench with one request under way, of which nothing is due for long."""
+        bench = ServerBench(head_s=10.0, idle_s=1_000.0, **limits)
+        bench.feed(0, headers(POST))
+        bench.bearer.now += 20.0
+        bench.codec.handle_deadline(bench.now)
+        assert bench.codec.next_deadline() > bench.now + 900.0
+        return bench
+
+    def test_a_wait_for_trailers_is_looked_at_in_time(self):
+        bench = self.looked()
+        watches = bench.bearer.watches
+        bench.feed(0, headers([("a", "b")])[:-1])
+        assert bench.bearer.watches > watches and bench.codec.next_deadline() <= bench.now + 10.0
+
+    def test_a_reader_is_looked_at_in_time(self):
+        bench = self.looked(stall_s=30.0)
+        watches = bench.bearer.watches
+        bench.request.stream.send_head(response(200), False)
+        bench.flush()
+        assert bench.bearer.watches > watches and bench.codec.next_deadline() <= bench.now + 30.0
+
+    def test_half_a_tunnel_is_looked_at_in_time(self):
+        bench = ServerBench(idle_s=1_000.0)
+        bench.feed(0, headers(CONNECT))
+        bench.request.stream.send_head(response(200, tunnel=True), False)
+        bench.flush()
+        bench.bearer.now += 100.0
+        bench.codec.handle_deadline(bench.now)
+        bench.feed(0, data(b"x"))
+        bench.request.stream.reset(CUT)
+        assert bench.codec.next_deadline() <= bench.now + 1.0
+
+    def test_a_connection_that_is_still_read_is_not_idle(self):
+        bench = ServerBench(keep_alive_s=5.0, stall_s=60.0)
+        bench.feed(0, headers(GET), end=True)
+        bench.flow(0).window = 0
+        bench.answer(body=b"x" * 100_000)
+        for _ in range(3):
+            bench.bearer.now += 6.0
+            bench.codec.handle_deadline(bench.now)
+            bench.flush()
+        assert not bench.codec.active and not bench.goaways()
 
     def test_a_slow_body_is_not_a_slow_head(self):
         bench = ServerBench(head_s=10.0, idle_s=100.0)
