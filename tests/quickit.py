@@ -106,6 +106,9 @@ class FakeEngine:
         self.handshake = type("Done", (), {"is_complete": True})()
         self.application = self.owner.make_application(self, alpn)
 
+    def let_go(self):
+        self.application = None
+
     def unsent_bytes(self):
         return sum(map(len, self.out))
 

@@ -258,11 +258,13 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
             del self._by_id[retired]
 
     def make_application(self, shell: QuicShell, bearer: Bearer, alpn: str) -> Application:
-        """Return what speaks the protocol that was chosen; it is told if this process is being replaced."""
+        """Return what speaks the protocol that was chosen; it is told if this process comes to its end."""
         now = self.reactor.clock.now
         made = self._protocols.make_application(shell, bearer, alpn, now)
         if self.is_retired:
             made.retire(now)
+        elif not self.accepts:
+            made.drain()
         return made
 
     def make_peer(self, host: bytes) -> Peer:
@@ -300,6 +302,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         self._shells.discard(shell)
         self._headcount.leave(shell.counted)
         self._add(connection)
+        connection.let_go()
 
     def _go_on(self) -> None:
         self.touched.extend(self._postponed)

@@ -202,6 +202,13 @@ class TestDrain:
         client.send(initial())
         await until(lambda: rig.count("refused") == 1)
 
+    async def test_a_handshake_that_ends_only_now_is_drained(self, rig):
+        _, _, _, new, _ = await self.two(rig)
+        rig.listener.stop_accepting()
+        rig.listener.drain()
+        new.complete()
+        assert new.application.told == ["drain"]
+
     async def test_who_is_left_in_the_end_is_told(self, rig):
         _, done, _, _, _ = await self.two(rig)
         rig.listener.close()

@@ -1,6 +1,7 @@
 """The listener with the real engine: aioquic in memory behind a real socket, HTTP/3, certificates, one socket for two."""
 
 import asyncio
+import gc
 import time
 
 import pytest
@@ -131,6 +132,60 @@ async def test_one_that_closes_is_gone_in_the_end(rig, authority):
     await until(lambda: rig.listener.is_idle)
     await until(lambda: rig.listener.open_connections == 0)
     assert not rig.listener._by_id and rig.headcount.open == 0
+
+
+@pytest.mark.parametrize("how", ["answered", "cut", "in the midst", "a handshake"])
+async def test_nothing_is_left_to_the_collector(rig, authority, how):
+    """As for TCP: what only the collector finds grows until it stops the worker."""
+    gc.collect()
+    gc.disable()
+    try:
+        client = Client(rig, authority)
+        client.pump()
+        await until(lambda: rig.listener.open_connections)
+        if how != "a handshake":
+            await client.connected()
+            stream = client.get(end=how != "in the midst")
+            client.pump()
+        if how == "answered":
+            await client.answer()
+            client.quic.close(error_code=0x100)
+        elif how == "in the midst":
+            client.http.send_data(stream, bytes(3_000), end_stream=False)
+            client.pump()
+            client.quic.close(error_code=0x100)
+        client.pump()
+        if how in ("cut", "a handshake"):
+            (shell,) = rig.listener._shells
+            shell.end()
+            del shell
+        await until(lambda: not rig.listener.open_connections)
+        rig.listener.timers._sweep()
+        rig.reactor.wheel.turn(rig.reactor.clock.read() + 60.0)
+        rig.reactor.wheel.turn(rig.reactor.clock.read() + 120.0)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = [type(each).__name__ for each in gc.garbage if type(each).__module__.startswith("router.")]
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not left
+
+
+@pytest.mark.parametrize("how", ["drain", "retire"])
+async def test_a_handshake_in_the_midst_of_an_end(rig, authority, how):
+    """It is finished, and what it asks for is answered: the client could not know."""
+    client = Client(rig, authority)
+    client.pump()
+    await until(lambda: rig.listener.open_connections)
+    rig.listener.stop_accepting()
+    getattr(rig.listener, how)()
+    (sock,) = rig.listener._sockets.values()
+    sock.start_reading()  # as if another process passed it on
+    await client.connected()
+    client.get()
+    assert (await client.answer())[0][b":status"] == b"503"
 
 
 async def test_no_protocol_in_common(rig, authority):
