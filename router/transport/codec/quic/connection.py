@@ -269,6 +269,8 @@ class QuicConnection(PacketWriter):
         application = self.application
         if application is None:
             return
+        # Once the client has finished the handshake it is there, and what it sent early is no replay.
+        self.is_early = self.is_server and self.phase == HANDSHAKING
         while streams.fresh:
             fresh, streams.fresh = streams.fresh, []
             for flow in fresh:

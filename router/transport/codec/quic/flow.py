@@ -81,7 +81,6 @@ class QuicFlow(Flow):
         "stop_due",
         "stopped_by_peer",
         "unsent_bytes",
-        "user",
         "was_told_end",
     )
 
@@ -97,7 +96,6 @@ class QuicFlow(Flow):
     ) -> None:
         self._streams = streams
         self.id = stream_id
-        self.user: object = None
         self.has_sender = has_sender
         self.has_receiver = has_receiver
         # out

@@ -233,7 +233,6 @@ class PacketReader(FrameReader):
             return
         space = self.recovery.spaces[epoch]
         is_newest = number >= space.expected
-        self.is_early = epoch == EARLY
         result = self.read_frames(epoch, payload, used, path)
         if result == DROPPED:
             return
