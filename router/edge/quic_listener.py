@@ -236,8 +236,8 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         )
         shell.receive(arrived.data, arrived.segment_bytes, arrived.address, arrived.local, now)
         if not connection.received_packets:
-            self.counters.quic_drop_malformed += 1
-            shell.let_go()
+            self._strangers.note_junk(now)
+            shell.discard()
         return True
 
     # -- for shells -----------------------------------------------------------------------------------

@@ -242,6 +242,13 @@ class QuicShell(Timed, Owner, Shell):
         else:
             self._listener.timers.watch(self)
 
+    def discard(self) -> None:
+        """Leave as if there had been nothing: the first packet was not authentic."""
+        if not self._told_handshake:
+            self._told_handshake = True
+            self._listener.handshaking -= 1
+        self.let_go()
+
     def let_go(self) -> None:
         """Leave the listener. Reference counts free the rest: engine and application know this shell."""
         connection = self.connection

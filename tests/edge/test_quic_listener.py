@@ -92,7 +92,8 @@ class TestEnds:
         client = rig.client()
         for _ in range(50):
             client.send(initial(body=b"junk"))
-        await until(lambda: rig.count("drop_malformed") == 50)
+        await until(lambda: rig.count("drop_junk") == 50)
+        assert rig.count("handshake_failures") == 0
         assert rig.listener.open_connections == rig.listener.handshaking == rig.counters.connections_open == 0
         assert not rig.listener._by_id and rig.headcount.open == 0
 

@@ -307,7 +307,6 @@ class QuicFlow(Flow):
 
     def let_go(self) -> None:
         """Forget what leads back here."""
-        self.user = None
         self._lost.clear()
 
     def _drop_queue(self) -> None:
