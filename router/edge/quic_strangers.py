@@ -54,7 +54,7 @@ MAX_HANDSHAKES: Final = 1_024
 """Unfinished handshakes of a worker beyond which nobody new is taken."""
 JUNK_BURST: Final = 64
 JUNK_RATE: Final = 64.0
-"""First packets a second that turn out to be nobody's. Each costs as much as ten Retries, so beyond that …"""
+"""First packets a second that turn out to be nobody's. Each costs more than two Retries, so beyond that …"""
 SUSPICION_S: Final = 10.0
 """… every client has to prove its address for so long."""
 NEGOTIATION_BURST: Final = 128
