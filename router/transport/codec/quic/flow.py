@@ -305,6 +305,10 @@ class QuicFlow(Flow):
     def _is_all_acked(self) -> bool:
         return self._acked_bytes >= self.sent_bytes and not self.unsent_bytes and self._fin_acked
 
+    def let_go(self) -> None:
+        """Forget what leads back here."""
+        self._lost.clear()
+
     def _drop_queue(self) -> None:
         self._queue.clear()
         self._lost.clear()
