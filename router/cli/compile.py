@@ -58,7 +58,8 @@ def build() -> None:
     try:
         with tempfile.TemporaryDirectory(prefix="router-compile-") as folder:
             sources = [f"{ROOT.name}/{name}.py" for name in HOT]
-            modules = mypycify(["--no-warn-unused-ignores", *sources], opt_level="3", target_dir=folder, multi_file=True)
+            flags = ["--no-warn-unused-ignores"]
+            modules = mypycify([*flags, *sources], opt_level="3", target_dir=folder, multi_file=True)
             distribution = Distribution({"name": "router-hot", "ext_modules": modules})
             command = distribution.get_command_obj("build_ext")
             command.inplace = True
