@@ -107,6 +107,7 @@ class Supervisor(DaemonAdmin):
         self._board_fd = make_boards(settings.workers)
         self._board = map_boards(self._board_fd, settings.workers, settings.workers).load
         self._secret = secrets.token_bytes(32)
+        self._alt_svc = b""
         self._busy_slots: list[int] = []  # of the board, in which a predecessor has something
         if predecessor is not None:
             predecessor.on_busy = self._note_busy
@@ -131,6 +132,7 @@ class Supervisor(DaemonAdmin):
             loop.add_signal_handler(signal.SIGQUIT, self.upgrade)
         _raise_file_limit()
         await self._succession.bind()
+        self._alt_svc = self._succession.sockets.alt_svc()
         self._publish(TablePatch(0) if self._static is None else self._image.diff(self._static.spec()))
         if isinstance(self._sessions, LocalSessions):
             self._publish(self._sessions.first_patch(*self._succession.sessions()))
@@ -418,6 +420,8 @@ class Supervisor(DaemonAdmin):
             secret=self._secret,
             tls_listeners=self._succession.sockets.tls_count[index],
             tls=self._certificates.tls,
+            quic=self._succession.sockets.quic[index],
+            alt_svc=self._alt_svc,
             proxies=proxies(settings),
             trusted_hops=settings.trusted_hops,
             access_log=settings.access_log,

@@ -28,6 +28,21 @@ PULSE_S = 0.5
 MAX_MESSAGE_BYTES = 256 * 1024 * 1024  # the counters of 10^5 busy replicas are some 20 MB
 
 
+class QuicStart(msgspec.Struct):
+    """What a worker that serves QUIC is told of its sockets, the last of those it is given.
+
+    First the listening ones, bound to `addresses` by who reads first; then what it reads of other processes, then
+    the ways to those, by incarnation and worker.
+    """
+
+    addresses: list[tuple[str, int]]
+    receivers: int
+    senders: list[tuple[int, int]]
+    secret: bytes
+    incarnation: int
+    portal: tuple[str, str] | None = None  # host and path for clients of quic-portal
+
+
 class Start(msgspec.Struct, tag="start"):
     """Everything but the table that a worker must know before it accepts."""
 
@@ -46,6 +61,8 @@ class Start(msgspec.Struct, tag="start"):
     overload: OverloadLimits = OverloadLimits()
     region: str = ""  # this router's own
     secret: bytes = b""  # with which prompts are hashed, the same in all workers
+    quic: QuicStart | None = None
+    alt_svc: bytes = b""  # a field's value on answers over TLS: where the same is served over QUIC
 
 
 class Patch(msgspec.Struct, tag="patch"):

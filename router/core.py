@@ -82,20 +82,22 @@ class Desk(Protocol):
 class Peer:
     """Who is at the other end of a client connection, and the fields that tell it to the replica.
 
-    `scheme` is what the client spoke to this listener: `https` over TLS.
+    `scheme` is what the client spoke to this listener: `https` over TLS; `alt_svc` the field that tells it where
+    the same is to be had over QUIC.
     """
 
-    __slots__ = ("address", "forwarded_for", "forwarded_proto")
+    __slots__ = ("address", "alt_svc", "forwarded_for", "forwarded_proto")
 
-    def __init__(self, address: bytes, scheme: bytes = b"http") -> None:
+    def __init__(self, address: bytes, scheme: bytes = b"http", alt_svc: Field | None = None) -> None:
         self.address = address
+        self.alt_svc = alt_svc
         self.forwarded_for: Field = (b"x-forwarded-for", address)
         self.forwarded_proto: Field = (b"x-forwarded-proto", scheme)
 
     def behind(self, known: dict[bytes, bytes], hops: int) -> Peer:
         """Return the client that so many trusted proxies speak for; its own hop stays the peer's."""
         chain, proto = known.get(b"x-forwarded-for", b""), known.get(b"x-forwarded-proto", b"").lower()
-        client = Peer(trusted_address(chain, hops) or self.address)
+        client = Peer(trusted_address(chain, hops) or self.address, alt_svc=self.alt_svc)
         client.forwarded_for = self.forwarded_for
         client.forwarded_proto = (b"x-forwarded-proto", proto) if proto in _SCHEMES else self.forwarded_proto
         return client

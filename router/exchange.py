@@ -309,6 +309,8 @@ class Exchange(ExchangeEntry):
         if shape.known is not NO_FIELDS and b"server-timing" in shape.known:
             timing = shape.known[b"server-timing"] + b", " + timing
         headers.append((b"server-timing", timing))
+        if self._peer.alt_svc is not None:
+            headers.append(self._peer.alt_svc)
         if request.shape.upgrade is not None:
             if request.shape.success_is_tunnel and 200 <= status < 300 and not shape.accepts_tunnel:
                 # A page, say, which the client would read as frames of the tunnel.

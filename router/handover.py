@@ -64,6 +64,13 @@ class AddedReplica(msgspec.Struct):
     weight: float = 1.0
 
 
+class QuicHandover(msgspec.Struct):
+    """What the processes of this host prove to each other and to clients with; see `quic_ways`."""
+
+    secret: bytes
+    incarnation: int
+
+
 class Handover(msgspec.Struct, tag="handover"):
     """All that the successor is given."""
 
@@ -78,6 +85,7 @@ class Handover(msgspec.Struct, tag="handover"):
     session_keys: list[bytes] = []  # of a static table, whose sessions are the daemon's
     sessions: list[SessionEntry] = []
     ended: list[str] = []  # sessions, lately
+    quic: QuicHandover | None = None
 
 
 class Ready(msgspec.Struct, tag="ready"):

@@ -188,7 +188,7 @@ class ResponseShape:
 
     `is_event_stream`: its content type is text/event-stream; `accepts_tunnel`: it answers an extended
     CONNECT, with status 200 as RFC 8441 has it, and bytes of the tunnel follow; `grpc_status`: of a response
-    that is all trailers, else `NO_GRPC_STATUS`; the rest as for requests.
+    that is all trailers, else `NO_GRPC_STATUS`; `h3_block` as `h2_block`; the rest as for requests.
     """
 
     __slots__ = (
@@ -197,6 +197,7 @@ class ResponseShape:
         "grpc_status",
         "h1_lines",
         "h2_block",
+        "h3_block",
         "is_event_stream",
         "known",
         "never_indexed",
@@ -213,6 +214,7 @@ class ResponseShape:
         self.never_indexed = NO_NAMES
         self.h1_lines = b""
         self.h2_block = b""
+        self.h3_block = b""
 
 
 class ResponseHead:

@@ -1,11 +1,12 @@
 """The daemon's listening sockets: an address's are shared out among the workers, a Unix socket is one for all.
 
-The supervisor binds and keeps them, so that a worker's successor, and its own, accept on the same ones. Those that
-speak TLS come last among a worker's: that is how it knows them.
+The supervisor binds and keeps them, so that a worker's successor, and its own, accept on the same ones. A worker
+knows them by their order: plain, TLS, QUIC, and the ways to other processes that QUIC needs (`quic_ways`).
 
 Invariant: a TCP socket that has ever listened is closed only when its address is no longer served. Closing one of
 several that share a port by SO_REUSEPORT would reset what waits in its queue, so with fewer workers than sockets a
-worker accepts on several; with more, sockets are added, which begin to listen when their worker accepts.
+worker accepts on several; with more, sockets are added, which begin to listen when their worker accepts. A UDP
+socket gets datagrams from the moment it is bound: one that is added is bound by its worker when that reads.
 """
 
 from __future__ import annotations
@@ -14,12 +15,15 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from router.config.addresses import UnixSocket, bind, parse_listen, unix_path
-from router.config.listeners import unix_mode
+from router.config.addresses import UnixSocket, bind, bind_udp, parse_listen, unix_path
+from router.config.listeners import portal_target, unix_mode
+from router.control import QuicStart
 from router.handover import HandedSocket
+from router.quic_ways import Ways
 
 if TYPE_CHECKING:
     from router.config.settings import Settings
+    from router.handover import QuicHandover
 
 BACKLOG = 4_096
 
@@ -31,7 +35,7 @@ class BindError(Exception):
 class Bound:
     """One address: what it was bound for, its sockets, its file if it is a Unix socket's."""
 
-    __slots__ = ("address", "file", "flag", "is_tls", "shown", "sockets")
+    __slots__ = ("address", "file", "flag", "is_quic", "is_tls", "shown", "sockets")
 
     def __init__(
         self, flag: str, address: str, sockets: list[socket.socket], file: UnixSocket | None = None
@@ -41,12 +45,14 @@ class Bound:
         self.sockets = sockets
         self.file = file
         self.is_tls = flag == "--listen-tls"
+        self.is_quic = flag == "--listen-quic"
         self.shown = address if file is not None else self._url(sockets[0])
 
     def _url(self, sock: socket.socket) -> str:
         host, _ = parse_listen(self.address, self.flag)
         shown = f"[{host}]" if ":" in host else host
-        return f"{'https' if self.is_tls else 'http'}://{shown}:{sock.getsockname()[1]}"
+        scheme = "quic" if self.is_quic else "https" if self.is_tls else "http"
+        return f"{scheme}://{shown}:{sock.getsockname()[1]}"
 
     def of_worker(self, index: int, workers: int) -> list[socket.socket]:
         """Return the sockets on which one of so many workers accepts: each socket has a worker, each worker one."""
@@ -69,17 +75,27 @@ class Inheritance:
         self._left = list(handed)
         self.taken: list[int] = []
 
-    def take(self, flag: str, address: str) -> tuple[list[socket.socket], HandedSocket | None]:
+    def take_all(self, flag: str) -> list[tuple[HandedSocket, socket.socket]]:
+        """Return every socket that was handed over under a flag."""
+        found = [pair for pair in self._left if pair[0].flag == flag]
+        for pair in found:
+            self._left.remove(pair)
+            self.taken.append(pair[0].fd)
+        return found
+
+    def take(
+        self, flag: str, address: str, kind: int = socket.SOCK_STREAM
+    ) -> tuple[list[socket.socket], HandedSocket | None]:
         """Return the sockets of an address, and one of their descriptions; none of a new one.
 
         First by the words of the settings, since port 0 means the one that was chosen; then by where they are
         bound, so that an address may be written in another way, or change from plain to TLS.
         """
-        same = [pair for pair in self._left if (pair[0].flag, pair[0].address) == (flag, address)]
+        left = [pair for pair in self._left if pair[1].type == kind]
+        same = [pair for pair in left if (pair[0].flag, pair[0].address) == (flag, address)]
         if not same:
             wanted = _names(flag, address)
-            same = [pair for pair in self._left if wanted and _name(pair[1]) in wanted]
-        same = [pair for pair in same if pair[1].type == socket.SOCK_STREAM]
+            same = [pair for pair in left if wanted and _name(pair[1]) in wanted]
         same = [pair for pair in same if _name(pair[1]) == _name(same[0][1])]  # port 0 may stand there twice
         for pair in same:
             self._left.remove(pair)
@@ -96,7 +112,7 @@ class Inheritance:
 class ListeningSockets:
     """Bound by `bind`. `shown` are the addresses as URLs, `by_worker` each worker's sockets.
 
-    `tls_count` says for each worker how many of the last of them speak TLS.
+    `tls_count` says for each worker how many of them speak TLS, `quic` what it is told of those of QUIC, if any.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -105,20 +121,47 @@ class ListeningSockets:
         self.shown: list[str] = []
         self.by_worker: list[list[socket.socket]] = []
         self.tls_count: list[int] = []
+        self.quic: list[QuicStart | None] = []
+        self.ways: Ways | None = None
 
-    def bind(self, inherited: Inheritance) -> None:
-        """Bind every address of the settings that is not inherited. BindError names the flag."""
+    def bind(self, inherited: Inheritance, before: QuicHandover | None = None) -> None:
+        """Bind every address of the settings that is not inherited. BindError names the flag.
+
+        `before`: what a predecessor that serves QUIC says of it.
+        """
         settings = self._settings
         for address in settings.addresses():
             self._bind("--listen", address, inherited)
         for address in settings.listen_tls:
             self._bind("--listen-tls", address, inherited)
+        for address in settings.listen_quic:
+            self._bind_quic("--listen-quic", address, inherited)
         self.shown = [bound.shown for bound in self._bound]
+        if settings.listen_quic:
+            self.ways = Ways(settings, inherited, before)
         workers = settings.workers
         for index in range(workers):
-            shares = [(bound.is_tls, bound.of_worker(index, workers)) for bound in self._bound]
+            shares = [(bound, bound.of_worker(index, workers)) for bound in self._bound]
             self.by_worker.append([sock for _, share in shares for sock in share])
-            self.tls_count.append(sum(len(share) for is_tls, share in shares if is_tls))
+            self.tls_count.append(sum(len(share) for bound, share in shares if bound.is_tls))
+            self.quic.append(self._quic_start(index, [pair for pair in shares if pair[0].is_quic]))
+
+    def _quic_start(self, index: int, shares: list[tuple[Bound, list[socket.socket]]]) -> QuicStart | None:
+        """Add the ways to a worker's sockets, and return what it is told of all this."""
+        ways = self.ways
+        if ways is None:
+            return None
+        receivers, senders = ways.receivers(index), ways.senders()
+        self.by_worker[index] += [*receivers, *(sock for _, sock in senders)]
+        where = [bound.sockets[0].getsockname()[:2] for bound, share in shares for _ in share]
+        portal = portal_target(self._settings.quic_portal) if self._settings.quic_portal else None
+        keys = [key for key, _ in senders]
+        return QuicStart(where, len(receivers), keys, ways.secret, ways.incarnation, portal)
+
+    def alt_svc(self) -> bytes:
+        """Return what clients over TLS are told of HTTP/3 (RFC 7838, RFC 9114 §3.1); empty without any."""
+        ports = [bound.sockets[0].getsockname()[1] for bound in self._bound if bound.is_quic]
+        return b'h3=":%d"; ma=86400' % ports[0] if ports else b""
 
     def own(self) -> None:
         """Take over the files of inherited Unix sockets: their maker removes them no more."""
@@ -128,7 +171,12 @@ class ListeningSockets:
 
     def described(self) -> list[HandedSocket]:
         """Return what a successor is told."""
-        return [entry for bound in self._bound for entry in bound.described()]
+        ways = [] if self.ways is None else self.ways.described()
+        return [*(entry for bound in self._bound for entry in bound.described()), *ways]
+
+    def quic_handover(self) -> QuicHandover | None:
+        """Return what a successor is told of QUIC beside the sockets."""
+        return None if self.ways is None else self.ways.handover()
 
     def disown(self, taken: set[int]) -> None:
         """Leave the files of the sockets that a successor took to it."""
@@ -149,6 +197,9 @@ class ListeningSockets:
         self._bound.clear()
         for sockets in self.by_worker:
             sockets.clear()
+        if self.ways is not None:
+            self.ways.close()
+            self.ways = None
 
     def _bind(self, flag: str, address: str, inherited: Inheritance) -> None:
         path = unix_path(address, flag)
@@ -168,6 +219,25 @@ class ListeningSockets:
             port = sockets[0].getsockname()[1]
             while len(sockets) < self._settings.workers:
                 sockets.append(bind(host, port, reuse_port=True))
+        except OSError as failure:
+            for sock in sockets:
+                sock.close()
+            raise BindError(f"{flag} {address}: {failure.strerror or failure}") from None
+        self._bound.append(Bound(flag, address, sockets))
+
+
+    def _bind_quic(self, flag: str, address: str, inherited: Inheritance) -> None:
+        host, port = parse_listen(address, flag)
+        sockets, _ = inherited.take(flag, address, socket.SOCK_DGRAM)
+        is_new = not sockets
+        try:
+            if is_new:
+                # Else a second router would share the port unasked.
+                bind_udp(host, port, reuse_port=False).close()
+                sockets.append(bind_udp(host, port, reuse_port=True))
+            port = sockets[0].getsockname()[1]  # port 0 is chosen once and shared
+            while len(sockets) < self._settings.workers:
+                sockets.append(bind_udp(host, port, reuse_port=True, is_bound=is_new))
         except OSError as failure:
             for sock in sockets:
                 sock.close()

@@ -76,7 +76,8 @@ class Succession:
             self._inheritance = Inheritance(self.predecessor.sockets())
             self._restore(self.predecessor.handover)
         try:
-            self.sockets.bind(self._inheritance)
+            before = None if self.predecessor is None else self.predecessor.handover.quic
+            self.sockets.bind(self._inheritance, before)
             self.admin.bind(self._settings.admin, self._inheritance)
         finally:
             self._inheritance.close()
@@ -157,6 +158,7 @@ class Succession:
             session_keys=list(self._image.session_keys) if self._static is not None else [],
             sessions=list(self._image.sessions.values()) if self._static is not None else [],
             ended=list(self._image.ended_sessions),
+            quic=self.sockets.quic_handover(),
         )
 
     async def _hand_over(self, successor: Successor, ready: Ready) -> int:

@@ -86,6 +86,7 @@ from router.walltime import WallTime
 
 if TYPE_CHECKING:
     from router.boards import Boards
+    from router.quic_serving import QuicServing
     from router.routing.load import Replica
     from router.routing.spec import TablePatch
     from router.routing.table import Endpoint
@@ -144,9 +145,12 @@ class Worker:
         self._shed_before = 0
         self._pulse_s = 0.0
         self._report_s = 0.0
-        self._tls_listeners = start.tls_listeners
+        self._start = start
         if start.tls is not None:
             self.listener.set_context(server_context(start.tls))
+        if start.alt_svc:
+            self.listener.alt_svc = (b"alt-svc", start.alt_svc)
+        self.quic: QuicServing | None = None
         self._loop = asyncio.get_running_loop()
         self._gc = GcWatch(self.counters.gc_pause)
         self._next_tick_s = monotonic() + TICK_S
@@ -157,7 +161,13 @@ class Worker:
 
     async def run(self, sockets: list[socket.socket]) -> None:
         """Accept, and say so."""
-        first_tls = len(sockets) - self._tls_listeners
+        start = self._start
+        if start.quic is not None and start.tls is not None:
+            from router.quic_serving import QuicServing  # noqa: PLC0415 - what it imports is an extra's
+
+            self.quic = QuicServing(start.worker, start.quic, start.tls, self.listener, self._walltime)
+            sockets = self.quic.listen(sockets)
+        first_tls = len(sockets) - start.tls_listeners
         await self.listener.listen(sockets[:first_tls], sockets[first_tls:])
         self._next_tick_s = monotonic() + TICK_S
         self._tick()
@@ -198,6 +208,8 @@ class Worker:
                 logging.getLogger().setLevel(message.level)
             case SetTls():
                 self.listener.set_context(server_context(message.tls))
+                if self.quic is not None:
+                    self.quic.set_tls(message.tls)
             case ReopenLogs():
                 if self.access_log is not None:
                     self.access_log.reopen()
@@ -277,7 +289,7 @@ class Worker:
                 self.counters.shed_lag += shed
         overload.tick(lag_s, now)
         core.shed_share = overload.share
-        self.listener.refuses_connections = overload.refuses_connections
+        self.listener.headcount.refuses = overload.refuses_connections
         if now >= self._report_s:
             self._report_s = now + REPORT_S
             self.desk.report(now)
@@ -292,13 +304,15 @@ class Worker:
         else:
             self.listener.stop_accepting()
             self.listener.drain()
+        if self.quic is not None:
+            self.quic.drain(is_handed_over=is_handed_over)
         await asyncio.sleep(DRAIN_POLL_S)  # what uvloop has accepted is told to the listener in a next turn
         # A client of HTTP/2 that has not read its GOAWAY yet may still begin requests: connections count, too.
         while self._is_busy() and monotonic() < self._drained_by_s:  # noqa: ASYNC110 - no event on the hot path for this
             await asyncio.sleep(DRAIN_POLL_S)
         self.clock.read()
-        cut = self.listener.cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self._is_busy() else 0
-        while self.listener.open_connections and monotonic() < self._drained_by_s + 1.0:  # noqa: ASYNC110
+        cut = self._cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self._is_busy() else 0
+        while self._is_connected() and monotonic() < self._drained_by_s + 1.0:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL_S)
         self.desk.report(self.clock.now)
         self._control.send(Drained(cut))
@@ -306,10 +320,23 @@ class Worker:
         self._control.end()
 
     def _is_busy(self) -> bool:
-        return bool(self.core.in_flight or not self.listener.is_idle)
+        is_idle = self.listener.is_idle and (self.quic is None or self.quic.listener.is_idle)
+        return bool(self.core.in_flight or not is_idle)
+
+    def _is_connected(self) -> bool:
+        return bool(self.listener.open_connections or (self.quic is not None and not self.quic.listener.is_idle))
+
+    def _cut(self, error: ProxyError) -> int:
+        cut = self.core.in_flight
+        self.listener.cut(error)
+        if self.quic is not None:
+            self.quic.listener.cut(error)
+        return cut
 
     def close(self) -> None:
         """Write the log's rest."""
+        if self.quic is not None:
+            self.quic.listener.close()
         if self.access_log is not None:
             self.access_log.close()
         self._gc.close()
@@ -338,6 +365,9 @@ class Worker:
             "loop_lag": snapshot_histogram(counters.loop_lag),
             "gc_pause": snapshot_histogram(counters.gc_pause),
         }
+        if self.quic is not None:
+            numbers |= self.quic.listener.numbers()
+            histograms["quic_rtt"] = snapshot_histogram(self.quic.listener.counters.rtt)
         snapshot = WorkerSnapshot(
             worker=self._index,
             pid=os.getpid(),

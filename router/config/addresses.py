@@ -8,6 +8,7 @@ import os
 import socket
 import stat
 from contextlib import suppress
+from typing import Any
 
 from router.config.static import ConfigError
 from router.transport.sockets import keep_alive
@@ -48,22 +49,39 @@ def is_loopback(host: str) -> bool:
 
 def bind(host: str, port: int, *, reuse_port: bool) -> socket.socket:
     """Return a bound, not yet listening TCP socket; OSError says why not."""
-    family, kind, proto, _, where = socket.getaddrinfo(
-        host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
-    sock = socket.socket(family, kind, proto)
+    sock, where = _make(host, port, socket.SOCK_STREAM)
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         keep_alive(sock)  # accepted connections inherit it
         sock.bind(where)
     except OSError:
         sock.close()
         raise
     return sock
+
+
+def bind_udp(host: str, port: int, *, reuse_port: bool, is_bound: bool = True) -> socket.socket:
+    """Return a UDP socket, bound unless that is left to who reads it; OSError says why not."""
+    sock, where = _make(host, port, socket.SOCK_DGRAM)
+    try:
+        if reuse_port:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if is_bound:
+            sock.bind(where)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _make(host: str, port: int, kind: int) -> tuple[socket.socket, Any]:
+    family, kind, proto, _, where = socket.getaddrinfo(host, port, type=kind, flags=socket.AI_PASSIVE)[0]
+    sock = socket.socket(family, kind, proto)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    return sock, where
 
 
 class UnixSocket:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from ipaddress import ip_network
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from router.config.addresses import is_loopback, parse_listen, unix_path
 from router.config.static import ConfigError
 from router.routing.spec import TlsSpec
 from router.transport.certificates import TlsFileError
+from router.transport.codec.grammar import AUTHORITY, PATH
 from router.transport.server_tls import read_server_tls
 from router.transport.tls import check_files
 
@@ -17,6 +19,7 @@ if TYPE_CHECKING:
     from router.transport.server_tls import ServerTls
 
 DEFAULT_LISTEN = "127.0.0.1:8080"
+QUIC_MODULES = ("aioquic", "cryptography")
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 _FLAGS = {"cert": "--tls-cert", "key": "--tls-key", "ca": "--tls-client-ca"}
 
@@ -30,19 +33,50 @@ def check_listeners(settings: Settings) -> None:
             _check_open("--listen", address, guarded)
     for address in settings.listen_tls:
         _check_open("--listen-tls", address, guarded or bool(settings.tls_client_ca))
+    for address in settings.listen_quic:
+        _check_open("--listen-quic", address, guarded or bool(settings.tls_client_ca))
     unix_mode(settings)
     if len(settings.tls_cert) != len(settings.tls_key):
         raise ConfigError(
             f"--tls-key: {len(settings.tls_key)} keys for {len(settings.tls_cert)} of --tls-cert; each has its own"
         )
-    if settings.listen_tls and not settings.tls_cert:
-        raise ConfigError("--tls-cert: --listen-tls needs a certificate; `router certs dev` makes one to try")
+    for flag in ("listen_tls", "listen_quic"):
+        if getattr(settings, flag) and not settings.tls_cert:
+            raise ConfigError(
+                f"--tls-cert: --{flag.replace('_', '-')} needs a certificate; `router certs dev` makes one to try"
+            )
     for flag in ("tls_cert", "tls_client_ca"):
-        if getattr(settings, flag) and not settings.listen_tls:
-            raise ConfigError(f"--{flag.replace('_', '-')}: is for --listen-tls, which is not given")
+        if getattr(settings, flag) and not (settings.listen_tls or settings.listen_quic):
+            raise ConfigError(
+                f"--{flag.replace('_', '-')}: is for --listen-tls and --listen-quic, neither of which is given"
+            )
+    if settings.listen_quic:
+        _check_quic()
+    if settings.quic_portal:
+        if not settings.listen_quic:
+            raise ConfigError("--quic-portal: is for --listen-quic, which is not given")
+        portal_target(settings.quic_portal)
     if settings.proxy_protocol_from and not settings.proxy_protocol:
         raise ConfigError("--proxy-protocol-from: is for --proxy-protocol, which is not given")
     proxies(settings)
+
+
+def portal_target(text: str) -> tuple[str, str]:
+    """Return host and path of the requests that quic-portal's clients make; ConfigError names the flag."""
+    host, slash, path = text.partition("/")
+    path = slash + path or "/"
+    if not host or AUTHORITY.fullmatch(host.encode()) is None or PATH.fullmatch(path.encode()) is None:
+        raise ConfigError(f"--quic-portal: {text!r} is no HOST[/PATH], as in policy.example.com/infer")
+    return host.lower(), path
+
+
+def _check_quic() -> None:
+    missing = [name for name in QUIC_MODULES if find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"--listen-quic: {' and '.join(missing)} not installed; they come with the extra `quic`, "
+            "as in pip install 'replica-router[quic]'"
+        )
 
 
 def _check_open(flag: str, address: str, guarded: bool) -> None:
@@ -76,12 +110,17 @@ def proxies(settings: Settings) -> list[str] | None:
 
 def read_listener_tls(settings: Settings) -> ServerTls | None:
     """Read the files of TLS listeners, None without any; ConfigError names flag and file."""
-    if not settings.listen_tls:
+    if not (settings.listen_tls or settings.listen_quic):
         return None
     try:
-        return read_server_tls(
+        tls = read_server_tls(
             settings.tls_cert, settings.tls_key, settings.tls_client_ca, settings.tls_min_version
         )
+        if settings.listen_quic:
+            from router.transport.quic_identities import ServedIdentities  # noqa: PLC0415 - an extra's
+
+            ServedIdentities(tls)
+        return tls  # noqa: TRY300 - all of it may fail in the same way
     except TlsFileError as failure:
         raise ConfigError(f"{_FLAGS[failure.field]}: {failure}") from None
 

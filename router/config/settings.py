@@ -41,6 +41,8 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
 
     listen: list[str] = []
     listen_tls: list[str] = []
+    listen_quic: list[str] = []
+    quic_portal: str = ""
     tls_cert: list[str] = []
     tls_key: list[str] = []
     tls_client_ca: str = ""
@@ -106,7 +108,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
 
     def addresses(self) -> list[str]:
         """Return what --listen says; its default counts only where nothing else is listened on."""
-        return self.listen or ([] if self.listen_tls else [DEFAULT_LISTEN])
+        return self.listen or ([] if self.listen_tls or self.listen_quic else [DEFAULT_LISTEN])
 
     def server_tls(self) -> ServerTls | None:
         """Read the files of TLS listeners, None without any; `ConfigError` names flag and file."""

@@ -147,9 +147,8 @@ class Arrivals:
                 address = await self._take_header(sock, host, ends_s) or address
             if is_tls and not self._owner.has_room(address):
                 return  # a handshake is the dearest thing that a client can ask for
-            connection = arrival.connection = ServerConnection(
-                self._owner, Peer(address, b"https" if is_tls else b"http")
-            )
+            peer = Peer(address, b"https", self._owner.alt_svc) if is_tls else Peer(address)
+            connection = arrival.connection = ServerConnection(self._owner, peer)
             more: dict[str, Any] = {}
             if is_tls:
                 more["ssl"] = self.context

@@ -48,13 +48,13 @@ class ConnectionOwner(Protocol):
 class ServerConnection(TcpShell):
     """Accepted by its owner, which knows all of its connections."""
 
-    __slots__ = ("_owner", "counted", "peer")
+    __slots__ = ("_owner", "is_counted", "peer")
 
     def __init__(self, owner: ConnectionOwner, peer: Peer | None = None) -> None:
         super().__init__(owner.reactor)
         self._delivers_rest = False  # a request of a client that is gone is of no use
         self._owner = owner
-        self.counted = b""  # as whose connection the owner counts it
+        self.is_counted = False  # by the owner, as its peer's
         self.peer = peer or _UNKNOWN
         self.codec = Preface(self._choose, owner.limits, self, owner.reactor.clock.read())
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from ipaddress import IPv6Address
 from typing import TYPE_CHECKING, Any
 
 from router.edge.arrivals import Arrivals
 from router.edge.connection import ServerConnection
+from router.edge.headcount import Headcount
 from router.errors import WIRE, ProxyError
 from router.exchange import Exchange
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from router.core import Core
     from router.edge.arrivals import TrustedPeers
+    from router.http import Field
     from router.stream import DownstreamStream, RequestReceiver
     from router.transport.codec.h1.limits import ServerLimits
     from router.transport.shell import Reactor
@@ -33,18 +34,16 @@ class Listener:
 
     __slots__ = (
         "_arrivals",
-        "_by_address",
         "_connections",
         "_context",
-        "_max_connections",
-        "_max_per_address",
         "_proxies",
         "_servers",
+        "alt_svc",
         "core",
+        "headcount",
         "is_retiring",
         "limits",
         "reactor",
-        "refuses_connections",
     )
 
     def __init__(
@@ -56,22 +55,17 @@ class Listener:
         proxies: TrustedPeers | None = None,
         max_per_address: int = 0,
     ) -> None:
-        """`proxies`: every connection begins with a PROXY header, and these may send one.
-
-        `max_per_address`: connections of one client, 0 for any number; see `client_of`.
-        """
+        """`proxies`: every connection begins with a PROXY header, and these may send one. See `Headcount`."""
         self.core = core
         self.reactor = reactor
         self.limits = limits
         self.is_retiring = False
-        self.refuses_connections = False  # new ones, for want of memory
-        self._max_connections = max_connections
-        self._max_per_address = max_per_address
-        self._by_address: dict[bytes, int] = {}  # never more than there are connections
+        self.headcount = Headcount(reactor.counters, max_connections, max_per_address)
         self._connections: set[ServerConnection] = set()
         self._servers: list[asyncio.AbstractServer] = []
         self._proxies = proxies
         self._context: ssl.SSLContext | None = None
+        self.alt_svc: Field | None = None  # on answers over TLS, where QUIC is served, too
         self._arrivals: Arrivals | None = None
 
     async def listen(self, sockets: list[socket.socket], tls_sockets: Sequence[socket.socket] = ()) -> None:
@@ -96,53 +90,24 @@ class Listener:
 
     def admit(self, connection: ServerConnection) -> bool:
         """Count a new connection; False when there are too many."""
-        counters = self.reactor.counters
         self._connections.add(connection)
-        if len(self._connections) > self._max_connections:
-            counters.connections_refused += 1
+        if not self.headcount.enter(connection.peer.address):
             return False
-        if self.refuses_connections:
-            counters.refused_memory += 1
-            return False
-        if self._max_per_address:
-            client = client_of(connection.peer.address)
-            count = self._by_address.get(client, 0) if client else 0
-            if count >= self._max_per_address:
-                counters.refused_address += 1
-                return False
-            if client:
-                self._by_address[client] = count + 1
-                connection.counted = client
-        counters.connections_accepted += 1
-        counters.connections_open += 1
+        connection.is_counted = True
         if self.is_retiring:  # it was accepted before, and told to us only now
             connection.codec.retire(self.reactor.clock.now)
         return True
 
     def has_room(self, address: bytes) -> bool:
         """Whether a connection of that address would be taken, before a handshake is spent on it; counts if not."""
-        counters = self.reactor.counters
-        if self.refuses_connections:
-            counters.refused_memory += 1
-            return False
-        if self._max_per_address and self._by_address.get(client_of(address), 0) >= self._max_per_address:
-            counters.refused_address += 1
-            return False
-        return True
+        return self.headcount.has_room(address)
 
     def forget(self, connection: ServerConnection) -> None:
         """Drop a connection that is gone."""
-        client = connection.counted
-        if client:
-            connection.counted = b""
-            count = self._by_address[client] - 1
-            if count:
-                self._by_address[client] = count
-            else:
-                del self._by_address[client]
-        if connection in self._connections:
-            self._connections.remove(connection)
-            self.reactor.counters.connections_open = len(self._connections)
+        self._connections.discard(connection)
+        if connection.is_counted:
+            connection.is_counted = False
+            self.headcount.leave(connection.peer.address)
 
     def receive(self, stream: DownstreamStream, connection: ServerConnection) -> RequestReceiver:
         """Begin an exchange."""
@@ -207,17 +172,3 @@ class Listener:
     def open_connections(self) -> int:
         """How many connections are open."""
         return len(self._connections)
-
-
-def client_of(address: bytes) -> bytes:
-    """Return what one client's connections are counted by: an IPv4 address, or the /64 that an IPv6 one is of.
-
-    Empty for a Unix socket, whose clients have none.
-    """
-    if address == b"unix":
-        return b""
-    if b":" not in address:
-        return address
-    found = IPv6Address(address.decode().partition("%")[0])
-    mapped = found.ipv4_mapped
-    return found.packed[:8] if mapped is None else str(mapped).encode()

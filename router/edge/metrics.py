@@ -20,6 +20,7 @@ from prometheus_client.openmetrics import exposition as openmetrics
 from prometheus_client.registry import Collector
 
 from router.counters import BOUNDS_S
+from router.edge.quic_metrics import QUIC_GAUGES, QUIC_HISTOGRAM, quic_families
 from router.telemetry import EndpointSnapshot, HistogramSnapshot
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ OTHER = "other"
 SERVING_STATES = ("ready", "draining")
 
 # Numbers of a worker that also fall; everything else in `WorkerSnapshot.counters` only grows.
-_WORKER_GAUGES = ("connections_open", "upstream_open")
+_WORKER_GAUGES = ("connections_open", "upstream_open", *QUIC_GAUGES)
 
 _LE = (*(repr(float(f"{bound:g}")) for bound in BOUNDS_S), "+Inf")
 
@@ -358,15 +359,21 @@ class RouterCollector(Collector):
         ):
             yield GaugeMetricFamily(name, text, value=sum(seen.counters.get(key, 0) for seen in self._serving))
         for name, text, key in _WORKER_HISTOGRAMS:
-            histogram = HistogramMetricFamily(name, text, labels=["worker"])
-            for (kind, worker), counted in sorted(self._totals.histograms.items()):
-                if kind == key:
-                    _add_histogram(histogram, [str(worker)], counted)
-            yield histogram
+            yield self._worker_histogram(name, text, key)
+        if "quic_handshakes" in counters:
+            yield from quic_families(counters, self._serving)
+            yield self._worker_histogram(*QUIC_HISTOGRAM)
         version = GaugeMetricFamily("router_table_version", "Version of the table in force.", labels=["worker"])
         for snapshot in self._serving:
             version.add_metric([str(snapshot.worker)], snapshot.table_version)
         yield version
+
+    def _worker_histogram(self, name: str, text: str, key: str) -> Metric:
+        histogram = HistogramMetricFamily(name, text, labels=["worker"])
+        for (kind, worker), counted in sorted(self._totals.histograms.items()):
+            if kind == key:
+                _add_histogram(histogram, [str(worker)], counted)
+        return histogram
 
     def _process_families(self) -> Iterable[Metric]:
         state = self._state

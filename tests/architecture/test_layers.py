@@ -36,6 +36,8 @@ LAYERS = [
     ("router.session_keeper", 2, "config"),
     ("router.session_book", 2, "config"),
     ("router.listening", 5, "app"),
+    ("router.quic_ways", 5, "app"),
+    ("router.quic_serving", 5, "app"),
     ("router.boards", 5, "app"),
     ("router.app", 5, "app"),
     ("router.daemon_admin", 5, "app"),
@@ -129,10 +131,11 @@ def test_pure_layers_know_neither_asyncio_nor_the_clock():
 
 
 def test_workers_import_neither_grpc_nor_protobuf():
+    """Nor what only QUIC needs, unless they serve it."""
     import subprocess
     import sys
 
-    code = "import sys, router.worker; print(sorted(m for m in sys.modules if m.split('.')[0] in ('grpc','google','aiohttp','click','rich','prometheus_client')))"
+    code = "import sys, router.worker; print(sorted(m for m in sys.modules if m.split('.')[0] in ('grpc','google','aiohttp','click','rich','prometheus_client','aioquic','cryptography')))"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 
-import pytest
 import pytest_asyncio
 
 from router.clock import Clock
@@ -11,7 +10,7 @@ from router.core import Core
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
 from router.edge.admission import AdmissionGate
-from router.edge.listener import Listener, client_of
+from router.edge.listener import Listener
 from router.errors import Kind, ProxyError, Source
 from router.routing.credentials import RateBoard
 from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
@@ -153,14 +152,14 @@ async def test_beyond_the_limit_they_are_refused(rig):
 
 
 async def test_connections_of_one_address(rig):
-    rig.listener._max_per_address = 2
+    rig.listener.headcount.max_per_address = 2
     held = [await rig.connect() for _ in range(2)]
     await rig.accepted(2)
     assert await read(await rig.connect()) in (b"", b"<reset>")
     assert (rig.counters.refused_address, rig.counters.connections_refused) == (1, 0)
-    assert rig.listener._by_address == {b"127.0.0.1": 2}, "who is refused is not counted"
+    assert rig.listener.headcount._by_client == {b"127.0.0.1": 2}, "who is refused is not counted"
     held.pop().close()
-    await until(lambda: rig.listener._by_address == {b"127.0.0.1": 1})
+    await until(lambda: rig.listener.headcount._by_client == {b"127.0.0.1": 1})
     await ask(held[0])
     assert b"503" in await read(held[0], b"}}")
     another = await rig.connect()
@@ -169,32 +168,14 @@ async def test_connections_of_one_address(rig):
     for sock in (*held, another):
         sock.close()
     await until(lambda: rig.listener.open_connections == 0)
-    assert not rig.listener._by_address, "nothing is remembered of who is gone"
-
-
-@pytest.mark.parametrize(
-    ("one", "other", "are_same"),
-    [
-        (b"192.0.2.1", b"192.0.2.2", False),
-        (b"2001:db8::1", b"2001:db8::ffff:2", True),
-        (b"2001:db8::1", b"2001:db8:0:1::1", False),
-        (b"::ffff:192.0.2.1", b"192.0.2.1", True),
-        (b"fe80::1%eth0", b"fe80::2", True),
-    ],
-)
-def test_who_is_one_client(one, other, are_same):
-    assert (client_of(one) == client_of(other)) is are_same
-
-
-def test_a_unix_sockets_clients_have_no_address():
-    assert client_of(b"unix") == b""
+    assert not rig.listener.headcount._by_client, "nothing is remembered of who is gone"
 
 
 async def test_without_memory_none_is_taken(rig):
-    rig.listener.refuses_connections = True
+    rig.listener.headcount.refuses = True
     assert await read(await rig.connect()) in (b"", b"<reset>")
     assert rig.counters.refused_memory == 1
-    rig.listener.refuses_connections = False
+    rig.listener.headcount.refuses = False
     sock = await rig.connect()
     await ask(sock)
     assert b"503" in await read(sock, b"}}")

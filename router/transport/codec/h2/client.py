@@ -15,11 +15,10 @@ from router.deadlines import NEVER, TURN_S
 from router.errors import Kind, ProxyError, Retry, Source
 from router.http import ResponseHead
 from router.stream import CLOSE_NO
+from router.transport.codec.fields import RESPONSE_TRAILERS
 from router.transport.codec.h2 import frames
 from router.transport.codec.h2.client_stream import ClientStream
 from router.transport.codec.h2.connection import INITIAL_SETTINGS, OPEN_WINDOW
-from router.transport.codec.h2.fields import RESPONSE_TRAILERS
-from router.transport.codec.h2.head import bad_response, read_response, read_trailers
 from router.transport.codec.h2.limits import (
     ASSUMED_STREAMS,
     GOAWAY_LINGER_S,
@@ -27,6 +26,7 @@ from router.transport.codec.h2.limits import (
     PING_LIMIT_S,
 )
 from router.transport.codec.h2.reader import H2Reader
+from router.transport.codec.head import bad_response, read_response, read_trailers
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from router.http import NO_NAMES
-from router.transport.codec.h2 import huffman
+from router.transport.codec import huffman
+from router.transport.codec.fields import SECRET_NAMES
 from router.transport.codec.h2.limits import MAX_LIST_BYTES, MAX_TABLE_BYTES
 
 if TYPE_CHECKING:
@@ -38,12 +39,6 @@ STATIC: Final[tuple[tuple[bytes, bytes], ...]] = (
     (b"via", b""), (b"www-authenticate", b""),
 )  # fmt: skip
 _STATIC_COUNT: Final = len(STATIC)
-
-# Never to be put in a table on the way (RFC 7541 §7.1.3), whatever the sender thought.
-SECRET_NAMES: Final = frozenset(
-    (b"authorization", b"cookie", b"modal-key", b"modal-secret", b"proxy-authorization", b"set-cookie",
-     b"x-router-key", b"x-router-secret")
-)  # fmt: skip
 
 
 class HpackDecoder:

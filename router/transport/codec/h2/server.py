@@ -15,10 +15,10 @@ from router.errors import Kind, ProxyError, Source
 from router.http import RequestHead
 from router.local_reply import local_reply
 from router.stream import CLOSE_FLUSH, CLOSE_NO
+from router.transport.codec.fields import REQUEST_TRAILERS
 from router.transport.codec.h2 import frames
 from router.transport.codec.h2.connection import INITIAL_SETTINGS, OPEN_WINDOW
-from router.transport.codec.h2.fields import REQUEST_TRAILERS
-from router.transport.codec.h2.head import bad_request, read_request, read_trailers
+from router.transport.codec.h2.head import VERSION
 from router.transport.codec.h2.limits import (
     DRAIN_ROUND_TRIP_S,
     MAX_SKIPPED,
@@ -26,6 +26,7 @@ from router.transport.codec.h2.limits import (
 )
 from router.transport.codec.h2.reader import H2Reader
 from router.transport.codec.h2.server_stream import ServerStream
+from router.transport.codec.head import bad_request, read_request, read_trailers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -156,7 +157,7 @@ class H2Server(H2Reader):
         self._is_head_request = (b":method", b"HEAD") in fields
         if decoder.is_too_large:
             return bad_request("its fields are too large", Kind.HEAD_TOO_LARGE)
-        head = read_request(fields, decoder.never_indexed)
+        head = read_request(fields, VERSION, decoder.never_indexed)
         if not isinstance(head, ProxyError):
             if len(self._memo) and not self.may_remember(block, len(self._memo)):
                 self._memo.clear()

@@ -10,7 +10,7 @@ from hpack.huffman_constants import REQUEST_CODES, REQUEST_CODES_LENGTH
 from hpack.table import HeaderTable
 from hypothesis import given, settings
 
-from router.transport.codec.h2 import huffman
+from router.transport.codec import huffman
 from router.transport.codec.h2.hpack import STATIC, HpackDecoder, write_field, write_fields
 from router.transport.codec.h2.limits import MAX_LIST_BYTES
 

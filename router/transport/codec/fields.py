@@ -1,4 +1,4 @@
-"""What a field means in HTTP/2, by role, with a memo of those already judged (RFC 9113 §8.2, §8.3).
+"""What a field means in HTTP/2 and HTTP/3, by role, with a memo of those judged (RFC 9113 §8.2, §8.3, RFC 9114 §4).
 
 HTTP/1.1 has a judge of its own: there a line is cut and its case ignored, here connection fields and capital
 letters make the message malformed.
@@ -34,7 +34,7 @@ WEBSOCKET_VERSION: Final = 16
 GRPC_STATUS: Final = 17
 FAULT: Final = 18  # makes the message malformed
 
-# About one connection, which HTTP/2 says in other ways (RFC 9113 §8.2.2).
+# About one connection, which they say in other ways (RFC 9113 §8.2.2).
 _CONNECTION = dict.fromkeys(
     (b"connection", b"keep-alive", b"proxy-connection", b"transfer-encoding", b"upgrade"), FAULT
 )
@@ -83,6 +83,12 @@ RESPONSE_TRAILER_MARKS: dict[bytes, int] = (
 )
 
 Entry = tuple[int, Field]
+
+# Never to be put in a table on the way (RFC 7541 §7.1.3, RFC 9204 §7.1.3), whatever the sender thought.
+SECRET_NAMES: Final = frozenset(
+    (b"authorization", b"cookie", b"modal-key", b"modal-secret", b"proxy-authorization", b"set-cookie",
+     b"x-router-key", b"x-router-secret")
+)  # fmt: skip
 
 
 class FieldJudge:

@@ -1,4 +1,4 @@
-"""The Huffman code of HPACK (RFC 7541 §5.2, Appendix B). Decoding only: strings of ours are sent as they are.
+"""The Huffman code of HPACK and QPACK (RFC 7541 §5.2, Appendix B). Decoding only: ours are sent as they are.
 
 The code is canonical, so that its lengths say everything. Decoding goes four bits at a time through a table
 of the code's tree; no code is shorter than five bits, so a step ends at most one. Strings repeat from

@@ -1,0 +1,86 @@
+"""What is spoken over QUIC, by ALPN, and with which certificates. Imported only where QUIC is listened on.
+
+New certificates are for new connections. Tickets of earlier ones are forgotten with them, so that an authority that
+was withdrawn holds for resumptions too.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from router.edge.quic_listener import Protocols
+from router.transport.codec.h3.server import H3Server
+from router.transport.codec.portal.server import PortalServer
+from router.transport.codec.quic.config import QuicConfig
+from router.transport.codec.quic.handshake import Tickets
+from router.transport.codec.quic.server import ServerConnection
+from router.transport.quic_identities import ServedIdentities
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.counters import WorkerCounters
+    from router.edge.quic_shell import QuicShell
+    from router.errors import ProxyError
+    from router.transport.codec.h1.limits import ServerLimits
+    from router.transport.codec.quic.connection import QuicConnection
+    from router.transport.codec.quic.seam import Application, Bearer
+    from router.transport.server_tls import ServerTls
+    from router.transport.udp import Address
+
+H3: Final = "h3"
+
+
+class ServedProtocols(Protocols):
+    """HTTP/3; and clients of quic-portal, who name no protocol, where a host is set for them."""
+
+    __slots__ = ("_config", "_counters", "_limits", "_note_refused", "_portal", "_tickets")
+
+    def __init__(
+        self,
+        tls: ServerTls,
+        limits: ServerLimits,
+        counters: WorkerCounters,
+        note_refused: Callable[[ProxyError], None],
+        portal: tuple[str, str] | None = None,
+    ) -> None:
+        """`note_refused` learns of requests that were malformed or late before they had an exchange.
+
+        `portal`: host and path of what clients of quic-portal ask for; None: there are none.
+        """
+        self._portal = portal
+        self._limits = limits
+        self._counters = counters
+        self._note_refused = note_refused
+        self._tickets = Tickets()
+        self._config = self._make_config(tls)
+
+    def set_tls(self, tls: ServerTls) -> None:
+        """Serve other certificates from now on."""
+        self._tickets.clear()
+        self._config = self._make_config(tls)
+
+    def connect(
+        self, shell: QuicShell, now: float, address: Address, local: bytes, first_id: bytes, original_id: bytes,
+        *, is_validated: bool,
+    ) -> QuicConnection:  # fmt: skip
+        """Return the server's side of a new connection."""
+        return ServerConnection(self._config, shell, now, address, local, first_id, original_id, is_validated)
+
+    def make_application(self, shell: QuicShell, bearer: Bearer, alpn: str, now: float) -> Application:
+        """Return what speaks this protocol."""
+        if self._portal is not None and not alpn:
+            host, path = self._portal
+            return PortalServer(bearer, shell.on_request, host.encode(), path.encode())
+        assert alpn == H3, "nothing else was offered"
+        return H3Server(bearer, shell.on_request, self._note_refused, self._on_flood, self._limits, now)
+
+    def _make_config(self, tls: ServerTls) -> QuicConfig:
+        config = QuicConfig(is_server=True, alpn=[H3])
+        config.identities = ServedIdentities(tls)
+        config.tickets = self._tickets
+        config.takes_no_alpn = self._portal is not None
+        return config
+
+    def _on_flood(self) -> None:
+        self._counters.floods += 1

@@ -1,0 +1,66 @@
+"""QUIC in a worker: its listener built from what the supervisor says, beside the TCP one and with its limits.
+
+Imported only by workers that serve QUIC, since what it needs is an extra's.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from router.edge.quic_forwarding import Forwarding
+from router.edge.quic_listener import QuicListener
+from router.edge.quic_protocols import ServedProtocols
+from router.transport.codec.quic.keyring import Keyring
+
+if TYPE_CHECKING:
+    import socket
+
+    from router.control import QuicStart
+    from router.edge.listener import Listener
+    from router.transport.server_tls import ServerTls
+    from router.walltime import WallTime
+
+
+class QuicServing:
+    """Made when the worker accepts; `listen` makes its `listener`."""
+
+    listener: QuicListener
+
+    def __init__(self, worker: int, start: QuicStart, tls: ServerTls, beside: Listener, walltime: WallTime) -> None:
+        self._worker = worker
+        self._start = start
+        self._beside = beside
+        self._walltime = walltime
+        counters = beside.reactor.counters
+        self._protocols = ServedProtocols(tls, beside.limits, counters, beside.note_refused, start.portal)
+
+    def listen(self, sockets: list[socket.socket]) -> list[socket.socket]:
+        """Serve on the last of a worker's sockets, as `QuicStart` orders them; return the others."""
+        start, beside = self._start, self._beside
+        first_sender = len(sockets) - len(start.senders)
+        first_receiver = first_sender - start.receivers
+        first = first_receiver - len(start.addresses)
+        senders = dict(zip(start.senders, sockets[first_sender:], strict=True))
+        forwarding = Forwarding(sockets[first_receiver:first_sender], senders)
+        self.listener = QuicListener(
+            beside.core, beside.reactor, beside.headcount, self._protocols, Keyring(start.secret), self._worker,
+            start.incarnation, forwarding, self._walltime,
+        )  # fmt: skip
+        listening = sockets[first:first_receiver]
+        for sock, address in zip(listening, start.addresses, strict=True):
+            if not sock.getsockname()[1]:  # it was added to others that are served already
+                sock.bind(address)
+        self.listener.listen(listening)
+        return sockets[:first]
+
+    def set_tls(self, tls: ServerTls) -> None:
+        """Serve other certificates from now on."""
+        self._protocols.set_tls(tls)
+
+    def drain(self, *, is_handed_over: bool) -> None:
+        """Begin to come to an end, as the TCP listener does."""
+        if is_handed_over:
+            self.listener.retire()
+        else:
+            self.listener.stop_accepting()
+            self.listener.drain()

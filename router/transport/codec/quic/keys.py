@@ -1,0 +1,92 @@
+"""Packet protection: keys from a traffic secret, header masks, opening and sealing (RFC 9001 §5).
+
+The ciphers are `cryptography`'s (OpenSSL). One AES-ECB context serves every header of a key: a context a packet
+would cost ten times as much. Imports nothing of the project.
+"""
+
+from __future__ import annotations
+
+import hmac
+from typing import Any, Final
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers import Cipher
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
+from cryptography.hazmat.primitives.ciphers.algorithms import AES, ChaCha20
+from cryptography.hazmat.primitives.ciphers.modes import ECB
+
+TAG_BYTES: Final = 16
+SAMPLE_BYTES: Final = 16
+AES_128_GCM_SHA256: Final = 0x1301
+AES_256_GCM_SHA384: Final = 0x1302
+CHACHA20_POLY1305_SHA256: Final = 0x1303
+
+_INITIAL_SALT: Final = bytes.fromhex("38762cf7f55934b34d179ae6a4c80cadccbb7f0a")  # RFC 9001 §5.2
+_KEY_BYTES: Final = {AES_128_GCM_SHA256: 16, AES_256_GCM_SHA384: 32, CHACHA20_POLY1305_SHA256: 32}
+_ZEROS: Final = bytes(5)
+
+
+def expand_label(hash_name: str, secret: bytes, label: bytes, size: int) -> bytes:
+    """Return HKDF-Expand-Label of TLS 1.3 without context; `size` is at most the hash's."""
+    info = size.to_bytes(2, "big") + bytes((6 + len(label),)) + b"tls13 " + label + b"\0"
+    return hmac.digest(secret, info + b"\x01", hash_name)[:size]
+
+
+class PacketKey:
+    """One direction's key of one epoch, or of one key phase. `mask_key` is shared by the phases of an epoch."""
+
+    __slots__ = ("_aead", "_ecb", "_iv", "_mask_key", "hash_name", "secret", "suite")
+
+    def __init__(self, suite: int, secret: bytes, masks: PacketKey | None = None) -> None:
+        """Derive from a traffic secret. `masks`: the key of the phase before, whose header key stays."""
+        self.suite = suite
+        self.secret = secret
+        self.hash_name = "sha384" if suite == AES_256_GCM_SHA384 else "sha256"
+        size = _KEY_BYTES[suite]
+        key = expand_label(self.hash_name, secret, b"quic key", size)
+        self._iv = int.from_bytes(expand_label(self.hash_name, secret, b"quic iv", 12), "big")
+        self._aead: Any = ChaCha20Poly1305(key) if suite == CHACHA20_POLY1305_SHA256 else AESGCM(key)
+        self._ecb: Any = None
+        self._mask_key: bytes
+        if masks is not None:
+            self._mask_key = masks._mask_key  # noqa: SLF001 - another of the same class
+            self._ecb = masks._ecb  # noqa: SLF001
+            return
+        self._mask_key = expand_label(self.hash_name, secret, b"quic hp", size)
+        if suite != CHACHA20_POLY1305_SHA256:
+            # RFC 9001 §5.4.3 wants one block of AES, not a mode.
+            self._ecb = Cipher(AES(self._mask_key), ECB()).encryptor()  # noqa: S305
+
+    def mask(self, sample: bytes) -> bytes:
+        """Return the mask for a header, at least five bytes, from 16 bytes of its packet."""
+        if self._ecb is not None:
+            found: bytes = self._ecb.update(sample)
+            return found
+        masked: bytes = Cipher(ChaCha20(self._mask_key, sample), None).encryptor().update(_ZEROS)
+        return masked
+
+    def open(self, number: int, header: bytes, sealed: bytes) -> bytes | None:
+        """Return the payload, None if it does not authenticate."""
+        try:
+            found: bytes = self._aead.decrypt((self._iv ^ number).to_bytes(12, "big"), sealed, header)
+        except (InvalidTag, ValueError):
+            return None
+        return found
+
+    def seal(self, number: int, header: bytes, payload: bytes) -> bytes:
+        """Return the payload encrypted, with its tag behind it."""
+        found: bytes = self._aead.encrypt((self._iv ^ number).to_bytes(12, "big"), payload, header)
+        return found
+
+    def next_phase(self) -> PacketKey:
+        """Return the key that a key update leads to (RFC 9001 §6.1)."""
+        size = 48 if self.suite == AES_256_GCM_SHA384 else 32
+        return PacketKey(self.suite, expand_label(self.hash_name, self.secret, b"quic ku", size), self)
+
+
+def initial_keys(original_id: bytes, *, is_server: bool) -> tuple[PacketKey, PacketKey]:
+    """Return our sending and our receiving key of Initial packets; anybody on the path can make them."""
+    secret = hmac.digest(_INITIAL_SALT, original_id, "sha256")
+    client = PacketKey(AES_128_GCM_SHA256, expand_label("sha256", secret, b"client in", 32))
+    server = PacketKey(AES_128_GCM_SHA256, expand_label("sha256", secret, b"server in", 32))
+    return (server, client) if is_server else (client, server)

@@ -1,0 +1,401 @@
+"""Two connections of ours over a link in memory: streams, loss, credit, resets, migration, keys, early data, ends."""
+
+import hashlib
+import random
+
+import pytest
+
+from router.transport.codec.quic import limits
+from router.transport.codec.quic.state import CLOSING, DRAINING, OPEN, OVER
+from tests.transport.codec.quic.rig import CLIENT, Link, Rig
+
+
+def upload(rig, data, *, unidirectional=False):
+    flow = rig.client.connection.open_stream(unidirectional=unidirectional)
+    flow.send(data, True)
+    return flow
+
+
+def noise(size, seed=5):
+    return random.Random(seed).randbytes(size)
+
+
+class TestHandshake:
+    def test_takes_two_round_trips_until_both_have_confirmed(self):
+        rig = Rig().connect()
+        assert rig.now == pytest.approx(1_000.04)
+        assert rig.client.app.said == ["connected"]
+        assert rig.server.app.said == ["connected"]
+        assert rig.server.connection.alpn == rig.client.connection.alpn == "test"
+
+    @pytest.mark.parametrize("seed", range(12))
+    def test_survives_loss_reordering_and_duplicates(self, seed):
+        rig = Rig(
+            Link(0.02, 0.02, loss=0.25, duplicate=0.1, seed=seed),
+            Link(0.02, 0.02, loss=0.25, duplicate=0.1, seed=seed + 99),
+        )
+        assert rig.run(
+            lambda: rig.client.connection.is_confirmed
+            and rig.server.connection is not None
+            and rig.server.connection.is_confirmed
+        )
+
+    def test_every_initial_datagram_of_the_client_is_large(self):
+        sizes = []
+        up = Link()
+        up.drop = lambda data: sizes.append((data[0] & 0xF0, len(data)))
+        Rig(up).connect()
+        assert all(size >= 1_200 for kind, size in sizes if kind == 0xC0)
+
+    def test_without_a_validated_address_the_server_sends_three_times_what_it_got(self):
+        up = Link()
+        got = []
+
+        def only_the_first(data):
+            got.append(len(data))
+            return len(got) > 1
+
+        up.drop = only_the_first
+        rig = Rig(up, change=lambda config: setattr(config, "handshake_s", 60.0))
+        rig.run(limit_s=8.0)
+        assert rig.down.sent_bytes <= 3 * got[0]
+
+    def test_no_common_protocol_is_an_alert(self):
+        rig = Rig(server_change=lambda config: setattr(config, "alpn", ["other"]))
+        rig.run(lambda: rig.client.connection.phase >= CLOSING)
+        assert rig.client.connection.close_code == 0x100 + 120
+
+    def test_a_name_that_the_certificate_has_not_is_refused(self):
+        rig = Rig(change=lambda config: setattr(config, "server_name", "evil.test"))
+        rig.run(lambda: rig.client.connection.phase >= CLOSING)
+        assert rig.client.connection.close_code == 0x100 + 42
+
+    def test_one_that_never_ends_is_given_up(self):
+        down = Link(loss=1.0)
+        rig = Rig(None, down)
+        rig.run(limit_s=60.0)
+        assert rig.client.connection.phase == OVER
+        assert rig.server.connection.phase == OVER
+
+
+class TestStreams:
+    @pytest.mark.parametrize("unidirectional", [False, True])
+    def test_carry_bytes_and_the_end(self, unidirectional):
+        rig = Rig().connect()
+        data = noise(600_000)
+        flow = upload(rig, data, unidirectional=unidirectional)
+        assert rig.run(lambda: flow.id in rig.server.app.ended)
+        assert rig.server.app.data[flow.id] == data
+
+    @pytest.mark.parametrize("seed", range(8))
+    def test_arrive_whole_over_a_bad_link(self, seed):
+        rig = Rig(
+            Link(0.025, 0.01, loss=0.05, duplicate=0.05, seed=seed),
+            Link(0.025, 0.01, loss=0.05, duplicate=0.05, seed=seed + 50),
+        ).connect()
+        flows = [upload(rig, noise(90_000, k)) for k in range(4)]
+        assert rig.run(lambda: all(flow.id in rig.server.app.ended for flow in flows), limit_s=60)
+        for k, flow in enumerate(flows):
+            assert hashlib.sha256(rig.server.app.data[flow.id]).digest() == hashlib.sha256(noise(90_000, k)).digest()
+        for flow in flows:
+            rig.server.app.flows[flow.id].send(b"done", True)
+        assert rig.run(lambda: all(flow.id in rig.client.app.ended for flow in flows), limit_s=60)
+        rig.run(limit_s=3.0)
+        assert rig.client.app.gone == rig.server.app.gone == {flow.id for flow in flows}
+        assert not rig.client.connection.streams.flows
+        assert not rig.server.connection.streams.flows
+
+    def test_beyond_the_peers_limit_are_not_opened_until_it_moves(self):
+        rig = Rig(server_change=lambda config: setattr(config, "max_streams", 2)).connect()
+        first = upload(rig, b"a")
+        second = upload(rig, b"b")
+        assert rig.client.connection.open_stream(unidirectional=False) is None
+        rig.run(lambda: second.id in rig.server.app.ended)
+        for flow in (first, second):
+            rig.server.app.flows[flow.id].send(b"", True)
+        assert rig.run(lambda: "streams" in rig.client.app.said)
+        assert rig.client.connection.open_stream(unidirectional=False) is not None
+
+    def test_an_uploader_stops_where_nobody_reads_and_other_streams_go_on(self):
+        rig = Rig().connect()
+        rig.server.app.gives_credit = False
+        stuck = upload(rig, noise(4_000_000))
+        rig.run(limit_s=5.0)
+        assert len(rig.server.app.data[stuck.id]) == limits.STREAM_WINDOW
+        other = upload(rig, b"quick")
+        assert rig.run(lambda: other.id in rig.server.app.ended)
+        rig.server.app.gives_credit = True
+        rig.server.app.flows[stuck.id].credit(limits.STREAM_WINDOW)
+        assert rig.run(lambda: stuck.id in rig.server.app.ended)
+        assert rig.server.app.data[stuck.id] == noise(4_000_000)
+
+    def test_the_connections_window_bounds_them_all(self):
+        rig = Rig().connect()
+        rig.server.app.gives_credit = False
+        for _ in range(12):
+            upload(rig, noise(1_000_000))
+        rig.run(limit_s=5.0)
+        assert sum(map(len, rig.server.app.data.values())) == limits.CONNECTION_WINDOW
+
+    def test_a_writer_is_told_when_there_is_room_again(self):
+        rig = Rig().connect()
+        flow = upload(rig, b"")
+        flow = rig.client.connection.open_stream(unidirectional=False)
+        flow.send(noise(limits.HIGH_BYTES * 2), False)
+        rig.run(limit_s=3.0)
+        assert ("drained", flow.id) in rig.client.app.said
+
+    def test_reset_and_stop_are_heard_and_free_what_was_held(self):
+        rig = Rig().connect()
+        rig.server.app.gives_credit = False
+        flow = rig.client.connection.open_stream(unidirectional=False)
+        flow.send(noise(200_000), False)
+        rig.run(lambda: len(rig.server.app.data.get(flow.id, b"")) == 200_000)
+        flow.reset(77)
+        assert rig.run(lambda: ("reset", flow.id, 77) in rig.server.app.said)
+        served = rig.server.app.flows[flow.id]
+        served.send(b"answer", False)
+        rig.run(limit_s=0.1)
+        flow.stop(78)
+        assert rig.run(lambda: ("stopped", flow.id, 78) in rig.server.app.said)
+        assert not served.can_send()
+        rig.run(limit_s=2.0)
+        assert flow.id in rig.client.app.gone
+        assert flow.id in rig.server.app.gone
+        streams = rig.server.connection.streams
+        assert streams.max_data - streams.received_bytes > limits.CONNECTION_WINDOW // 2
+
+    def test_a_stop_of_ours_ends_an_upload_and_returns_its_credit(self):
+        rig = Rig().connect()
+        rig.server.app.gives_credit = False
+        flow = upload(rig, noise(3_000_000))
+        rig.run(lambda: flow.id in rig.server.app.flows)
+        rig.server.app.flows[flow.id].stop(9)
+        assert rig.run(lambda: ("stopped", flow.id, 9) in rig.client.app.said)
+        rig.run(limit_s=2.0)
+        streams = rig.server.connection.streams
+        assert streams.received_bytes - streams._consumed == 0
+
+    def test_large_transfers_both_ways_at_once(self):
+        rig = Rig(Link(loss=0.01), Link(loss=0.01, seed=4)).connect()
+        flow = upload(rig, noise(1_500_000))
+        rig.run(lambda: flow.id in rig.server.app.flows)
+        rig.server.app.flows[flow.id].send(noise(1_500_000, 6), True)
+        assert rig.run(lambda: flow.id in rig.server.app.ended and flow.id in rig.client.app.ended, limit_s=60)
+        assert rig.client.app.data[flow.id] == noise(1_500_000, 6)
+
+
+class TestDatagrams:
+    def test_are_carried_and_may_be_lost(self):
+        rig = Rig().connect()
+        assert rig.client.connection.send_datagram(b"telemetry")
+        assert rig.run(lambda: rig.server.app.datagrams == [b"telemetry"])
+
+    def test_that_no_packet_can_carry_are_refused(self):
+        rig = Rig().connect()
+        rig.run(limit_s=2.0)
+        largest = rig.client.connection.max_datagram_bytes()
+        assert 1_300 < largest < 1_472
+        assert rig.client.connection.send_datagram(bytes(largest))
+        assert not rig.client.connection.send_datagram(bytes(largest + 1))
+        assert rig.run(lambda: rig.server.app.datagrams == [bytes(largest)])
+
+    def test_the_oldest_gives_way(self):
+        rig = Rig(Link(0.05), Link(0.05)).connect()
+        for k in range(limits.MAX_DATAGRAMS + 10):
+            rig.client.connection.send_datagram(b"%04d" % k)
+        rig.run(limit_s=3.0)
+        assert rig.server.app.datagrams[0] == b"0010"
+        assert len(rig.server.app.datagrams) == limits.MAX_DATAGRAMS
+
+
+class TestPaths:
+    def test_the_mtu_is_found(self):
+        rig = Rig(Link(mtu=1_440), Link(mtu=9_000)).connect()
+        rig.run(limit_s=5.0)
+        assert rig.client.connection.path.mtu.size == 1_420
+        assert rig.server.connection.path.mtu.size == 8_952
+
+    def test_a_path_that_shrinks_is_noticed(self):
+        rig = Rig(Link(mtu=9_000), Link(mtu=9_000)).connect()
+        rig.run(limit_s=5.0)
+        rig.up.mtu = 1_300
+        flow = upload(rig, noise(300_000))
+        assert rig.run(lambda: flow.id in rig.server.app.ended, limit_s=20)
+
+    def test_a_client_that_moves_is_followed_within_two_round_trips(self):
+        rig = Rig().connect()
+        rig.run(limit_s=1.0)
+        rig.client_address = (CLIENT[0], 41_111)
+        started = rig.now
+        flow = upload(rig, b"command")
+        assert rig.run(lambda: flow.id in rig.server.app.ended)
+        rig.server.app.flows[flow.id].send(b"chunk", True)
+        assert rig.run(lambda: flow.id in rig.client.app.ended)
+        assert rig.now - started <= 2 * 0.02 + 0.001
+        assert rig.server.moves == [rig.client_address]
+        rig.run(limit_s=2.0)
+        assert rig.server.connection.path.is_validated
+        assert len(rig.server.connection.paths) == 1
+
+    def test_another_host_gets_little_until_it_has_answered(self):
+        rig = Rig().connect()
+        rig.run(limit_s=1.0)
+        rig.client_address = ("203.0.113.9", 40_000)
+        flow = upload(rig, b"x")
+        rig.run(lambda: flow.id in rig.server.app.ended)
+        assert not rig.server.connection.path.is_validated
+        rig.server.app.flows[flow.id].send(noise(300_000), True)
+        assert rig.run(lambda: flow.id in rig.client.app.ended)
+        assert rig.server.connection.path.is_validated
+
+    def test_an_address_that_never_answers_is_left_again(self):
+        rig = Rig().connect()
+        rig.run(limit_s=1.0)
+        flow = rig.client.connection.open_stream(unidirectional=False)
+        flow.send(b"stolen", False)
+        rig._send(rig.client, rig.up, True)
+        # somebody copies the packet and is faster, from elsewhere
+        rig.queue = [(at, n, to, data, ("203.0.113.66", 6)) for at, n, to, data, _ in rig.queue]
+        rig.run(lambda: rig.server.moves)
+        rig.run(limit_s=3.0)
+        assert rig.server.connection.path.address == CLIENT
+        assert rig.server.connection.phase == OPEN
+        flow.send(b" back", True)
+        assert rig.run(lambda: rig.server.app.data.get(flow.id) == b"stolen back")
+
+    def test_a_client_may_change_its_own_address(self):
+        rig = Rig().connect()
+        rig.run(limit_s=1.0)
+        before = rig.client.connection.peer_ids.current
+        rig.client_address = ("203.0.113.5", 5_000)
+        rig.client.connection.local_address_changed(None)
+        flow = upload(rig, noise(100_000))
+        assert rig.run(lambda: flow.id in rig.server.app.ended)
+        assert rig.client.connection.peer_ids.current != before
+        rig.run(limit_s=2.0)
+        assert len(rig.server.ids) == limits.ISSUED_IDS
+
+
+class TestKeys:
+    def test_change_under_traffic(self):
+        rig = Rig(Link(jitter_s=0.01), Link(jitter_s=0.01)).connect()
+        for k in range(6):
+            flow = upload(rig, noise(100_000, k))
+            (rig.client if k & 1 else rig.server).connection.update_keys()
+            assert rig.run(lambda flow=flow: flow.id in rig.server.app.ended)
+            assert rig.server.app.data[flow.id] == noise(100_000, k)
+            rig.run(limit_s=0.2)
+        assert rig.client.connection.key_phase == 0
+        assert rig.server.connection.failed_opens == 0
+
+    def test_forged_packets_are_counted_and_harmless(self):
+        rig = Rig().connect()
+        target = next(iter(rig.server.ids))
+        for k in range(200):
+            forged = bytes((0x40 | k & 0x3F,)) + target + noise(60, k)
+            rig.server.connection.receive(forged, 0, CLIENT, None, rig.now)
+        assert rig.server.connection.failed_opens == 200
+        flow = upload(rig, b"still here")
+        assert rig.run(lambda: flow.id in rig.server.app.ended)
+
+
+class TestEarlyData:
+    def again(self, first, **kwargs):
+        def change(config):
+            config.ticket = first.tickets[-1]
+
+        def server_change(config):
+            config.tickets = first.server_config.tickets
+            config.identities = first.server_config.identities
+
+        return Rig(change=change, server_change=server_change, **kwargs)
+
+    def test_arrives_with_the_first_packet(self):
+        first = Rig().connect()
+        first.run(limit_s=1.0)
+        rig = self.again(first)
+        seen = []
+        flow = upload(rig, b"observation")
+        rig.run(lambda: rig.server.app is not None)
+        rig.server.app.on_data = lambda *_: seen.append(rig.server.connection.is_early)
+        assert rig.run(lambda: flow.id in rig.server.app.ended)
+        assert rig.now <= 1_000.011
+        assert rig.run(lambda: rig.client.connection.is_confirmed)
+        assert rig.client.connection.was_early_refused is False
+        assert rig.server.connection.handshake.is_resumed
+
+    def test_a_ticket_works_once_and_the_rest_is_sent_again(self):
+        first = Rig().connect()
+        first.run(limit_s=1.0)
+        once = self.again(first)
+        flow = upload(once, b"one")
+        assert once.run(lambda: once.server.app is not None and flow.id in once.server.app.ended)
+        twice = self.again(first)
+        flow = upload(twice, noise(20_000))
+        assert twice.run(lambda: twice.server.app is not None and flow.id in twice.server.app.ended)
+        assert twice.server.app.data[flow.id] == noise(20_000)
+        assert twice.client.connection.was_early_refused
+        assert not twice.server.connection.handshake.is_early_accepted
+
+    def test_a_replayed_flight_is_not_read(self):
+        first = Rig().connect()
+        first.run(limit_s=1.0)
+        rig = self.again(first)
+        flow = upload(rig, b"launch")
+        copies = []
+        rig.up.drop = lambda data: copies.append(data)
+        assert rig.run(lambda: rig.server.app is not None and flow.id in rig.server.app.ended)
+        replay = self.again(first)
+        replay.queue = [(1_000.0, k, True, data, ("203.0.113.66", 6)) for k, data in enumerate(copies[:2])]
+        replay.client.connection.phase = OVER
+        replay.run(limit_s=5.0)
+        assert replay.server.connection is not None
+        assert replay.server.app is None or not replay.server.app.data
+
+
+class TestEnds:
+    def test_a_close_is_heard_with_its_code(self):
+        rig = Rig().connect()
+        rig.client.connection.close(0x10C, b"that is all")
+        assert rig.run(lambda: rig.server.app.lost is not None)
+        assert rig.server.app.lost == (0x10C, "that is all", True)
+        assert rig.client.app.lost is None
+        assert rig.server.connection.phase == DRAINING
+        rig.run(limit_s=5.0)
+        assert rig.client.connection.is_over
+        assert rig.server.connection.is_over
+
+    def test_a_lost_close_is_repeated(self):
+        rig = Rig().connect()
+        rig.client.connection.close(5, b"")
+        rig.up.drop = lambda data, left=[1]: left and left.pop()
+        rig.run(limit_s=0.01)
+        flow = rig.server.connection.open_stream(unidirectional=True)
+        flow.send(b"hello?", True)
+        assert rig.run(lambda: rig.server.app.lost is not None)
+
+    def test_silence_ends_it_on_both_sides(self):
+        rig = Rig(change=lambda config: setattr(config, "idle_s", 3.0)).connect()
+        rig.run(limit_s=10.0)
+        assert rig.client.connection.is_over
+        assert rig.server.connection.is_over
+        assert rig.client.app.lost == (0, "idle", False)
+
+    def test_keep_alive_keeps_it(self):
+        def change(config):
+            config.idle_s, config.keep_alive_s = 3.0, 1.0
+
+        rig = Rig(change=change).connect()
+        rig.run(limit_s=10.0)
+        assert rig.client.connection.phase == OPEN
+        assert rig.server.connection.phase == OPEN
+
+    def test_a_stateless_reset_is_understood(self):
+        rig = Rig().connect()
+        rig.run(limit_s=1.0)
+        current = rig.client.connection.peer_ids.current
+        reset = b"\x5a" + noise(30) + current[:4] * 4
+        rig.client.connection.receive(reset, 0, ("192.0.2.1", 443), None, rig.now)
+        assert rig.client.connection.is_over
+        assert rig.client.app.lost[1].startswith("the peer has forgotten")
