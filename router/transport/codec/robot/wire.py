@@ -5,7 +5,7 @@
     command    0x43 once, from the client; then length, flags, deadline, payload
     telemetry  0x54, sequence, payload                             a DATAGRAM
 
-Bytes come in any pieces; what is wrong with them is a `fault`, a WebSocket close code, behind which nothing is read.
+Bytes come in any pieces; what is wrong with them is a `fault`, a WebSocket close code, and the end of reading.
 Imports nothing but QUIC's integers.
 """
 
