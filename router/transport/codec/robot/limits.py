@@ -15,6 +15,8 @@ MAX_GATHERED_BYTES: Final = 16_777_216
 CONTROL_BURST: Final = 32.0
 CONTROL_RATE: Final = 8.0
 """Control frames at once, and a second; a client that measures sends three."""
+MAX_UNREAD_BYTES: Final = 16_384
+"""Of control frames that the client's window does not take; ours are a hundred bytes a second."""
 PING_S: Final = 1.0
 MAX_PINGS: Final = 16
 """Measurements of the clock that are remembered, and PINGs that wait for an answer."""
