@@ -312,7 +312,7 @@ class Worker:
             await asyncio.sleep(DRAIN_POLL_S)
         self.clock.read()
         cut = self._cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self._is_busy() else 0
-        while self.listener.open_connections and monotonic() < self._drained_by_s + 1.0:  # noqa: ASYNC110
+        while self._is_connected() and monotonic() < self._drained_by_s + 1.0:  # noqa: ASYNC110
             await asyncio.sleep(DRAIN_POLL_S)
         self.desk.report(self.clock.now)
         self._control.send(Drained(cut))
@@ -322,6 +322,9 @@ class Worker:
     def _is_busy(self) -> bool:
         is_idle = self.listener.is_idle and (self.quic is None or self.quic.listener.is_idle)
         return bool(self.core.in_flight or not is_idle)
+
+    def _is_connected(self) -> bool:
+        return bool(self.listener.open_connections or (self.quic is not None and not self.quic.listener.is_idle))
 
     def _cut(self, error: ProxyError) -> int:
         cut = self.core.in_flight

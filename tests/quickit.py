@@ -10,9 +10,11 @@ from router.clock import Clock
 from router.core import Core
 from router.counters import WorkerCounters
 from router.deadlines import DeadlineWheel
+from router.edge.admission import AdmissionGate
 from router.edge.headcount import Headcount
 from router.edge.quic_forwarding import NEXT, Forwarding, make_pair
 from router.edge.quic_listener import Protocols, QuicListener
+from router.routing.credentials import RateBoard
 from router.routing.spec import TableSpec
 from router.routing.stage import build
 from router.transport.codec.quic.keyring import Keyring
@@ -104,6 +106,9 @@ class FakeEngine:
         self.handshake = type("Done", (), {"is_complete": True})()
         self.application = self.owner.make_application(self, alpn)
 
+    def let_go(self):
+        self.application = None
+
     def unsent_bytes(self):
         return sum(map(len, self.out))
 
@@ -154,13 +159,13 @@ class FakeProtocols(Protocols):
 class Rig:
     """One worker's listener on loopback. `ways` are the forwarding pairs of its daemon, by (incarnation, worker)."""
 
-    def __init__(self, worker=0, incarnation=7, ways=None, receivers=None, max_connections=1_000_000, secret=SECRET):
+    def __init__(self, worker=0, incarnation=7, ways=None, receivers=None, max_connections=1_000_000, secret=SECRET, protocols=None):
         clock = Clock()
         self.counters = WorkerCounters()
         self.reactor = Reactor(clock, Outbox(clock), DeadlineWheel(clock.now), self.counters)
-        self.core = Core(build(TableSpec(1, (), ()), clock.now), None, None, clock, self.reactor.wheel, b"p")
+        self.core = Core(build(TableSpec(1, (), ()), clock.now), AdmissionGate((), RateBoard(memoryview(bytearray(8))), WallTime()), None, clock, self.reactor.wheel, b"p")
         self.headcount = Headcount(self.counters, max_connections)
-        self.protocols = FakeProtocols()
+        self.protocols = protocols(self) if protocols else FakeProtocols()
         self.keyring = Keyring(secret)
         self.walltime = WallTime()
         self.forwarding = Forwarding(receivers or [], ways or {})
@@ -204,7 +209,7 @@ class Rig:
 
     def close(self):
         for shell in list(self.listener._shells):
-            if shell.connection is not None:
+            if isinstance(shell.connection, FakeEngine):
                 shell.connection.fails = None
         self.listener.close()
         for client in self.clients:

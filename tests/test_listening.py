@@ -23,10 +23,10 @@ def bind():
     """Bind as a daemon would; everything is closed in the end."""
     made = []
 
-    def make(inherited=NOTHING, **options):
+    def make(inherited=NOTHING, before=None, **options):
         made.append(ListeningSockets(settings(**options)))
         try:
-            made[-1].bind(inherited)
+            made[-1].bind(inherited, before)
         finally:
             inherited.close()
         return made[-1]
@@ -48,6 +48,10 @@ def handed(sockets):
 def cookies(sockets):
     """The kernel's own names of the sockets of each worker."""
     return [[sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8) for sock in own] for own in sockets.by_worker]
+
+
+def cookies_of(sockets):
+    return [sock.getsockopt(socket.SOL_SOCKET, SO_COOKIE, 8) for sock in sockets]
 
 
 def connect(port):
@@ -138,13 +142,101 @@ def test_what_is_no_longer_listened_on_is_let_go(bind):
         connect(int(first.shown[0].rpartition(":")[2]))
 
 
-def test_a_datagram_socket_travels_and_is_nobodys_yet(bind):
+def quic(sockets, index):
+    """The listening UDP sockets of a worker."""
+    count = len(sockets.quic[index].addresses)
+    ways = sockets.quic[index].receivers + len(sockets.quic[index].senders)
+    return sockets.by_worker[index][-ways - count : -ways]
+
+
+def test_a_datagram_socket_is_no_tcp_listeners(bind):
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         entry = HandedSocket(sock.fileno(), "--listen", "127.0.0.1:0", int(sock.type))
         inherited = Inheritance([(entry, sock)])
         bind(inherited)
         assert not inherited.taken
+
+
+class TestQuic:
+    LISTEN = {"listen_tls": ["127.0.0.1:0"], "listen_quic": ["127.0.0.1:0"]}
+
+    def test_it_comes_behind_tls_and_before_the_ways(self, bind):
+        first = bind(workers=2, **self.LISTEN)
+        assert [url.partition(":")[0] for url in first.shown] == ["http", "https", "quic"]
+        assert first.tls_count == [1, 1]
+        for index in range(2):
+            start = first.quic[index]
+            (sock,) = quic(first, index)
+            assert sock.type == socket.SOCK_DGRAM and sock.getsockname() == start.addresses[0]
+            assert (start.receivers, len(start.senders)) == (1, 3)
+            assert len(first.by_worker[index]) == 2 + 1 + 1 + 3
+        assert quic(first, 0)[0].getsockname() == quic(first, 1)[0].getsockname()
+        port = int(first.shown[2].rpartition(":")[2])
+        assert first.alt_svc() == b'h3=":%d"; ma=86400' % port
+
+    def test_without_it_there_is_nothing(self, bind):
+        first = bind(workers=2)
+        assert first.quic == [None, None] and first.ways is None and first.alt_svc() == b""
+        assert first.quic_handover() is None
+
+    def test_a_successor_has_the_same_sockets(self, bind):
+        first = bind(workers=2, **self.LISTEN)
+        second = bind(handed(first), workers=2, before=first.quic_handover(), **self.LISTEN)
+        assert [cookies_of(quic(second, i)) for i in range(2)] == [cookies_of(quic(first, i)) for i in range(2)]
+        assert second.shown == first.shown
+        assert second.quic[0].secret == first.quic[0].secret
+        assert second.quic[0].incarnation == (first.quic[0].incarnation + 1) & 0xFF
+        assert (second.quic[0].receivers, second.quic[1].receivers) == (2, 1)
+
+    def test_fewer_workers_read_all_of_them(self, bind):
+        first = bind(workers=3, **self.LISTEN)
+        second = bind(handed(first), workers=1, before=first.quic_handover(), **self.LISTEN)
+        assert cookies_of(quic(second, 0)) == [cookies_of(quic(first, i))[0] for i in range(3)]
+        assert len(second.quic[0].addresses) == 3
+
+    def test_more_workers_get_sockets_that_nobody_is_sent_to_yet(self, bind):
+        """A UDP socket gets its share from the moment it is bound, and its worker is not there yet."""
+        first = bind(workers=1, **self.LISTEN)
+        second = bind(handed(first), workers=2, before=first.quic_handover(), **self.LISTEN)
+        (added,) = quic(second, 1)
+        assert added.getsockname()[1] == 0
+        assert second.quic[1].addresses == second.quic[0].addresses
+        added.bind(second.quic[1].addresses[0])
+
+    def test_tcp_and_udp_may_have_the_same_port(self, bind):
+        first = bind(listen=["127.0.0.1:0"], listen_quic=["127.0.0.1:0"])
+        port = int(first.shown[1].rpartition(":")[2])
+        second = bind(handed(first), listen=[f"127.0.0.1:{port}"], listen_quic=[f"127.0.0.1:{port}"])
+        assert cookies_of(quic(second, 0)) == cookies_of(quic(first, 0))
+        assert second.by_worker[0][0].type == socket.SOCK_STREAM
+
+    def test_a_port_that_another_has(self, bind):
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("127.0.0.1", 0))
+            with pytest.raises(BindError, match="--listen-quic"):
+                bind(listen_quic=[f"127.0.0.1:{sock.getsockname()[1]}"])
+        first = bind(**self.LISTEN)
+        port = first.shown[2].rpartition(":")[2]
+        with pytest.raises(BindError, match="--listen-quic"):
+            bind(listen_quic=[f"127.0.0.1:{port}"])  # a second router, unasked
+
+    def test_a_successor_without_it_lets_all_of_it_go(self, bind):
+        first = bind(**self.LISTEN)
+        inherited = handed(first)
+        second = bind(inherited, before=first.quic_handover())
+        assert second.quic == [None] and len(inherited.taken) == 1
+
+    def test_ipv6(self, bind):
+        first = bind(listen_quic=["[::1]:0"])
+        assert first.shown[-1].startswith("quic://[::1]:")
+        assert quic(first, 0)[0].family == socket.AF_INET6
+
+    def test_closed_is_closed(self, bind):
+        first = bind(workers=2, **self.LISTEN)
+        socks = [sock for own in first.by_worker for sock in own]
+        first.close()
+        assert {sock.fileno() for sock in socks} == {-1}
 
 
 def test_a_unix_sockets_file_is_its_makers_until_it_is_handed_over(bind, tmp_path):

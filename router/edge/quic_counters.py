@@ -10,6 +10,7 @@ from router.counters import Histogram
 DROP_REASONS = (
     "malformed",  # no header to be read, or one that no client sends
     "small",  # a client's first packet in a datagram below 1,200 bytes
+    "junk",  # a client's first packet that does not authenticate
     "unknown",  # an id that is nobody's
     "early",  # long headers of a connection that is not there
     "negotiation_limit",  # of an unknown version, too many of them
@@ -67,6 +68,7 @@ class QuicCounters:
         self.quic_packets_lost = 0
         self.quic_drop_malformed = 0
         self.quic_drop_small = 0
+        self.quic_drop_junk = 0
         self.quic_drop_unknown = 0
         self.quic_drop_early = 0
         self.quic_drop_negotiation_limit = 0

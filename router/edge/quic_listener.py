@@ -236,8 +236,8 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         )
         shell.receive(arrived.data, arrived.segment_bytes, arrived.address, arrived.local, now)
         if not connection.received_packets:
-            self.counters.quic_drop_malformed += 1
-            shell.let_go()
+            self._strangers.note_junk(now)
+            shell.discard()
         return True
 
     # -- for shells -----------------------------------------------------------------------------------
@@ -258,11 +258,13 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
             del self._by_id[retired]
 
     def make_application(self, shell: QuicShell, bearer: Bearer, alpn: str) -> Application:
-        """Return what speaks the protocol that was chosen; it is told if this process is being replaced."""
+        """Return what speaks the protocol that was chosen; it is told if this process comes to its end."""
         now = self.reactor.clock.now
         made = self._protocols.make_application(shell, bearer, alpn, now)
         if self.is_retired:
             made.retire(now)
+        elif not self.accepts:
+            made.drain()
         return made
 
     def make_peer(self, host: bytes) -> Peer:
@@ -300,6 +302,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         self._shells.discard(shell)
         self._headcount.leave(shell.counted)
         self._add(connection)
+        connection.let_go()
 
     def _go_on(self) -> None:
         self.touched.extend(self._postponed)
@@ -342,9 +345,10 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         self._outbox.flush()
 
     def close(self) -> None:
-        """Let sockets and connections go, without a further word."""
+        """Let sockets and connections go; who is still connected is told."""
+        self.reactor.clock.read()
         for shell in list(self._shells):
-            shell.let_go()
+            shell.end()
         self.timers.close()
         for sock in self._sockets.values():
             sock.close()

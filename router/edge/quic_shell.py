@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from router.core import Peer
 from router.edge.quic_timers import Timed
 from router.stream import Shell
-from router.transport.codec.quic.limits import CONNECTION_REFUSED, INTERNAL_ERROR
+from router.transport.codec.quic.limits import CONNECTION_REFUSED, INTERNAL_ERROR, NO_ERROR
 from router.transport.codec.quic.seam import Owner
 from router.transport.codec.quic.state import HANDSHAKING, OPEN
 
@@ -78,7 +78,10 @@ class QuicShell(Timed, Owner, Shell):
             self._crash()
 
     def tell(self, what: str, now: float, error: ProxyError | None = None) -> None:
-        """Have the application `drain`, `retire` or be `cut`; without one the connection is refused."""
+        """Have the application `drain`, `retire` or be `cut`; without one the connection is refused.
+
+        What is cut is told to the client in the application's way, and closed once that is delivered.
+        """
         application, connection = self.application, self.connection
         if connection is None:
             return
@@ -91,10 +94,20 @@ class QuicShell(Timed, Owner, Shell):
                 application.retire(now)
             elif error is not None:
                 application.cut(error)
-                connection.abort(CONNECTION_REFUSED, "the server is going")
         except Exception:
             self._crash()
         self.touch()
+
+    def end(self) -> None:
+        """Say goodbye, if nobody has, and let go."""
+        connection = self.connection
+        if connection is not None and connection.phase <= OPEN:
+            try:
+                connection.abort(NO_ERROR, "the server ends")
+            except Exception:
+                self._crash()
+            self.flush(self._listener.reactor.clock.now)
+        self.let_go()
 
     # -- for the engine -------------------------------------------------------------------------------
 
@@ -228,6 +241,13 @@ class QuicShell(Timed, Owner, Shell):
             self.let_go()
         else:
             self._listener.timers.watch(self)
+
+    def discard(self) -> None:
+        """Leave as if there had been nothing: the first packet was not authentic."""
+        if not self._told_handshake:
+            self._told_handshake = True
+            self._listener.handshaking -= 1
+        self.let_go()
 
     def let_go(self) -> None:
         """Leave the listener. Reference counts free the rest: engine and application know this shell."""

@@ -7,7 +7,8 @@
     anything else                  dropped
 
 Each outcome is counted. Nothing is remembered of a stranger, and nothing sent that is larger than what came, until
-its Initial is authentic; while many handshakes are unfinished not before it has answered a Retry.
+its Initial is authentic; while many handshakes are unfinished, or many Initials are not authentic, not before it
+has answered a Retry.
 """
 
 from __future__ import annotations
@@ -51,6 +52,11 @@ RETRY_FROM: Final = 64
 """Unfinished handshakes of a worker from which on clients have to prove their address first."""
 MAX_HANDSHAKES: Final = 1_024
 """Unfinished handshakes of a worker beyond which nobody new is taken."""
+JUNK_BURST: Final = 64
+JUNK_RATE: Final = 64.0
+"""First packets a second that turn out to be nobody's. Each costs more than two Retries, so beyond that …"""
+SUSPICION_S: Final = 10.0
+"""… every client has to prove its address for so long."""
 NEGOTIATION_BURST: Final = 128
 NEGOTIATION_RATE: Final = 64.0
 RETURNED_HOPS: Final = 2
@@ -104,9 +110,11 @@ class Strangers:
         "_forwarding",
         "_host",
         "_incarnation",
+        "_junk",
         "_keyring",
         "_negotiations",
         "_resets",
+        "_suspicious_until_s",
         "_tokens",
         "_walltime",
         "_worker",
@@ -131,6 +139,8 @@ class Strangers:
         self._forwarding = forwarding
         self._walltime = walltime
         self._tokens = Tokens(keyring.tokens)
+        self._junk = Allowance(JUNK_BURST, JUNK_RATE, now)
+        self._suspicious_until_s = 0.0
         self._negotiations = Allowance(NEGOTIATION_BURST, NEGOTIATION_RATE, now)
         self._resets = Allowance(RESET_BURST, RESET_RATE, now)
 
@@ -158,6 +168,12 @@ class Strangers:
                 ),
                 now,
             )  # fmt: skip
+
+    def note_junk(self, now: float) -> None:
+        """Count an Initial that turned out to be nobody's."""
+        self._counters.quic_drop_junk += 1
+        if not self._junk.take(now):
+            self._suspicious_until_s = now + SUSPICION_S
 
     def token_for(self, address: Address, now: float) -> bytes:
         """Return a token with which a client at this address need not answer a Retry next time."""
@@ -212,7 +228,8 @@ class Strangers:
         elif token and self._tokens.is_known(token, where, self._walltime.at(now)):
             counters.quic_tokens_used += 1
             is_validated = True
-        if not is_validated and host.handshaking >= RETRY_FROM:
+        is_busy = host.handshaking >= RETRY_FROM or now < self._suspicious_until_s
+        if is_busy and not is_validated:
             self._retry(arrived, header, now)
         elif host.handshaking >= MAX_HANDSHAKES:
             counters.quic_drop_handshakes += 1

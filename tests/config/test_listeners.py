@@ -3,6 +3,7 @@
 import pytest
 from certkit import Authority
 
+from router.config import listeners
 from router.config.addresses import UnixSocket, unix_path
 from router.config.listeners import proxies, unix_mode, upstream_tls
 from router.config.settings import Settings
@@ -23,7 +24,13 @@ def check(**kwargs):
         ({"listen_tls": ["x"], **PAIR}, "--listen-tls: 'x' is not HOST:PORT"),
         ({"listen_tls": ["127.0.0.1:1"]}, "--tls-cert: --listen-tls needs"),
         ({"listen_tls": ["127.0.0.1:1"], "tls_cert": ["a", "b"], "tls_key": ["k"]}, "--tls-key: 1 keys for 2"),
-        (PAIR, "--tls-cert: is for --listen-tls"),
+        (PAIR, "--tls-cert: is for --listen-tls and --listen-quic"),
+        ({"listen_quic": ["0.0.0.0:443"], **PAIR}, "--listen-quic 0.0.0.0:443: an open router"),
+        ({"listen_quic": ["unix:/x"], **PAIR}, "--listen-quic: 'unix:/x' is not HOST:PORT"),
+        ({"quic_portal": "policy.test"}, "--quic-portal: is for --listen-quic"),
+        ({"listen_quic": ["127.0.0.1:1"], **PAIR, "quic_portal": "no host"}, "--quic-portal: 'no host' is no HOST"),
+        ({"listen_quic": ["127.0.0.1:1"], **PAIR, "quic_portal": "/only/a/path"}, "--quic-portal: '/only/a/path' is no"),
+        ({"listen_quic": ["127.0.0.1:1"]}, "--tls-cert: --listen-quic needs"),
         ({"tls_client_ca": "c"}, "--tls-client-ca: is for --listen-tls"),
         ({"listen": ["unix:"]}, "--listen: 'unix:'"),
         ({"listen": ["unix:/x\0y"]}, "--listen: "),
@@ -38,6 +45,13 @@ def test_refused(kwargs, complaint):
     with pytest.raises(ConfigError) as refusal:
         check(**kwargs)
     assert str(refusal.value).startswith(complaint)
+
+
+def test_without_the_extra_it_says_which(monkeypatch):
+    monkeypatch.setattr(listeners, "QUIC_MODULES", ("aioquic", "not_there"))
+    with pytest.raises(ConfigError, match=r"--listen-quic: not_there not installed.*replica-router\[quic\]"):
+        check(listen_quic=["127.0.0.1:1"], **PAIR)
+    check()
 
 
 @pytest.mark.parametrize("guard", [{"tls_client_ca": "ca"}, {"auth_token": ["t"]}, {"unauthenticated": True}])

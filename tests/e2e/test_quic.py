@@ -151,6 +151,73 @@ async def test_an_upgrade_loses_neither_old_connections_nor_new(start_router, en
     assert "Traceback" not in router.stderr()
 
 
+async def test_handshakes_fail_in_no_moment_of_an_upgrade(start_router, engine, files, open_client, until, gone, tmp_path):
+    """Sockets are added and shared out anew while clients come; what belongs to another generation is passed on."""
+    path = tmp_path / "router.toml"
+
+    def write(workers):
+        path.write_text(f'[router]\nworkers = {workers}\n[[endpoint]]\nname = "all"\nhealth = {{ kind = "none" }}\nreplica = [{{ address = "{engine.url}" }}]\n')
+
+    write(2)
+    router = await start_router(
+        "--config", path, "--listen", "127.0.0.1:0", "--listen-quic", "127.0.0.1:0", "--tls-cert", files / "local.pem",
+        "--tls-key", files / "local.key", *DRAIN, plain=True,
+    )  # fmt: skip
+    done, failures, stop = [], [], asyncio.Event()
+
+    async def come_and_go():
+        while not stop.is_set():
+            client = Http3(port_of(router), files / "ca.pem")
+            try:
+                await client.connect()
+                assert (await client.get()).headers[b":status"] == b"200"
+                done.append(1)
+            except (AssertionError, ConnectionError, TimeoutError) as failure:
+                failures.append(repr(failure))
+            finally:
+                client.close()
+
+    async with lineage(router, until, gone) as line:
+        old = await open_client(router)
+        stream = old.request(
+            b"POST", b"/generate", b'{"text": "a", "stream": true, "sampling_params": {"max_new_tokens": 900, "ignore_eos": true}}',
+            headers=[(b"content-type", b"application/json")],
+        )  # fmt: skip
+        await until(lambda: stream.body)
+        tasks = [asyncio.ensure_future(come_and_go()) for _ in range(3)]
+        for workers in (3, 1):
+            write(workers)
+            info = await line.upgrade()
+            assert len(info["workers"]) == workers
+            before = len(done)
+            await until(lambda before=before: len(done) > before + 20)
+        async with asyncio.timeout(30):
+            await stream.done
+        assert stream.body.rstrip().endswith(b"[DONE]")
+        stop.set()
+        await asyncio.gather(*tasks)
+    assert not failures, failures[:3]
+
+
+async def test_a_restart_ends_what_the_daemon_before_it_left(start_router, engine, files, open_client, until, tmp_path):
+    """With a state directory: it was killed, and its clients know of nothing."""
+    from inference_backend.ports import free_port
+
+    port = free_port()
+    flags = ("--listen-quic", f"127.0.0.1:{port}", *quic_flags(files)[2:], "--state-dir", tmp_path)
+    first = await start_router(*flags, replicas=[engine.url])
+    client = await open_client(first)
+    await client.get()
+    for worker in await first.workers():
+        os.kill(worker["pid"], signal.SIGKILL)
+    first.process.kill()
+    await first.wait()
+    second = await start_router(*flags, replicas=[engine.url])
+    client.request(b"GET", b"/v1/models")
+    await until(lambda: client.was_reset)
+    assert await metric(second, "router_quic_stateless_resets_total") >= 1
+
+
 async def test_a_drain_tells_clients_and_waits_for_what_is_under_way(start_router, engine, files, open_client, until):
     router = await start_router(*quic_flags(files, *DRAIN), replicas=[engine.url])
     idle, busy = await open_client(router), await open_client(router)

@@ -92,7 +92,8 @@ class TestEnds:
         client = rig.client()
         for _ in range(50):
             client.send(initial(body=b"junk"))
-        await until(lambda: rig.count("drop_malformed") == 50)
+        await until(lambda: rig.count("drop_junk") == 50)
+        assert rig.count("handshake_failures") == 0
         assert rig.listener.open_connections == rig.listener.handshaking == rig.counters.connections_open == 0
         assert not rig.listener._by_id and rig.headcount.open == 0
 
@@ -195,10 +196,26 @@ class TestDrain:
         assert done.application.told == ["drain"] and not rig.listener.is_idle
         rig.listener.cut(CUT)
         assert done.application.told == ["drain", "cut"]
-        assert (done.aborted, new.aborted) == (2, 2)
+        assert (done.aborted, new.aborted) == (None, 2), "the application closes when its last words are delivered"
+        assert not rig.listener.is_idle
+        done.phase = CLOSING
         assert rig.listener.is_idle and rig.listener.open_connections == 2, "nobody waits for those that are closing"
         client.send(initial())
         await until(lambda: rig.count("refused") == 1)
+
+    async def test_a_handshake_that_ends_only_now_is_drained(self, rig):
+        _, _, _, new, _ = await self.two(rig)
+        rig.listener.stop_accepting()
+        rig.listener.drain()
+        new.complete()
+        assert new.application.told == ["drain"]
+
+    async def test_who_is_left_in_the_end_is_told(self, rig):
+        _, done, _, _, _ = await self.two(rig)
+        rig.listener.close()
+        assert done.aborted == 0
+        assert await answered(rig.clients[0]) == b"bye!"
+        assert rig.listener.open_connections == 0 and rig.headcount.open == 0
 
     async def test_retired_it_reads_no_more_and_still_sends(self, rig):
         client, done, done_id, new, _ = await self.two(rig)

@@ -11,7 +11,14 @@ from quickit import CLOSING, OPEN, Rig, answered, initial, short
 from udpkit import until
 
 from router.edge import quic_strangers
-from router.edge.quic_strangers import MAX_HANDSHAKES, NEGOTIATION_BURST, RESET_BURST, RETRY_FROM
+from router.edge.quic_strangers import (
+    JUNK_BURST,
+    MAX_HANDSHAKES,
+    NEGOTIATION_BURST,
+    RESET_BURST,
+    RETRY_FROM,
+    SUSPICION_S,
+)
 from router.transport.codec.quic.invariants import read_long
 from router.transport.codec.quic.keyring import Keyring
 from router.transport.codec.quic.retry import Tokens
@@ -202,6 +209,32 @@ class TestFloods:
         assert len(rig.engines) == RETRY_FROM == rig.listener.handshaking
         assert rig.count("retries") == 2_000 - RETRY_FROM
         assert len(rig.listener._by_id) == 2 * RETRY_FROM
+
+    async def test_junk_is_not_looked_at_for_ever(self, rig):
+        """What does not authenticate leaves nothing behind and costs: after a while it has to prove its address."""
+        client = rig.client()
+        for i in range(JUNK_BURST + 100):
+            client.send(initial(body=b"junk"))
+            if not i % 20:
+                await asyncio.sleep(0)
+        await until(lambda: rig.count("drop_junk") + rig.count("retries") == JUNK_BURST + 100)
+        assert rig.count("drop_junk") < JUNK_BURST + 50 and not rig.listener.handshaking
+        honest = rig.client()
+        honest.send(initial(destination=b"original"))
+        chosen, token = retry_of(await answered(honest))
+        honest.send(initial(destination=chosen, token=token))
+        await until(lambda: rig.engines[-1].is_validated)
+        honest.send(initial(token=rig.listener.token_for(("127.0.0.1", 1))))
+        await until(lambda: rig.count("tokens_used") == 1)
+
+    async def test_suspicion_ends(self, rig):
+        now = rig.reactor.clock.now
+        for _ in range(JUNK_BURST + 1):
+            rig.listener._strangers.note_junk(now)
+        assert rig.listener._strangers._suspicious_until_s == now + SUSPICION_S
+        rig.listener._strangers._suspicious_until_s = now
+        await rig.connected()
+        assert rig.count("retries") == 0
 
     async def test_proved_addresses_are_bounded_too(self, rig):
         rig.listener.handshaking = MAX_HANDSHAKES

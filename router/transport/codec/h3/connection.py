@@ -164,6 +164,8 @@ class H3Connection:
         for stream in streams:
             stream.forget()
             stream.lose_peer()
+        self.moved.clear()
+        self._continued.clear()
 
     # -- time -----------------------------------------------------------------------------------------
 

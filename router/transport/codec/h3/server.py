@@ -338,12 +338,14 @@ class H3Server(H3Connection, Application):
         self.is_closed = True
         self.bearer.close(code)
         self.lose_streams()
+        self._one_ways.clear()
 
     def connection_lost(self, code: int, reason: str, by_peer: bool) -> None:
         """Cancel every exchange."""
         self.now = self.bearer.now
         self.is_closed = True
         self.lose_streams()
+        self._one_ways.clear()
 
     # -- flow and time --------------------------------------------------------------------------------
 

@@ -111,6 +111,16 @@ class QuicConnection(PacketWriter):
         """Whether nothing more will come of it."""
         return self.phase == OVER
 
+    def let_go(self) -> None:
+        """Forget whatever leads back here, once it is over: else only the garbage collector would find it."""
+        self.application = None
+        if self.handshake is not None:
+            self.handshake.let_go()
+            self.handshake = None
+        self.streams.let_go()
+        for space in self.recovery.spaces:
+            space.sent.clear()
+
     # -- TLS ------------------------------------------------------------------------------------------
 
     def own_parameters(self) -> Parameters:
@@ -259,6 +269,8 @@ class QuicConnection(PacketWriter):
         application = self.application
         if application is None:
             return
+        # Once the client has finished the handshake it is there, and what it sent early is no replay.
+        self.is_early = self.is_server and self.phase == HANDSHAKING
         while streams.fresh:
             fresh, streams.fresh = streams.fresh, []
             for flow in fresh:

@@ -81,7 +81,6 @@ class QuicFlow(Flow):
         "stop_due",
         "stopped_by_peer",
         "unsent_bytes",
-        "user",
         "was_told_end",
     )
 
@@ -97,7 +96,6 @@ class QuicFlow(Flow):
     ) -> None:
         self._streams = streams
         self.id = stream_id
-        self.user: object = None
         self.has_sender = has_sender
         self.has_receiver = has_receiver
         # out
@@ -306,6 +304,10 @@ class QuicFlow(Flow):
 
     def _is_all_acked(self) -> bool:
         return self._acked_bytes >= self.sent_bytes and not self.unsent_bytes and self._fin_acked
+
+    def let_go(self) -> None:
+        """Forget what leads back here."""
+        self._lost.clear()
 
     def _drop_queue(self) -> None:
         self._queue.clear()

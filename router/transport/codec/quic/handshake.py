@@ -138,6 +138,13 @@ class Handshake:
         context.handle_message(b"", self._buffers)
         self._collect()
 
+    def let_go(self) -> None:
+        """Take back what TLS calls us by: it is over, and reference counts are to free both."""
+        context = self._tls
+        context.update_traffic_key_cb = lambda *_: None
+        context.get_session_ticket_cb = None
+        context.new_session_ticket_cb = None
+
     def receive(self, epoch: int, data: bytes) -> int:
         """Take bytes of the peer's in order; return 0 or a transport error code, `reason` says why."""
         context = self._tls

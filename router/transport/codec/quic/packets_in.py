@@ -117,6 +117,7 @@ class PacketReader(FrameReader):
         if not data[at] & 0x80:
             self._receive_short(data, at, end, path)
             return
+        begin = at
         size = end - at
         while at < end and self.phase < CLOSING:
             if not data[at] & 0x80:
@@ -132,6 +133,8 @@ class PacketReader(FrameReader):
                 return
             # RFC 9000 §12.2: all packets of a datagram are for one connection.
             if header.destination not in self.own_ids.known and header.destination != self.first_id:
+                if at == begin:
+                    self.owner.stray(data[at:end], path.address)
                 return
             if header.kind != INITIAL or size >= MIN_DATAGRAM_BYTES or not self.is_server:
                 self._open_long(data, at, header, path)
@@ -230,7 +233,6 @@ class PacketReader(FrameReader):
             return
         space = self.recovery.spaces[epoch]
         is_newest = number >= space.expected
-        self.is_early = epoch == EARLY
         result = self.read_frames(epoch, payload, used, path)
         if result == DROPPED:
             return

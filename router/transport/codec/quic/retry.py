@@ -8,7 +8,6 @@ Time is Unix seconds, an argument.
 
 from __future__ import annotations
 
-import hmac
 import os
 from typing import Final
 
@@ -24,8 +23,6 @@ CLOCK_S: Final = 5.0
 """What a token may be from the future: clocks of processes are read at different moments."""
 MAX_TOKEN_BYTES: Final = 256
 """Ours are at most 58 bytes; more is not even tried."""
-
-TAG_BYTES: Final = 16
 
 _OF_RETRY: Final = b"\x52"
 _OF_CONNECTION: Final = b"\x4e"
@@ -52,11 +49,6 @@ def make_retry(destination_id: bytes, source_id: bytes, original_id: bytes, toke
 def retry_tag(original_id: bytes, packet: bytes) -> bytes:
     """Return the integrity tag of a Retry packet that is whole but for it."""
     return _tags.encrypt(_TAG_NONCE, b"", bytes((len(original_id),)) + original_id + packet)
-
-
-def is_retry_intact(packet: bytes, original_id: bytes) -> bool:
-    """Whether a Retry packet, tag and all, is of somebody who saw our Initial to `original_id`."""
-    return hmac.compare_digest(packet[-TAG_BYTES:], retry_tag(original_id, packet[:-TAG_BYTES]))
 
 
 class Tokens:

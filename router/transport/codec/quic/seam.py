@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @trait
 class Flow:
-    """One QUIC stream. `id` as in RFC 9000 §2.1; `user` is the application's own and never looked at.
+    """One QUIC stream. `id` as in RFC 9000 §2.1.
 
     Calls on a stream that is over in that direction do nothing.
     """
@@ -26,7 +26,6 @@ class Flow:
     __slots__ = ()
 
     id: int
-    user: object
     unsent_bytes: int  # queued and not sent for the first time yet
 
     def send(self, data: bytes, end: bool) -> None:
@@ -58,7 +57,7 @@ class Bearer:
 
     now: float
     is_server: bool
-    is_early: bool  # what is being delivered came as 0-RTT data and may be a replay (RFC 9001 §9.2)
+    is_early: bool  # the handshake is not complete: what is delivered may be a replay (RFC 9001 §9.2)
     alpn: str
 
     def open_stream(self, *, unidirectional: bool) -> Flow | None:

@@ -99,6 +99,16 @@ class Streams:
         self.unsent_bytes = 0
         self._own_limits = [0, 0, 0]  # initial credit of streams: ours two-way, the peer's two-way, ours one-way
 
+    def let_go(self) -> None:
+        """Forget all of them, and who is told."""
+        self._on_gone = _tell_nobody
+        for flow in self.flows.values():
+            flow.let_go()
+        self.flows.clear()
+        self.queue.clear()
+        for flows in (self.controls, self.drained, self.batch, self.fresh):
+            flows.clear()
+
     def set_peer_limits(self, max_data: int, ours: int, peers: int, uni: int, streams: tuple[int, int]) -> None:
         """Take the peer's transport parameters; what was remembered of an earlier connection may only grow."""
         self.peer_max_data = max(self.peer_max_data, max_data)
@@ -277,3 +287,7 @@ class Streams:
                 self.max_streams_due[kind] = True
                 self.touch()
         self._on_gone(flow)
+
+
+def _tell_nobody(flow: QuicFlow) -> None:
+    """Stand for an owner that has let go."""
