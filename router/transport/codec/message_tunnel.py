@@ -87,6 +87,7 @@ class MessageTunnel(DownstreamStream):
         "_state",
         "_status",
         "_waiting",
+        "failure",
         "idle_s",
     )
 
@@ -103,6 +104,7 @@ class MessageTunnel(DownstreamStream):
         self._retry_after_s = 0
         self._body = b""
         self.idle_s = 0.0
+        self.failure = ""  # the kind of error that ended it; empty if the replica said goodbye
 
     def open(
         self,
@@ -139,9 +141,12 @@ class MessageTunnel(DownstreamStream):
             if self._receiver is not None:
                 self._receiver.request_data(masked, False)
 
-    def close(self, code: int, reason: str = "") -> None:
-        """End it: with a close frame if it is open. The owner hears nothing more."""
-        if self._ends:
+    def close(self, code: int, reason: str = "", *, waits: bool = True) -> None:
+        """End it: with a close frame if it is open. The owner hears nothing more.
+
+        `waits`: a replica that said goodbye first gets its answer; else one that does not take it is let go now.
+        """
+        if self._ends and waits:
             return  # the answer to the replica's close is on its way
         state = self._state
         self._state = _OVER
@@ -230,7 +235,8 @@ class MessageTunnel(DownstreamStream):
         if self._state == _OPEN and self._reader.fault:
             self._end(self._reader.fault, Kind.UPSTREAM_PROTOCOL.value)
         elif self._state == _OPEN and end:
-            self._end(1_006, "upstream_closed")
+            self.failure = Kind.UPSTREAM_CLOSED.value
+            self._end(1_006, self.failure)
 
     def send_trailers(self, trailers: Headers) -> None:
         """A refusal's end, or a tunnel's."""
@@ -245,6 +251,7 @@ class MessageTunnel(DownstreamStream):
         self._state = _OVER
         wire = WIRE[error.kind]
         if was_open:
+            self.failure = error.kind.value
             self._owner.tunnel_closed(wire.close_code, error.kind.value)
         else:
             after_s = error.retry_after_s or wire.retry_after_s
