@@ -10,13 +10,16 @@ from typing import TYPE_CHECKING
 from router.edge.quic_forwarding import Forwarding
 from router.edge.quic_listener import QuicListener
 from router.edge.quic_protocols import ServedProtocols
+from router.telemetry import snapshot_histogram
 from router.transport.codec.quic.keyring import Keyring
+from router.transport.codec.robot.counters import ROBOT_HISTOGRAMS, ROBOT_NUMBERS
 
 if TYPE_CHECKING:
     import socket
 
     from router.control import QuicStart
     from router.edge.listener import Listener
+    from router.telemetry import HistogramSnapshot
     from router.transport.server_tls import ServerTls
     from router.walltime import WallTime
 
@@ -56,6 +59,18 @@ class QuicServing:
     def set_tls(self, tls: ServerTls) -> None:
         """Serve other certificates from now on."""
         self._protocols.set_tls(tls)
+
+    def numbers(self) -> dict[str, int]:
+        """Return every count by name."""
+        robots = self._protocols.robots
+        return self.listener.numbers() | {name: int(getattr(robots, name)) for name in ROBOT_NUMBERS}
+
+    def histograms(self) -> dict[str, HistogramSnapshot]:
+        """Return every histogram by name."""
+        robots = self._protocols.robots
+        found = {name: snapshot_histogram(getattr(robots, name)) for name in ROBOT_HISTOGRAMS}
+        found["quic_rtt"] = snapshot_histogram(self.listener.counters.rtt)
+        return found
 
     def drain(self, *, is_handed_over: bool) -> None:
         """Begin to come to an end, as the TCP listener does."""

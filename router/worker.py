@@ -366,8 +366,8 @@ class Worker:
             "gc_pause": snapshot_histogram(counters.gc_pause),
         }
         if self.quic is not None:
-            numbers |= self.quic.listener.numbers()
-            histograms["quic_rtt"] = snapshot_histogram(self.quic.listener.counters.rtt)
+            numbers |= self.quic.numbers()
+            histograms |= self.quic.histograms()
         snapshot = WorkerSnapshot(
             worker=self._index,
             pid=os.getpid(),

@@ -21,6 +21,7 @@ from prometheus_client.registry import Collector
 
 from router.counters import BOUNDS_S
 from router.edge.quic_metrics import QUIC_GAUGES, QUIC_HISTOGRAM, quic_families
+from router.edge.robot_metrics import ROBOT_GAUGES, ROBOT_HISTOGRAMS, robot_families
 from router.telemetry import EndpointSnapshot, HistogramSnapshot
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ OTHER = "other"
 SERVING_STATES = ("ready", "draining")
 
 # Numbers of a worker that also fall; everything else in `WorkerSnapshot.counters` only grows.
-_WORKER_GAUGES = ("connections_open", "upstream_open", *QUIC_GAUGES)
+_WORKER_GAUGES = ("connections_open", "upstream_open", *QUIC_GAUGES, *ROBOT_GAUGES)
 
 _LE = (*(repr(float(f"{bound:g}")) for bound in BOUNDS_S), "+Inf")
 
@@ -363,6 +364,9 @@ class RouterCollector(Collector):
         if "quic_handshakes" in counters:
             yield from quic_families(counters, self._serving)
             yield self._worker_histogram(*QUIC_HISTOGRAM)
+            yield from robot_families(counters, self._serving)
+            for name, text, key in ROBOT_HISTOGRAMS:
+                yield self._worker_histogram(name, text, key)
         version = GaugeMetricFamily("router_table_version", "Version of the table in force.", labels=["worker"])
         for snapshot in self._serving:
             version.add_metric([str(snapshot.worker)], snapshot.table_version)

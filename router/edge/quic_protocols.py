@@ -14,6 +14,9 @@ from router.transport.codec.portal.server import PortalServer
 from router.transport.codec.quic.config import QuicConfig
 from router.transport.codec.quic.handshake import Tickets
 from router.transport.codec.quic.server import ServerConnection
+from router.transport.codec.robot.counters import RobotCounters
+from router.transport.codec.robot.server import RobotServer
+from router.transport.codec.robot.wire import ALPN as ROBOT
 from router.transport.quic_identities import ServedIdentities
 
 if TYPE_CHECKING:
@@ -32,9 +35,9 @@ H3: Final = "h3"
 
 
 class ServedProtocols(Protocols):
-    """HTTP/3; and clients of quic-portal, who name no protocol, where a host is set for them."""
+    """HTTP/3, robots; and clients of quic-portal, who name no protocol, where a host is set for them."""
 
-    __slots__ = ("_config", "_counters", "_limits", "_note_refused", "_portal", "_tickets")
+    __slots__ = ("_config", "_counters", "_limits", "_note_refused", "_portal", "_tickets", "robots")
 
     def __init__(
         self,
@@ -52,6 +55,7 @@ class ServedProtocols(Protocols):
         self._limits = limits
         self._counters = counters
         self._note_refused = note_refused
+        self.robots = RobotCounters()
         self._tickets = Tickets()
         self._config = self._make_config(tls)
 
@@ -72,11 +76,13 @@ class ServedProtocols(Protocols):
         if self._portal is not None and not alpn:
             host, path = self._portal
             return PortalServer(bearer, shell.on_request, host.encode(), path.encode())
+        if alpn == ROBOT:
+            return RobotServer(bearer, shell.on_request, self._note_refused, self.robots, now)
         assert alpn == H3, "nothing else was offered"
         return H3Server(bearer, shell.on_request, self._note_refused, self._on_flood, self._limits, now)
 
     def _make_config(self, tls: ServerTls) -> QuicConfig:
-        config = QuicConfig(is_server=True, alpn=[H3])
+        config = QuicConfig(is_server=True, alpn=[H3, ROBOT])
         config.identities = ServedIdentities(tls)
         config.tickets = self._tickets
         config.takes_no_alpn = self._portal is not None

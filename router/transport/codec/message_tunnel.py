@@ -85,6 +85,7 @@ class MessageTunnel(DownstreamStream):
         "_state",
         "_status",
         "_waiting",
+        "failure",
         "idle_s",
     )
 
@@ -101,6 +102,7 @@ class MessageTunnel(DownstreamStream):
         self._retry_after_s = 0
         self._body = b""
         self.idle_s = 0.0
+        self.failure = ""  # the kind of error that ended it; empty if the replica said goodbye
 
     def open(
         self,
@@ -220,7 +222,8 @@ class MessageTunnel(DownstreamStream):
         if self._state == _OPEN and self._reader.fault:
             self._end(self._reader.fault, Kind.UPSTREAM_PROTOCOL.value)
         elif self._state == _OPEN and end:
-            self._end(1_006, "upstream_closed")
+            self.failure = Kind.UPSTREAM_CLOSED.value
+            self._end(1_006, self.failure)
 
     def send_trailers(self, trailers: Headers) -> None:
         """A refusal's end, or a tunnel's."""
@@ -235,6 +238,7 @@ class MessageTunnel(DownstreamStream):
         self._state = _OVER
         wire = WIRE[error.kind]
         if was_open:
+            self.failure = error.kind.value
             self._owner.tunnel_closed(wire.close_code, error.kind.value)
         else:
             after_s = error.retry_after_s or wire.retry_after_s

@@ -1,0 +1,64 @@
+"""Names the counts of robot sessions for Prometheus: `router_robot_*`. Imports nothing of the project but types."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from prometheus_client.core import Metric
+
+    from router.telemetry import WorkerSnapshot
+
+ROBOT_GAUGES = ("robot_sessions_open",)
+# (name without `_total`, help, number)
+_COUNTERS = (
+    ("router_robot_sessions", "Robot sessions that found a replica.", "robot_sessions"),
+    ("router_robot_refused", "Robot sessions refused, or left without a replica.", "robot_refused"),
+    ("router_robot_faults", "Robots that broke the protocol or a limit.", "robot_faults"),
+    ("router_robot_stalled", "Those of them that did not read.", "robot_stalled"),
+    ("router_robot_epochs", "Replicas taken for a session after the first one.", "robot_epochs"),
+)
+# lane and direction of each number
+_MESSAGES = (
+    ("state", "up", "robot_state_in"),
+    ("command", "up", "robot_command_in"),
+    ("telemetry", "up", "robot_telemetry_in"),
+    ("state", "down", "robot_state_out"),
+    ("command", "down", "robot_command_out"),
+)
+# (direction, reason, number); what robots drop of replies is their own word
+_DROPPED = (
+    ("up", "stale", "robot_stale_in"),
+    ("up", "late", "robot_late_in"),
+    ("down", "stale", "robot_stale_out"),
+    ("robot", "stale", "robot_reported_stale"),
+    ("robot", "late", "robot_reported_late"),
+)
+ROBOT_HISTOGRAMS = (
+    ("router_robot_rtt_seconds", "Round-trip time as robots report it, each second.", "robot_rtt"),
+    ("router_robot_jitter_seconds", "Jitter as robots report it, each second.", "robot_jitter"),
+    ("router_robot_gap_seconds", "Largest gap between replies within a second, as robots report it.", "robot_gap"),
+    ("router_robot_loss_ratio", "Share of packets lost, as robots report it, each second.", "robot_loss"),
+)
+
+
+def robot_families(counters: dict[str, int], serving: list[WorkerSnapshot]) -> Iterable[Metric]:
+    """Return every family but the histograms; `counters` are totals, gauges are of `serving`."""
+    for name, text, number in _COUNTERS:
+        yield CounterMetricFamily(name, text, value=counters.get(number, 0))
+    text = "Messages of robots taken by replicas, and of replicas queued for robots, by lane."
+    messages = CounterMetricFamily("router_robot_messages", text, labels=["lane", "direction"])
+    for lane, direction, number in _MESSAGES:
+        messages.add_metric([lane, direction], counters.get(number, 0))
+    yield messages
+    text = "Messages that were not delivered: a newer one was there, or their deadline had passed."
+    dropped = CounterMetricFamily("router_robot_dropped", text, labels=["direction", "reason"])
+    for direction, reason, number in _DROPPED:
+        dropped.add_metric([direction, reason], counters.get(number, 0))
+    yield dropped
+    total = sum(seen.counters.get("robot_sessions_open", 0) for seen in serving)
+    yield GaugeMetricFamily("router_robot_sessions_open", "Robot sessions that have a replica.", value=total)

@@ -1,0 +1,123 @@
+"""The maps in control frames of `router-robot/1`, for both roles. Not compiled: some a second, and msgspec is.
+
+Unknown keys are ignored, as are frames of unknown types; whatever else does not fit is None.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
+
+import msgspec
+
+from router.transport.codec.robot import wire
+
+if TYPE_CHECKING:
+    from router.transport.codec.robot.wire import Frame
+
+MAX_HEADERS: Final = 100
+"""Of a HELLO; the request that they become has a few more."""
+
+_Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+_Time: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+
+
+class Hello(msgspec.Struct, omit_defaults=True):
+    """The client's first word: for whom it is, and who asks."""
+
+    authority: str
+    path: str = "/"
+    headers: Annotated[list[tuple[str, str]], msgspec.Meta(max_length=MAX_HEADERS)] = []
+    replies: Literal["state", "command"] = "state"
+    resume: str = ""
+
+
+class Ping(msgspec.Struct):
+    """`t` is the sender's clock, microseconds."""
+
+    n: _Count
+    t: _Time
+
+
+class Pong(msgspec.Struct):
+    """`n` and `t` as they came; `r` when they did and `s` when this was sent, by the answerer's clock."""
+
+    n: _Count
+    t: _Time
+    r: _Time
+    s: _Time
+
+
+class Link(msgspec.Struct, omit_defaults=True):
+    """What the client sees of the link. `late` and `stale` are counts so far."""
+
+    rtt_us: _Count = 0
+    loss_ppm: _Count = 0
+    jitter_us: _Count = 0
+    gap_us: _Count = 0
+    late: _Count = 0
+    stale: _Count = 0
+
+
+class Bye(msgspec.Struct):
+    """The end."""
+
+
+class Welcome(msgspec.Struct, omit_defaults=True):
+    """A replica is there."""
+
+    session: str
+    epoch: _Count
+    token: str = ""
+    replica: str = ""
+    max_message_bytes: _Count = wire.MAX_MESSAGE_BYTES
+
+
+class Refused(msgspec.Struct, omit_defaults=True):
+    """There is none; CONNECTION_CLOSE follows."""
+
+    code: str
+    status: _Count = 0
+    message: str = ""
+    retry_after_s: _Count = 0
+
+
+class Epoch(msgspec.Struct, omit_defaults=True):
+    """Another replica from here on."""
+
+    epoch: _Count
+    replica: str = ""
+
+
+Body: TypeAlias = Hello | Ping | Pong | Link | Bye | Welcome | Refused | Epoch
+
+_TYPES: Final[dict[type[Body], int]] = {
+    Hello: wire.HELLO,
+    Ping: wire.PING,
+    Pong: wire.PONG,
+    Link: wire.LINK,
+    Bye: wire.BYE,
+    Welcome: wire.WELCOME,
+    Refused: wire.REFUSED,
+    Epoch: wire.EPOCH,
+}
+_decoders: Final = {kind: msgspec.msgpack.Decoder(body) for body, kind in _TYPES.items()}
+_encoder: Final = msgspec.msgpack.Encoder()
+
+
+def encode(body: Body) -> bytes:
+    """Return the whole frame."""
+    return wire.write_frame(_TYPES[type(body)], _encoder.encode(body))
+
+
+def is_known(kind: int) -> bool:
+    """Whether there are frames of this type; others are ignored."""
+    return kind in _decoders
+
+
+def decode(frame: Frame) -> Body | None:
+    """Return what a frame of a known type says; None if it is no such map."""
+    try:
+        found: Body = _decoders[frame.kind].decode(frame.body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):  # of a name; nested deeper than it goes
+        return None
+    return found

@@ -1,0 +1,155 @@
+"""How a robot's session ends: what it owns of lanes, replica and times, and the ways out of it.
+
+Refused or closed by the replica, the client first gets what it was sent: a close would cut off what was not
+acknowledged. At a fault, a BYE or a cut nobody waits. Inside a tunnel's callback nothing closes: the flush does.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from router.errors import WIRE, Kind, ProxyError, Source
+from router.transport.codec.robot import control, wire
+from router.transport.codec.robot.command_lane import CommandOut
+from router.transport.codec.robot.epochs import Epochs
+from router.transport.codec.robot.limits import GOODBYE_S, HELLO_LIMIT_S, MAX_REASON_BYTES
+from router.transport.codec.robot.state_lane import StateOut
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.transport.codec.message_tunnel import MessageTunnel
+    from router.transport.codec.quic.seam import Bearer, Flow
+    from router.transport.codec.robot.counters import RobotCounters
+
+WAITING: Final = 0
+OPENING: Final = 1
+OPEN: Final = 2
+REOPENING: Final = 3
+ENDING: Final = 4
+OVER: Final = 5
+
+UNKNOWN_S: Final = -1.0  # a time that the next flush sets
+
+
+class RobotEnding:
+    """Base of `RobotServer`. Times are 0 for none."""
+
+    __slots__ = (
+        "bearer",
+        "bye_s",
+        "command_out",
+        "control",
+        "counters",
+        "epochs",
+        "goodbye",
+        "goodbye_s",
+        "hello_by_s",
+        "on_refused",
+        "phase",
+        "ping_s",
+        "stalled_s",
+        "state_out",
+        "tunnel",
+        "unacknowledged",
+    )
+
+    def __init__(
+        self, bearer: Bearer, on_refused: Callable[[ProxyError], None], counters: RobotCounters, now: float
+    ) -> None:
+        self.bearer = bearer
+        self.on_refused = on_refused
+        self.counters = counters
+        self.phase = WAITING
+        self.epochs = Epochs()
+        self.tunnel: MessageTunnel | None = None
+        self.control: Flow | None = None
+        self.command_out = CommandOut()
+        self.state_out = StateOut(bearer)
+        self.hello_by_s = now + HELLO_LIMIT_S
+        self.ping_s = 0.0
+        self.stalled_s = 0.0
+        self.bye_s = 0.0
+        self.goodbye_s = 0.0
+        self.goodbye = (wire.DONE, b"")
+        self.unacknowledged: set[int] = set()  # streams whose end is to arrive before the close
+
+    def say(self, body: control.Body) -> None:
+        """Send a control frame."""
+        if self.control is not None:
+            self.control.send(control.encode(body), False)
+
+    def refuse(self, error: ProxyError) -> None:
+        """Say why there will be no replica, without having asked for one."""
+        self.on_refused(error)
+        row = WIRE[error.kind]
+        after_s = error.retry_after_s or row.retry_after_s
+        self.say_refused(error.kind.value, row.status, error.detail.encode(), after_s)
+        self.end(row.close_code, error.kind.value)
+
+    def say_refused(self, code: str, status: int, body: bytes, retry_after_s: int) -> None:
+        """Send REFUSED."""
+        self.counters.robot_refused += 1
+        message = body[:MAX_REASON_BYTES].decode("utf-8", "replace")
+        self.say(control.Refused(code, status, message, retry_after_s))
+
+    def fault(self, code: int, reason: str) -> None:
+        """End at once: the client broke the protocol, or a limit."""
+        if self.phase >= ENDING:
+            return
+        self.counters.robot_faults += 1
+        if self.phase == WAITING:
+            self.on_refused(ProxyError(Kind.BAD_REQUEST, Source.DOWNSTREAM, detail=reason))
+        self.shut(code, reason, wire.GOING)
+
+    def end(self, code: int, reason: str) -> None:
+        """Close once the client has what it was sent, or after `GOODBYE_S`."""
+        if self.phase >= ENDING:
+            return
+        self.leave(ENDING)
+        self.goodbye = (code, reason.encode())
+        for flow in (self.control, self.command_out.flow):
+            if flow is not None and flow.can_send():
+                flow.send(b"", True)
+                flow.stop(code)
+                self.unacknowledged.add(flow.id)
+        last = self.state_out.last
+        if last is not None:
+            self.unacknowledged.add(last.id)
+        self.goodbye_s = UNKNOWN_S
+        self.bearer.touch()
+
+    def shut(self, code: int, reason: str, to_replica: int) -> None:
+        """Close without waiting for anybody; `to_replica` is the code that the replica sees."""
+        if self.phase == OVER:
+            return
+        self.let_replica_go(to_replica)
+        self.goodbye = (code, reason.encode())
+        self.close()
+
+    def see_goodbye(self, now: float) -> None:
+        """At a flush: close if the client has everything, else wait for that."""
+        if not self.unacknowledged:
+            self.close()
+        elif self.goodbye_s < 0.0:
+            self.goodbye_s = now + GOODBYE_S
+            self.bearer.watch()
+
+    def close(self) -> None:
+        """Say goodbye; the replica that has not answered a close by now gets none."""
+        self.leave(OVER)
+        self.let_replica_go(wire.GOING)
+        self.bearer.close(*self.goodbye)
+
+    def leave(self, phase: int) -> None:
+        """Count a session that ends, and forget every time."""
+        if self.phase < ENDING and self.epochs.number:
+            self.counters.robot_sessions_open -= 1
+        self.phase = phase
+        self.hello_by_s = self.ping_s = self.stalled_s = self.bye_s = self.goodbye_s = 0.0
+        self.epochs.retry_s = 0.0
+
+    def let_replica_go(self, code: int) -> None:
+        """End the tunnel; nothing where it has ended."""
+        if self.tunnel is not None:
+            self.tunnel.close(code)

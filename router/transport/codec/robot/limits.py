@@ -1,0 +1,33 @@
+"""Every bound of a robot's session in the router by name, with its reason; those of the wire are in `wire.py`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+HELLO_LIMIT_S: Final = 10.0
+"""From the connection's beginning to its HELLO, as with a request's head."""
+MAX_WAITING_BYTES: Final = 1_048_576
+"""Of whole commands that the replica does not take yet; then the lane gets no more credit."""
+COMMAND_BYTES: Final = 128
+"""What a command counts for beside its payload: empty ones are not for nothing."""
+MAX_GATHERED_BYTES: Final = 16_777_216
+"""Of incomplete state messages together; then the oldest of them is given up."""
+CONTROL_BURST: Final = 32.0
+CONTROL_RATE: Final = 8.0
+"""Control frames at once, and a second; a client that measures sends three."""
+PING_S: Final = 1.0
+MAX_PINGS: Final = 16
+"""Measurements of the clock that are remembered, and PINGs that wait for an answer."""
+GOODBYE_S: Final = 2.0
+"""For the client to acknowledge the last it was sent, for the replica to take the last commands."""
+STALL_S: Final = 10.0
+"""That the command lane's replies stay above the high mark: a robot that stopped reading is no robot at work."""
+BACK_OFF_S: Final = (0.0, 0.1, 0.4, 1.0)
+EPOCH_TRIES: Final = len(BACK_OFF_S)
+"""Replicas that are tried in a row."""
+EPOCH_GOOD_S: Final = 10.0
+"""After so long with one replica the next row of tries begins anew."""
+MAX_REASON_BYTES: Final = 512
+"""Of a refusal's text."""
+MAX_REPORTED: Final = 1_000_000
+"""By how much one LINK may raise a count: what a client says is not to be believed without end."""

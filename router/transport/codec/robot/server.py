@@ -1,0 +1,476 @@
+"""The router's side of a robot's session: lanes to the robot, a WebSocket to one replica after another.
+
+    WAITING --HELLO--> OPENING --tunnel open: WELCOME--> OPEN --the replica goes--> REOPENING
+                          |                                ^----tunnel open: EPOCH------+
+                          +--refused: REFUSED--> ENDING --acknowledged, or GOODBYE_S--> OVER <--fault, BYE, cut--
+
+What the tunnel tells comes in the replica's tick, when `Bearer.now` is old: times that begin there are set at the
+flush, which knows the time.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Final
+
+from router.errors import WIRE, Kind, ProxyError, Source
+from router.transport.codec.h2.calm import Allowance
+from router.transport.codec.message_tunnel import MessageTunnel, TunnelOwner, close_code
+from router.transport.codec.messages import NO_STATUS
+from router.transport.codec.quic.seam import Application
+from router.transport.codec.robot import control, wire
+from router.transport.codec.robot.command_lane import CommandIn
+from router.transport.codec.robot.ending import (
+    ENDING,
+    OPEN,
+    OPENING,
+    OVER,
+    REOPENING,
+    UNKNOWN_S,
+    WAITING,
+    RobotEnding,
+)
+from router.transport.codec.robot.limits import CONTROL_BURST, CONTROL_RATE, GOODBYE_S, PING_S, STALL_S
+from router.transport.codec.robot.peer_clock import PeerClock, microseconds
+from router.transport.codec.robot.reports import Reports
+from router.transport.codec.robot.state_lane import StateIn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.http import Headers, ResponseHead
+    from router.stream import DownstreamStream, RequestReceiver
+    from router.transport.codec.quic.seam import Bearer, Flow
+    from router.transport.codec.robot.counters import RobotCounters
+    from router.transport.codec.robot.wire import Frame, StateReader
+
+_VERSION: Final = b"ROBOT/1"
+_ONE_WAY: Final = 0x2
+# What the router says to a replica itself: compression above all, which it would have to read.
+_OURS: Final = frozenset(
+    (b"sec-websocket-accept", b"sec-websocket-extensions", b"sec-websocket-key", b"sec-websocket-version")
+)
+_LEFT: Final = frozenset((wire.GOING, wire.DRAINING, wire.NO_ROOM))  # closes by which a replica says: take another
+_LOST: Final = frozenset((Kind.UPSTREAM_CLOSED.value, Kind.UPSTREAM_RESET.value))
+_EARLY: Final = (b"early-data", b"1")  # RFC 8470 §5.1
+
+
+class RobotServer(RobotEnding, Application, TunnelOwner):
+    """One robot's connection."""
+
+    __slots__ = (
+        "_allowance",
+        "_clock",
+        "_command_in",
+        "_frames",
+        "_is_connected",
+        "_is_draining",
+        "_is_first",
+        "_now",
+        "_on_request",
+        "_replies",
+        "_reports",
+        "_request",
+        "_session",
+        "_state_in",
+        "_state_waiting",
+    )
+
+    def __init__(
+        self,
+        bearer: Bearer,
+        on_request: Callable[[DownstreamStream], RequestReceiver],
+        on_refused: Callable[[ProxyError], None],
+        counters: RobotCounters,
+        now: float,
+    ) -> None:
+        """`on_refused` learns of sessions that were malformed or late before they had an exchange."""
+        super().__init__(bearer, on_refused, counters, now)
+        self._on_request = on_request
+        self._now = now
+        self._is_connected = False
+        self._is_draining = False
+        self._request: tuple[bytes, bytes, Headers] = (b"", b"", [])
+        self._session = ""
+        self._frames = wire.FrameReader()
+        self._allowance = Allowance(CONTROL_BURST, CONTROL_RATE, now)
+        self._clock = PeerClock()
+        self._reports = Reports(counters)
+        self._command_in = CommandIn()
+        self._state_in = StateIn(gives_credit=False)
+        self._state_waiting: StateReader | None = None  # the newest, which the replica does not take yet
+        self._replies = wire.STATE  # the lane that the client wants them on
+        self._is_first = True  # of the replica's messages
+        bearer.watch()
+
+    # -- the connection -------------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        """What came early is no replay: commands may go."""
+        self._now = self.bearer.now
+        self._is_connected = True
+        self.ping_s = self._now
+        self.bearer.watch()
+        self._pump()
+
+    def stream_opened(self, flow: Flow) -> None:
+        """Begin a state message, or take one of the two streams that there are beside."""
+        if self.phase >= ENDING:
+            flow.stop(wire.STALE)
+        elif flow.id & _ONE_WAY:
+            self._state_in.open(flow)
+        elif flow.id == wire.CONTROL_ID:
+            self.control = flow
+        elif flow.id != wire.COMMAND_ID:
+            self.fault(wire.BROKEN, "a third two-way stream")
+
+    def stream_data(self, flow: Flow, data: bytes, end: bool) -> None:
+        """Read on."""
+        self._now = self.bearer.now
+        if self.phase >= ENDING:
+            flow.credit(len(data))
+        elif flow.id & _ONE_WAY:
+            self._read_state(flow, data, end)
+        elif flow is self.control:
+            flow.credit(len(data))
+            self._read_control(data, end)
+        elif flow.id == wire.COMMAND_ID:
+            self._read_command(flow, data, end)
+
+    def stream_reset(self, flow: Flow, code: int) -> None:
+        """A state message has a newer one; without the others there is no session."""
+        if self.phase >= ENDING:
+            return
+        if flow.id & _ONE_WAY:
+            before = self._state_in.stale
+            self._state_in.lose(flow)
+            self.counters.robot_stale_in += self._state_in.stale - before
+        else:
+            self.fault(wire.BROKEN, "a lane was reset")
+
+    def stream_stopped(self, flow: Flow, code: int) -> None:
+        """A reply is not wanted any more; what is not a state message has to be."""
+        if self.phase < ENDING and not flow.id & _ONE_WAY:
+            self.fault(wire.BROKEN, "a lane was stopped")
+
+    def stream_drained(self, flow: Flow) -> None:
+        """Let the replica go on."""
+        out = self.command_out
+        if flow is out.flow and self.phase < ENDING:
+            out.is_full = False
+            self.stalled_s = 0.0
+            if self.tunnel is not None:
+                self.tunnel.resume()
+
+    def stream_gone(self, flow: Flow) -> None:
+        """Forget it; close when it was the last that a goodbye waited for."""
+        self.state_out.gone(flow)
+        if self.phase == ENDING:
+            self.unacknowledged.discard(flow.id)
+            if not self.unacknowledged:
+                self.bearer.touch()
+
+    def datagram(self, data: bytes) -> None:
+        """Count telemetry; it goes no further."""
+        if wire.read_telemetry(data):
+            self.counters.robot_telemetry_in += 1
+
+    def streams_available(self) -> None:
+        """Send the reply that waits."""
+        if self.phase < ENDING:
+            self.state_out.send_waiting()
+
+    def before_send(self, now: float) -> None:
+        """Set times that began between flushes; take another replica; hand on what waited."""
+        self._now = now
+        if self.tunnel is not None:
+            self.tunnel.flush()
+        if self.phase >= ENDING:
+            if self.phase == ENDING:
+                self.see_goodbye(now)
+            return
+        if self.stalled_s < 0.0:
+            self.stalled_s = now + STALL_S
+            self.bearer.watch()
+        epochs = self.epochs
+        if not epochs.tick(now):
+            self.refuse(ProxyError(Kind.NO_REPLICA, Source.UPSTREAM, detail="none stays"))
+        elif epochs.retry_s:
+            self.bearer.watch()
+            self._retry()
+
+    def connection_lost(self, code: int, reason: str, by_peer: bool) -> None:
+        """Let the replica go."""
+        self.leave(OVER)
+        self.let_replica_go(wire.DONE if by_peer and code == wire.DONE else wire.GOING)
+
+    def drain(self) -> None:
+        """Go on: a robot at work is not interrupted before the deadline. But nobody else is let in."""
+        self._is_draining = True
+        if self.phase == WAITING:
+            self.refuse(ProxyError(Kind.DRAINING, Source.ROUTER))
+
+    def retire(self, now: float) -> None:
+        """Go on; who comes anew goes elsewhere by then."""
+        self._is_draining = True
+
+    def cut(self, error: ProxyError) -> None:
+        """End now."""
+        code = WIRE[error.kind].close_code
+        self.shut(code, error.kind.value, code)
+
+    # -- control --------------------------------------------------------------------------------------
+
+    def _read_control(self, data: bytes, end: bool) -> None:
+        frames = self._frames
+        for frame in frames.read(data):
+            self._take_frame(frame)
+            if self.phase >= ENDING:
+                return
+        if frames.fault:
+            self.fault(frames.fault, "a control frame is too large")
+        elif end:
+            if frames.is_between:
+                self._bye()
+            else:
+                self.fault(wire.BROKEN, "half a control frame")
+
+    def _take_frame(self, frame: Frame) -> None:
+        if not self._allowance.take(self._now):
+            self.fault(wire.NOT_ALLOWED, "too many control frames")
+            return
+        if not control.is_known(frame.kind):
+            return
+        body = control.decode(frame)
+        if body is None:
+            self.fault(wire.BROKEN, "a control frame is malformed")
+        elif isinstance(body, control.Hello):
+            self._take_hello(body)
+        elif isinstance(body, control.Ping):
+            now_us = microseconds(self._now)
+            self.say(control.Pong(body.n, body.t, now_us, now_us))
+        elif isinstance(body, control.Pong):
+            self._clock.learn(body, microseconds(self._now))
+        elif isinstance(body, control.Link):
+            self._reports.take(body)
+        elif isinstance(body, control.Bye):
+            self._bye()
+        else:
+            self.fault(wire.BROKEN, "a control frame that the router sends")
+
+    def _take_hello(self, hello: control.Hello) -> None:
+        if self.phase != WAITING:
+            self.fault(wire.BROKEN, "a second HELLO")
+            return
+        self.hello_by_s = 0.0
+        self._replies = wire.COMMAND if hello.replies == "command" else wire.STATE
+        headers = [(name.lower().encode(), value.encode()) for name, value in hello.headers]
+        headers = [field for field in headers if field[0] not in _OURS]
+        if not self._is_connected:
+            headers.append(_EARLY)
+        self._request = hello.authority.encode(), hello.path.encode(), headers
+        self._open(OPENING)
+
+    def _bye(self) -> None:
+        """End once the replica has the commands that wait."""
+        if self._command_in.waiting and self.phase in (OPEN, REOPENING):
+            self.bye_s = self._now + GOODBYE_S
+            self.bearer.watch()
+        else:
+            self.shut(wire.DONE, "", wire.DONE)
+
+    # -- to the replica -------------------------------------------------------------------------------
+
+    def _read_state(self, flow: Flow, data: bytes, end: bool) -> None:
+        lane = self._state_in
+        before = lane.stale
+        whole = lane.read(flow, data, end)
+        self.counters.robot_stale_in += lane.stale - before
+        if lane.fault:
+            self.fault(lane.fault, "a state message is malformed or too large")
+            return
+        now_us = microseconds(self._now)
+        if whole is not None:
+            if self._clock.is_late(whole.deadline, now_us):
+                self.counters.robot_late_in += 1
+                return
+            if self._state_waiting is not None:
+                self.counters.robot_stale_in += 1
+            self._state_waiting = whole
+            self._pump()
+        elif self._clock.is_late(lane.peek(flow), now_us):
+            self.counters.robot_late_in += 1
+            lane.drop(flow)
+
+    def _read_command(self, flow: Flow, data: bytes, end: bool) -> None:
+        lane, out = self._command_in, self.command_out
+        if out.flow is None:
+            was_full = out.is_full
+            out.open(flow)
+            if was_full and not out.is_full:
+                self.stream_drained(flow)
+        lane.read(data)
+        if lane.fault:
+            self.fault(lane.fault, "a command is malformed or too large")
+        elif end and not lane.is_between:
+            self.fault(wire.BROKEN, "half a command")
+        else:
+            self._pump()
+
+    def _pump(self) -> None:
+        """Hand on what waits, commands first, while the replica takes it; give credit for what it took."""
+        if self.phase >= ENDING:
+            return
+        tunnel, lane, counters = self.tunnel, self._command_in, self.counters
+        now_us = microseconds(self._now)
+        while lane.waiting and self._is_connected and tunnel is not None and not tunnel.is_full():
+            command = lane.take()
+            if self._clock.is_late(command.deadline, now_us):
+                counters.robot_late_in += 1
+            else:
+                counters.robot_command_in += 1
+                tunnel.send(command.data, is_text=command.is_text)
+        state = self._state_waiting
+        if state is not None and tunnel is not None and not tunnel.is_full():
+            self._state_waiting = None
+            if self._clock.is_late(state.deadline, now_us):
+                counters.robot_late_in += 1
+            else:
+                counters.robot_state_in += 1
+                tunnel.send(state.payload())
+        flow = self.command_out.flow
+        if flow is not None and self.epochs.number:
+            lane.give_credit(flow)
+        if self.bye_s and not lane.waiting:
+            self._bye()
+
+    # -- the replica ----------------------------------------------------------------------------------
+
+    def _open(self, phase: int) -> None:
+        """Look for a replica."""
+        self.phase = phase
+        self.let_replica_go(wire.GOING)  # the one before, if it has not taken our answer to its close
+        self._is_first = True
+        self.tunnel = tunnel = MessageTunnel(self, wire.MAX_MESSAGE_BYTES)
+        authority, path, headers = self._request
+        error = tunnel.open(self._on_request, authority, path, list(headers), _VERSION)
+        if error is not None:
+            self.refuse(error)
+
+    def _retry(self) -> None:
+        if self._is_draining:
+            self.end(wire.DRAINING, Kind.DRAINING.value)
+        elif self.epochs.is_due(self._now):
+            self._open(REOPENING)
+
+    def touch(self) -> None:
+        """Be flushed."""
+        self.bearer.touch()
+
+    def tunnel_open(self, head: ResponseHead) -> None:
+        """Tell the client who serves it. What waits goes at the flush."""
+        replica = ""
+        for name, value in head.added:
+            if name == b"x-router-replica":
+                replica = value.decode("ascii", "replace")
+        epochs, counters = self.epochs, self.counters
+        epochs.opened()
+        self.phase = OPEN
+        if epochs.number == 1:
+            counters.robot_sessions += 1
+            counters.robot_sessions_open += 1
+            self._session = os.urandom(8).hex()
+            self.say(control.Welcome(self._session, epochs.number, replica=replica))
+            self._state_in.allow()
+        else:
+            counters.robot_epochs += 1
+            self.say(control.Epoch(epochs.number, replica))
+        if self.command_out.is_full and self.tunnel is not None:
+            self.tunnel.pause()
+
+    def tunnel_ready(self) -> None:
+        """Hand on what waited."""
+        self._pump()
+
+    def tunnel_message(self, data: bytes, is_text: bool) -> None:
+        """Pass a message on: the first, and texts, where nothing is lost."""
+        if self.phase != OPEN:
+            return
+        counters = self.counters
+        if self._replies == wire.STATE and not self._is_first and not is_text:
+            out = self.state_out
+            before = out.stale
+            out.send(data)
+            counters.robot_state_out += 1
+            counters.robot_stale_out += out.stale - before
+            return
+        self._is_first = False
+        counters.robot_command_out += 1
+        self.command_out.send(data, is_text=is_text)
+        if self.command_out.is_full:
+            if self.tunnel is not None:
+                self.tunnel.pause()
+            if not self.stalled_s:
+                self.stalled_s = UNKNOWN_S
+                self.bearer.touch()
+
+    def tunnel_refused(self, status: int, code: str, retry_after_s: int, body: bytes) -> None:
+        """Tell the client why, unless there was a replica before and another may yet come."""
+        if self.phase >= ENDING:
+            return
+        if self.phase == REOPENING and (status >= 500 or status == 429):
+            self.epochs.lost()
+            self.bearer.touch()
+            return
+        self.say_refused(code or f"status_{status}", status, body, retry_after_s)
+        self.end(close_code(status, code), code or f"status {status}")
+
+    def tunnel_closed(self, code: int, reason: str) -> None:
+        """Take another replica if this one only goes; else end as it did, once what it said is sent."""
+        tunnel = self.tunnel
+        if self.phase >= ENDING or tunnel is None:
+            return
+        if self.bye_s:
+            self.end(wire.DONE, "")
+            return
+        if code in _LEFT or tunnel.failure in _LOST:
+            self.phase = REOPENING
+            self.epochs.lost()
+            self.bearer.touch()
+            return
+        if code == NO_STATUS:
+            code = wire.DONE
+        self.end(code if wire.DONE <= code < 5_000 else wire.FAILED, reason)
+
+    # -- time -----------------------------------------------------------------------------------------
+
+    def next_deadline(self) -> float | None:
+        """Return the first of all times that are set."""
+        first = 0.0
+        for time_s in (
+            self.hello_by_s, self.ping_s, self.stalled_s, self.bye_s, self.goodbye_s, self.epochs.retry_s,
+        ):  # fmt: skip
+            if time_s > 0.0 and (not first or time_s < first):
+                first = time_s
+        return first or None
+
+    def handle_deadline(self, now: float) -> None:
+        """Act on each that has passed."""
+        self._now = now
+        if 0.0 < self.goodbye_s <= now:
+            self.close()
+            return
+        if 0.0 < self.hello_by_s <= now:
+            self.fault(WIRE[Kind.REQUEST_TIMEOUT].close_code, "no HELLO")
+        if 0.0 < self.bye_s <= now:
+            self.shut(wire.DONE, "", wire.DONE)
+        if 0.0 < self.stalled_s <= now:
+            self.counters.robot_stalled += 1
+            self.fault(wire.NOT_ALLOWED, "nothing is read")
+        if 0.0 < self.ping_s <= now:
+            self.ping_s = now + PING_S
+            if self.control is not None:
+                now_us = microseconds(now)
+                self.say(control.Ping(self._clock.ask(now_us), now_us))
+        if 0.0 < self.epochs.retry_s <= now:
+            self.bearer.touch()  # the flush opens the next
