@@ -21,9 +21,9 @@ class Answer:
 class Http3:
     """One connection. `move()` is what a NAT does that has forgotten it."""
 
-    def __init__(self, port, ca, host="127.0.0.1", **options):
+    def __init__(self, port, ca, host="127.0.0.1", alpn=H3_ALPN, **options):
         self.address = (host, port)
-        configuration = QuicConfiguration(is_client=True, alpn_protocols=H3_ALPN, cafile=str(ca), **options)
+        configuration = QuicConfiguration(is_client=True, alpn_protocols=alpn, cafile=str(ca), **options)
         configuration.server_name = "localhost"
         self.tokens = []
         self.quic = QuicConnection(configuration=configuration, token_handler=self.tokens.append)

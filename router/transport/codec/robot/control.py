@@ -62,7 +62,7 @@ class Bye(msgspec.Struct):
     """The end."""
 
 
-class Welcome(msgspec.Struct, omit_defaults=True):
+class Welcome(msgspec.Struct):
     """A replica is there."""
 
     session: str
@@ -72,7 +72,7 @@ class Welcome(msgspec.Struct, omit_defaults=True):
     max_message_bytes: _Count = wire.MAX_MESSAGE_BYTES
 
 
-class Refused(msgspec.Struct, omit_defaults=True):
+class Refused(msgspec.Struct):
     """There is none; CONNECTION_CLOSE follows."""
 
     code: str
@@ -81,7 +81,7 @@ class Refused(msgspec.Struct, omit_defaults=True):
     retry_after_s: _Count = 0
 
 
-class Epoch(msgspec.Struct, omit_defaults=True):
+class Epoch(msgspec.Struct):
     """Another replica from here on."""
 
     epoch: _Count
