@@ -100,6 +100,11 @@ class QuicEndpoint(Owner, DatagramReceiver):
         self.touch()
 
     @property
+    def place(self) -> tuple[int, Address]:
+        """Where the server is: family and address."""
+        return self._family, self._address
+
+    @property
     def is_heard(self) -> bool:
         """Whether the server has answered: UDP is not blocked."""
         return self.connection is not None and self.connection.received_packets > 0

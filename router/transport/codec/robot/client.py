@@ -136,7 +136,6 @@ class RobotClient(Application):
         self._link_s = 0.0
         self._leave_by_s = 0.0
         self._said_bye = False
-        meter.begin()
         self._begin()
 
     def _begin(self) -> None:

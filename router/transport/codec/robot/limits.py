@@ -35,6 +35,7 @@ MAX_REASON_BYTES: Final = 512
 MAX_REPORTED: Final = 1_000_000
 """By how much one LINK may raise a count: what a client says is not to be believed without end."""
 NEARLY_BYTES: Final = 16_384
-"""Of a state message that are not sent yet, and so few that it is as good as sent: the next one may begin."""
+"""Of a state message that are not sent yet, or a quarter of it if that is less: so few that it is as good as sent
+and the next one may begin."""
 MAX_UNDER_WAY: Final = 8
 """State messages of ours that were sent and not acknowledged; for a ninth the oldest is given up."""

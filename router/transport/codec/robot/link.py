@@ -26,15 +26,13 @@ IDLE_S: Final = 1.0
 
 
 class LinkMeter:
-    """One robot's, over all of its connections. Times in seconds; `loss` is a share of 1."""
+    """One connection's. Times in seconds; `loss` is a share of 1."""
 
     __slots__ = (
         "_first_sent_s",
         "_largest_s",
         "_last_reply_s",
-        "_late_before",
         "_outcomes",
-        "_stale_before",
         "_unanswered",
         "answered",
         "clock",
@@ -68,15 +66,27 @@ class LinkMeter:
         self._last_reply_s = 0.0
         self._first_sent_s = 0.0  # of ours since the last reply
         self._largest_s = 0.0  # gap since the last report
-        self._late_before = 0
-        self._stale_before = 0
 
-    def begin(self) -> None:
-        """Begin with another connection, and maybe another host, whose clock is another one."""
-        self.clock = PeerClock()
-        self._unanswered.clear()
-        self._last_reply_s = self._first_sent_s = self._largest_s = 0.0
-        self._late_before, self._stale_before = self.late, self.stale
+    def follow(self, before: LinkMeter) -> None:
+        """Count on from another connection's: the gap between their replies is one, too."""
+        self._last_reply_s = self._last_reply_s or before._last_reply_s
+        self._first_sent_s = before._first_sent_s or self._first_sent_s
+
+    def add(self, other: LinkMeter) -> None:
+        """Add another connection's counts to these; what is smoothed is the other's."""
+        self.answered += other.answered
+        self.lost += other.lost
+        self.replies += other.replies
+        self.late += other.late
+        self.stale += other.stale
+        self.gaps.sum_s += other.gaps.sum_s
+        for index, count in enumerate(other.gaps.counts):
+            self.gaps.counts[index] += count
+        self.largest_gap_s = max(self.largest_gap_s, other.largest_gap_s)
+        if other.answered:
+            self.rtt_s, self.last_s, self.jitter_s = other.rtt_s, other.last_s, other.jitter_s
+            self.min_s = min(self.min_s, other.min_s) if self.min_s else other.min_s
+        self._outcomes.extend(other._outcomes)
 
     @property
     def loss(self) -> float:
@@ -152,7 +162,7 @@ class LinkMeter:
         self.largest_gap_s = max(self.largest_gap_s, gap_s)
 
     def report(self) -> Link:
-        """Return what the other side is told, of this connection; the largest gap begins anew."""
+        """Return what the other side is told; the largest gap begins anew."""
         largest_s = self._largest_s
         self._largest_s = 0.0
         return Link(
@@ -160,6 +170,6 @@ class LinkMeter:
             clamp(int(self.loss * 1e6)),
             clamp(microseconds(self.jitter_s)),
             clamp(microseconds(largest_s)),
-            self.late - self._late_before,
-            self.stale - self._stale_before,
+            self.late,
+            self.stale,
         )

@@ -1,7 +1,7 @@
 """The state lane, where newest wins: one stream a message, in and out. For both roles.
 
 In: messages are gathered side by side; the first that is whole makes all older ones stale. Out: a message gives up
-the one before it if much of that was not sent yet, but never two in a row: else a link that takes longer for one
+the one before it if much of that was not sent yet, but never two in a row that had begun: else a link that takes longer for one
 than there is between two would deliver none. What was sent whole is left to be repeated where packets were lost.
 The newest alone waits, for a stream or for the one that is being sent.
 """
@@ -113,6 +113,7 @@ class StateOut:
         "_bearer",
         "_deadline",
         "_gave_up",
+        "_last_bytes",
         "_under_way",
         "_waiting",
         "last",
@@ -127,7 +128,8 @@ class StateOut:
         self._waiting: bytes | None = None
         self._deadline = 0  # of what waits
         self._under_way: list[tuple[Flow, int]] = []  # with deadlines, the oldest first
-        self._gave_up = False  # the message before `last`
+        self._gave_up = False  # the message before `last`, though it had begun
+        self._last_bytes = 0
         self.last: Flow | None = None  # the newest that is under way
         self.sequence = 0
         self.sent = 0
@@ -141,8 +143,14 @@ class StateOut:
         self._waiting = payload
         self._deadline = deadline
         last = self.last
-        if last is not None and last.unsent_bytes > NEARLY_BYTES and not self._gave_up:
-            self._give_up_last()
+        if last is not None:
+            unsent = last.unsent_bytes
+            if unsent >= self._last_bytes:  # it has not begun: nothing is wasted, however often that happens
+                gave_up = self._gave_up
+                self._give_up_last()
+                self._gave_up = gave_up
+            elif unsent > self._nearly() and not self._gave_up:
+                self._give_up_last()
         self.send_waiting()
 
     def send_waiting(self) -> None:
@@ -152,7 +160,7 @@ class StateOut:
             return
         last = self.last
         if last is not None:
-            if last.unsent_bytes > NEARLY_BYTES:
+            if last.unsent_bytes > self._nearly():
                 return
             self._gave_up = False
         under_way = self._under_way
@@ -167,8 +175,14 @@ class StateOut:
         self.sent += 1
         self.last = flow
         under_way.append((flow, self._deadline))
-        flow.send(wire.state_header(self.sequence, self._deadline), False)
+        header = wire.state_header(self.sequence, self._deadline)
+        self._last_bytes = len(header) + len(payload)
+        flow.send(header, False)
         flow.send(payload, True)
+
+    def _nearly(self) -> int:
+        """Return how little of the newest may be left for it to be as good as sent."""
+        return min(NEARLY_BYTES, self._last_bytes >> 2)
 
     def hurry(self) -> None:
         """Send what waits now: nothing comes behind it."""
