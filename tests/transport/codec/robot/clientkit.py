@@ -5,7 +5,7 @@ from router.transport.codec.quic.state import OPEN
 from router.transport.codec.robot import control, wire
 from router.transport.codec.robot.client import RobotCalls, RobotClient
 from router.transport.codec.robot.link import LinkMeter
-from tests.transport.codec.quic.rig import SERVER
+from tests.transport.codec.quic.rig import SERVER, Link
 from tests.transport.codec.robot.robotkit import Bytewise, Robot
 
 
@@ -86,3 +86,21 @@ class Pair(Robot):
             if time > self.now:
                 self.run(limit_s=time - self.now)
             act(number)
+
+
+class Queue(Link):
+    """A link whose delay varies as a queue's does: what was sent first arrives first. The rig's own reorders."""
+
+    def __init__(self, delay_s, jitter_s, loss, seed):
+        super().__init__(loss=loss, seed=seed)
+        self.base_s, self.varies_s, self.last_s = delay_s, jitter_s, 0.0
+        self.rig = None
+
+    @property
+    def delay_s(self):
+        self.last_s = max(self.last_s, self.rig.now + self.base_s + self.random.random() * self.varies_s)
+        return self.last_s - self.rig.now
+
+    @delay_s.setter
+    def delay_s(self, value):
+        pass
