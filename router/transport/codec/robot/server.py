@@ -36,6 +36,7 @@ from router.transport.codec.robot.limits import (
     DATAGRAM_BURST,
     DATAGRAM_RATE,
     GOODBYE_S,
+    MAX_UNREAD_BYTES,
     PING_S,
     STALL_S,
 )
@@ -116,12 +117,10 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
     # -- the connection -------------------------------------------------------------------------------
 
     def connected(self) -> None:
-        """What came early is no replay: commands may go."""
-        self._now = self.bearer.now
+        """What came early is no replay: commands may go, at the flush."""
         self._is_connected = True
-        self.ping_s = self._now
+        self.ping_s = self.bearer.now
         self.bearer.watch()
-        self._pump()
 
     def stream_opened(self, flow: Flow) -> None:
         """Begin a state message, or take one of the two streams that there are beside."""
@@ -415,8 +414,6 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
 
     def tunnel_message(self, data: bytes, is_text: bool) -> None:
         """Pass a message on: the first, and texts, where nothing is lost."""
-        if self.phase != OPEN:
-            return
         counters = self.counters
         if self._replies == wire.STATE and not self._is_first and not is_text:
             out = self.state_out
@@ -490,7 +487,9 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             self.fault(wire.NOT_ALLOWED, "nothing is read")
         if 0.0 < self.ping_s <= now:
             self.ping_s = now + PING_S
-            if self.control is not None:
+            if self.control is not None and self.control.unsent_bytes > MAX_UNREAD_BYTES:
+                self.fault(wire.NOT_ALLOWED, "control is not read")
+            elif self.control is not None:
                 now_us = microseconds(now)
                 self.say(control.Ping(self._clock.ask(now_us), now_us))
         if 0.0 < self.epochs.retry_s <= now:

@@ -4,6 +4,7 @@ import pytest
 
 from router.errors import WIRE, Kind, ProxyError, Source
 from router.transport.codec.robot import limits, wire
+from router.transport.codec.robot.ending import ENDING, OVER
 from tests.transport.codec.quic.rig import Link
 from tests.transport.codec.robot.robotkit import RESET, Robot
 
@@ -92,7 +93,7 @@ class TestHello:
         robot.down.drop = lambda _: True
         robot.replica.refuse(503, "no_replica")
         began_s = robot.now
-        robot.run(lambda: robot.session.phase == 5)
+        robot.run(lambda: robot.session.phase == OVER)
         assert robot.now - began_s == pytest.approx(limits.GOODBYE_S, abs=0.1)
 
 
@@ -193,12 +194,16 @@ class TestStateUp:
 
     def test_incomplete_ones_are_bounded_together(self):
         robot = Robot().welcome()
+        unknown = robot.client.connection.open_stream(unidirectional=True)
+        unknown.send(b"S", False)
         flows = [robot.state(b"x" * 6_000_000, end=False) for _ in range(3)]
         assert robot.run(lambda: robot.counters.robot_stale_in == 1, limit_s=60)
         assert robot.session._state_in.gathered <= limits.MAX_GATHERED_BYTES
         assert robot.run(lambda: ("stopped", flows[0].id, wire.STALE) in robot.app.said)
         flows[2].send(b"", True)
         assert robot.run(lambda: len(robot.replica.messages) == 1, limit_s=60)
+        unknown.send(b"\x09\x00newest", True)
+        assert robot.run(lambda: robot.replica.messages[-1] == b"newest", limit_s=1)
 
 
 class TestCommandsUp:
@@ -297,6 +302,18 @@ class TestDeadlines:
         robot.run(limit_s=0.1)
         assert robot.counters.robot_late_in == 2
 
+    def test_a_late_message_does_not_cost_the_one_that_waits_in_time(self, robot):
+        robot.welcome()
+        robot.run(limit_s=1.5)
+        robot.replica.stream.hold(1)
+        robot.state(b"in time")
+        robot.run(limit_s=0.1)
+        robot.state(b"late", deadline=robot.clock_us() + 1)
+        robot.run(limit_s=0.1)
+        robot.replica.stream.release(1)
+        assert robot.run(lambda: robot.replica.messages == [b"in time"], limit_s=1)
+        assert robot.counters.robot_late_in == 1
+
     def test_what_is_late_already_is_stopped_before_it_is_whole(self, robot):
         robot.welcome()
         robot.run(limit_s=1.5)
@@ -348,6 +365,16 @@ class TestReplies:
         assert any(said[0] == "reset" and said[2] == wire.STALE for said in robot.app.said)
         assert robot.counters.robot_stale_out == 1
 
+    def test_one_that_was_sent_whole_is_not_counted_as_stale(self):
+        robot = Robot().welcome()
+        robot.replica.binary(b"metadata")
+        for k in range(5):
+            robot.replica.binary(b"%d" % k)
+            robot.run(limit_s=0.012)  # longer than the way, shorter than the round trip
+        robot.run(limit_s=0.1)
+        assert [payload for _, payload in robot.states] == [b"%d" % k for k in range(5)]
+        assert robot.counters.robot_stale_out == 0
+
     def test_never_pile_up_where_the_robot_allows_no_streams(self):
         robot = Robot(change=lambda config: setattr(config, "max_uni_streams", 1)).welcome()
         robot.replica.binary(b"metadata")
@@ -393,6 +420,8 @@ class TestReplies:
             robot.replica.binary(b"r" * 100_000)
             robot.run(limit_s=0.02)
         began_s = robot.now
+        robot.run(limit_s=limits.STALL_S / 2)
+        robot.replica.binary(b"was on its way")
         assert robot.run(lambda: robot.ended is not None)
         assert robot.ended == wire.NOT_ALLOWED
         assert robot.now - began_s == pytest.approx(limits.STALL_S, abs=0.2)
@@ -465,7 +494,8 @@ class TestEpochs:
         assert times == pytest.approx([0.0, 0.1, 0.5, 1.5], abs=0.1)
         assert robot.run(lambda: robot.ended is not None, limit_s=5)
         assert robot.ended == wire.NO_ROOM
-        assert robot.heard[-1][0] == wire.REFUSED
+        kind, refused = robot.heard[-1]
+        assert (kind, refused.code, refused.retry_after_s) == (wire.REFUSED, "no_replica", 1)
         assert len(robot.replicas) == 1 + limits.EPOCH_TRIES
 
     def test_a_replica_that_takes_and_drops_is_no_replica(self, robot):
@@ -497,6 +527,26 @@ class TestEpochs:
         assert robot.run(lambda: robot.ended is not None, limit_s=5)
         assert robot.ended == wire.NOT_ALLOWED
 
+    def test_one_that_does_not_take_our_answer_to_its_close_is_let_go(self, robot):
+        robot.welcome()
+        first = robot.replica
+        first.stream.hold(2)
+        first.close(1001)
+        assert robot.run(lambda: wire.EPOCH in robot.kinds(), limit_s=1)
+        assert first.error is not None
+
+    def test_none_is_taken_for_a_robot_that_has_said_goodbye(self, robot):
+        robot.welcome()
+        robot.replica.stream.hold(2)
+        robot.order(b"x")
+        robot.run(limit_s=0.1)
+        robot.say(wire.BYE)
+        robot.run(limit_s=0.1)
+        robot.replica.close(1001)
+        assert robot.run(lambda: robot.ended is not None, limit_s=1)
+        assert robot.ended == wire.DONE
+        assert len(robot.replicas) == 1
+
     def test_a_lane_that_is_full_holds_the_next_replica_too(self):
         robot = Robot().welcome(replies="command")
         robot.reads_commands = False
@@ -510,19 +560,21 @@ class TestEpochs:
 
 
 class TestEnds:
-    @pytest.mark.parametrize(("code", "seen"), [(1000, 1000), (1005, 1000), (1011, 1011), (4321, 4321)])
+    @pytest.mark.parametrize(("code", "seen"), [(1000, 1000), (1005, 1000), (1011, 1011), (4321, 4321), (9999, 1011)])
     def test_a_replica_that_is_done_ends_the_session_after_its_last_word(self, robot, code, seen):
         robot.welcome()
         robot.replica.binary(b"metadata")
         robot.run(limit_s=0.1)
         robot.replica.binary(b"action")
         robot.replica.text("the last word")
-        if code == 1005:
-            robot.replica._send(8, b"")
+        began_s = robot.now
+        if code in (1005, 9999):
+            robot.replica._send(8, b"" if code == 1005 else code.to_bytes(2, "big"))
         else:
             robot.replica.close(code, "because")
         assert robot.run(lambda: robot.ended is not None, limit_s=5)
         assert robot.ended == seen
+        assert robot.now - began_s < 0.1
         assert robot.commands[-1] == "the last word"
         assert [payload for _, payload in robot.states] == [b"action"]
         assert robot.replica.ended
@@ -530,11 +582,31 @@ class TestEnds:
 
     def test_of_the_last_word_on_a_bad_link(self):
         robot = Robot(Link(0.02, 0.01, loss=0.1, seed=3), Link(0.02, 0.01, loss=0.1, seed=4)).welcome()
-        robot.replica.text("t" * 50_000)
+        robot.replica.binary(b"metadata")
+        robot.replica.binary(b"a" * 100_000)
         robot.replica.close(1011, "because")
         assert robot.run(lambda: robot.ended is not None, limit_s=10)
-        assert robot.commands == ["t" * 50_000]
+        assert robot.commands == [b"metadata"]
+        assert robot.states == [(1, b"a" * 100_000)]
         assert robot.ended == 1011
+
+    def test_a_replica_that_does_not_take_our_answer_to_its_close_is_let_go(self, robot):
+        robot.welcome()
+        robot.replica.stream.hold(2)
+        robot.replica.close(1011)
+        assert robot.run(lambda: robot.ended is not None, limit_s=5)
+        assert robot.replica.error is not None
+
+    def test_messages_that_begin_behind_a_goodbye_are_not_kept(self, robot):
+        robot.welcome()
+        robot.run(limit_s=0.1)
+        robot.down.drop = lambda _: True
+        robot.replica.close(1011)
+        robot.run(limit_s=0.1)
+        robot.state(b"x", end=False)
+        robot.run(limit_s=0.1)
+        assert robot.session.phase == ENDING
+        assert not robot.session._state_in._readers
 
     def test_bye(self, robot):
         robot.welcome()
@@ -638,6 +710,7 @@ class TestHostile:
         robot.control.send(wire.write_frame(wire.HELLO, body), False)
         self.closes(robot, wire.BROKEN)
         assert not robot.replicas
+        assert [error.kind for error in robot.refusals] == [Kind.BAD_REQUEST]
 
     @pytest.mark.parametrize("kind", [wire.PING, wire.PONG, wire.LINK])
     def test_other_frames_that_are_none(self, robot, kind):
@@ -674,6 +747,17 @@ class TestHostile:
             robot.run(limit_s=1.0)
         assert robot.ended is None
         assert robot.kinds().count(wire.PONG) == 60
+
+    def test_who_does_not_read_control(self):
+        robot = Robot(change=lambda config: setattr(config, "stream_window", 2_000)).welcome()
+        robot.reads_commands = False
+        for k in range(3_000):
+            robot.say(wire.PING, n=1 << 61, t=k)
+            robot.run(limit_s=0.2)
+            if robot.ended is not None:
+                break
+        assert robot.ended == wire.NOT_ALLOWED
+        assert k > 400
 
     def test_half_a_frame_at_the_end(self, robot):
         robot.welcome()
