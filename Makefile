@@ -21,7 +21,7 @@ install: $(STAMP)       ## .venv with everything but the other peers of the benc
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[store,backend,grpc,edge,loadtest,test,lint,compile]'
+	$(BIN)/python -m pip install --quiet --editable '.[store,backend,grpc,edge,loadtest,quic,test,lint,compile]'
 	touch $(STAMP)
 
 compile: install        ## the data path as machine code; without a C compiler it stays Python

@@ -1,6 +1,6 @@
 """The data path as machine code: the same source, compiled in place by mypyc, used if it is not stale.
 
-    router compile            # about half a minute; needs mypy and a C compiler
+    router compile            # about a minute; needs mypy and a C compiler
     ROUTER_PURE=1 router …    # this once without it
 
 Compiled modules call each other natively, so it is all of them or none: each build writes down a digest of

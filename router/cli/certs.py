@@ -45,15 +45,21 @@ def dev(folder: Path, hosts: tuple[str, ...], force: bool) -> None:
              if path.exists()]  # fmt: skip
     if there and not force:
         raise click.UsageError(f"{there[0]} is there already; give --force to overwrite it, or another --dir")
-    names = tuple(dict.fromkeys((*_LOCAL, *hosts)))
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        authority = _Authority.load_or_make(folder)
-        _write_pair(folder, "server", *authority.sign(names[0], names, for_servers=True))
-        _write_pair(folder, "client", *authority.sign("client", (), for_servers=False))
+        is_new = make_dev(folder, hosts)
     except (OSError, ValueError) as failure:
         raise click.ClickException(str(failure)) from None
-    _print_hints(folder, authority.is_new)
+    _print_hints(folder, is_new)
+
+
+def make_dev(folder: Path, hosts: tuple[str, ...] = ()) -> bool:
+    """Write ca, server and client certificates with their keys; whether the authority is new."""
+    names = tuple(dict.fromkeys((*_LOCAL, *hosts)))
+    folder.mkdir(parents=True, exist_ok=True)
+    authority = _Authority.load_or_make(folder)
+    _write_pair(folder, "server", *authority.sign(names[0], names, for_servers=True))
+    _write_pair(folder, "client", *authority.sign("client", (), for_servers=False))
+    return authority.is_new
 
 
 class _Authority:

@@ -1,7 +1,7 @@
 """The check of `router up`: each protocol, to a replica directly and through the router.
 
-By other people's clients (http.client, httpx, grpcio, websockets), so that a fault of our codecs cannot hide
-behind itself. The simulated engine has HTTP/2 for gRPC alone: the direct time of the other row is HTTP/1.1's.
+By other people's clients (http.client, httpx, grpcio, websockets, aioquic), so that a fault of our codecs cannot
+hide behind itself. The simulated engine has HTTP/2 for gRPC alone: the direct time of the other row is HTTP/1.1's.
 
 The time added is the difference of the medians of many calls, made in turns so that drift hits both alike.
 """
@@ -34,13 +34,18 @@ _CHAT = {"model": "sim", "max_tokens": 4, "messages": [{"role": "user", "content
 
 @dataclass(frozen=True)
 class Target:
-    """Where the parts are: base URLs of the router, of one engine (HTTP, gRPC) and of the policy server."""
+    """Where the parts are: base URLs of the router, of one engine (HTTP, gRPC) and of the policy server.
+
+    `quic` is the router's over QUIC, empty without it, `ca` the file of the authority that signed its certificate.
+    """
 
     router: str
     engine: str
     engine_grpc: str
     policy: str
     policy_host: str
+    quic: str = ""
+    ca: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class CheckError(Exception):
 
 def check_all(target: Target) -> list[Row]:
     """Check every protocol; blocking, some seconds."""
-    return [
+    rows = [
         _check("HTTP/1.1", "chat, unary", _unary, target.engine, target.router),
         _check("HTTP/1.1 SSE", "first event", _stream, target.engine, target.router),
         _check(
@@ -79,6 +84,11 @@ def check_all(target: Target) -> list[Row]:
         _check("gRPC", "health, unary", _grpc_health, target.engine_grpc, target.router),
         _check("gRPC stream", "first tokens", _grpc_generate, target.engine_grpc, target.router),
     ]
+    if target.quic:
+        rows.append(
+            _check("HTTP/3", "chat, unary", lambda url: _http3(url, target), target.engine, target.quic),
+        )
+    return rows
 
 
 def print_table(console: Console, rows: list[Row]) -> None:
@@ -165,6 +175,22 @@ def _http2(url: str, router: str) -> Call:
             raise CheckError(f"{response.http_version} {response.status_code}")
         if not response.json()["choices"][0]["message"]["content"]:
             raise CheckError("no content")
+        return took
+
+    return call
+
+
+def _http3(url: str, target: Target) -> Call:
+    if url != target.quic:
+        return _unary(url)
+    from router.cli.selfcheck_h3 import http3  # noqa: PLC0415 - of an extra
+
+    post = http3(url, target.ca, "/v1/chat/completions", json.dumps(_CHAT).encode())
+
+    def call() -> float:
+        took, status, body = post()
+        if status != 200 or not json.loads(body)["choices"][0]["message"]["content"]:
+            raise CheckError(f"status {status}")
         return took
 
     return call

@@ -13,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 from contextlib import AsyncExitStack
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -21,10 +23,12 @@ import uvloop
 from rich.console import Console
 
 from router.app import EXIT_FATAL, Supervisor
+from router.cli.certs import make_dev
 from router.cli.options import make_settings, settings_options
 from router.cli.selfcheck import Target, check_all, print_table
 from router.cli.serve import configure_logging, ready_line, start
 from router.config.errors import StoreError
+from router.config.listeners import DEFAULT_LISTEN, QUIC_MODULES
 from router.config.target import default_socket, parse_target
 from router.sidecar.engine import EngineProcess
 
@@ -160,6 +164,7 @@ async def _up(values: dict[str, Any], replicas: int, time_scale: float, *, once:
                 click.echo(f"Error: {failure}", err=True)
                 return EXIT_FATAL
             values |= {"store": cluster.store, "state_dir": state}
+            ca = _serve_quic(values, Path(state))
             settings: Settings = make_settings(values)
             supervisor = Supervisor(settings)
             code = await start(supervisor)
@@ -179,8 +184,9 @@ async def _up(values: dict[str, Any], replicas: int, time_scale: float, *, once:
             click.echo(json.dumps({**json.loads(line), "listen": supervisor.listen[0]}))
         if check:
             target = Target(
-                supervisor.listen[0], cluster.engines[0], cluster.grpc[0], cluster.policy, POLICY_HOST
-            )
+                supervisor.listen[0], cluster.engines[0], cluster.grpc[0], cluster.policy, POLICY_HOST,
+                supervisor.listen[-1] if ca else "", ca,
+            )  # fmt: skip
             with console.status("checking every protocol, directly and through the router"):
                 rows = await asyncio.to_thread(check_all, target)
             print_table(console, rows)
@@ -190,6 +196,19 @@ async def _up(values: dict[str, Any], replicas: int, time_scale: float, *, once:
         if not settings.json:
             _print_hints(console, supervisor, cluster)
         return await supervisor.run()
+
+
+def _serve_quic(values: dict[str, Any], state: Path) -> str:
+    """Have HTTP/3 served too, with a certificate made for it; return its authority's file, empty if it is not."""
+    given = values["listen_tls"] or values["listen_quic"] or values["tls_cert"]
+    if given or any(find_spec(name) is None for name in QUIC_MODULES):
+        return ""
+    folder = state / "certs"
+    make_dev(folder)
+    values["listen"] = values["listen"] or (DEFAULT_LISTEN,)
+    values["listen_quic"] = ("127.0.0.1:0",)
+    values["tls_cert"], values["tls_key"] = (str(folder / "server.pem"),), (str(folder / "server.key"),)
+    return str(folder / "ca.pem")
 
 
 async def _until_ready(supervisor: Supervisor, wanted: int) -> bool:
@@ -206,6 +225,8 @@ async def _until_ready(supervisor: Supervisor, wanted: int) -> bool:
 def _print_hints(console: Console, supervisor: Supervisor, cluster: Cluster) -> None:
     address = supervisor.listen[0]
     console.print(f"\n  serving    [bold]{address}[/]   (robot policy: Host {POLICY_HOST})")
+    if len(supervisor.listen) > 1:
+        console.print(f"  HTTP/3     [bold]{supervisor.listen[-1]}[/]   (with a certificate made for this run)")
     console.print(f"  gRPC       [bold]{urlsplit(address).netloc}[/]   (plaintext; {GRPC_PREFIXES[0].strip('/')})")
     console.print(f"  dashboard  [bold]{supervisor.admin}/[/]   metrics {supervisor.admin}/metrics")
     console.print(

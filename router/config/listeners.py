@@ -65,7 +65,7 @@ def portal_target(text: str) -> tuple[str, str]:
     """Return host and path of the requests that quic-portal's clients make; ConfigError names the flag."""
     host, slash, path = text.partition("/")
     path = slash + path or "/"
-    if AUTHORITY.fullmatch(host.encode()) is None or PATH.fullmatch(path.encode()) is None:
+    if not host or AUTHORITY.fullmatch(host.encode()) is None or PATH.fullmatch(path.encode()) is None:
         raise ConfigError(f"--quic-portal: {text!r} is no HOST[/PATH], as in policy.example.com/infer")
     return host.lower(), path
 

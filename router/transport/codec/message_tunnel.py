@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 MAX_BODY_BYTES: Final = 4_096
 """Of a refusal's body that is read; the message in it is shown to the client."""
 
+JOIN_BYTES: Final = 16_384
+"""A message above that is not copied behind its frame's header."""
 MAX_ANSWERS: Final = 16
 """Pongs that wait for a replica that reads nothing."""
 
@@ -131,10 +133,18 @@ class MessageTunnel(DownstreamStream):
         """Send one message; only while it is not full."""
         if self._receiver is not None:
             kind = messages.TEXT if is_text else messages.BINARY
-            self._receiver.request_data(messages.write_frame(kind, data), False)
+            if len(data) < JOIN_BYTES:
+                self._receiver.request_data(messages.write_frame(kind, data), False)
+                return
+            header, masked = messages.write_pieces(kind, data)
+            self._receiver.request_data(header, False)
+            if self._receiver is not None:
+                self._receiver.request_data(masked, False)
 
     def close(self, code: int, reason: str = "") -> None:
         """End it: with a close frame if it is open. The owner hears nothing more."""
+        if self._ends:
+            return  # the answer to the replica's close is on its way
         state = self._state
         self._state = _OVER
         receiver = self._receiver

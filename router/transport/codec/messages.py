@@ -7,8 +7,15 @@ pieces; a message is bounded. Pings are answered in place.
 from __future__ import annotations
 
 import os
-from typing import Final
+from typing import Any, Final
 
+_apply_mask: Any = None
+try:
+    from websockets.speedups import apply_mask
+
+    _apply_mask = apply_mask
+except ImportError:
+    pass
 TEXT: Final = 1
 BINARY: Final = 2
 CLOSE: Final = 8
@@ -27,22 +34,36 @@ _KEY_BYTES: Final = 4
 
 def write_frame(kind: int, payload: bytes) -> bytes:
     """Return a whole message in one frame, masked as a client has to (§5.3)."""
-    size = len(payload)
-    if size < 126:
-        header = bytes((0x80 | kind, 0x80 | size))
-    elif size < 65_536:
-        header = bytes((0x80 | kind, 0xFE)) + size.to_bytes(2, "big")
-    else:
-        header = bytes((0x80 | kind, 0xFF)) + size.to_bytes(8, "big")
     key = os.urandom(_KEY_BYTES)
-    return header + key + mask(payload, key)
+    return write_header(kind, len(payload)) + key + mask(payload, key)
+
+
+def write_pieces(kind: int, payload: bytes) -> tuple[bytes, bytes]:
+    """Return the same in two, so that a large payload is not copied behind its header."""
+    key = os.urandom(_KEY_BYTES)
+    return write_header(kind, len(payload)) + key, mask(payload, key)
+
+
+def write_header(kind: int, size: int) -> bytes:
+    """Return a final frame's header, up to the key."""
+    if size < 126:
+        return bytes((0x80 | kind, 0x80 | size))
+    if size < 65_536:
+        return bytes((0x80 | kind, 0xFE)) + size.to_bytes(2, "big")
+    return bytes((0x80 | kind, 0xFF)) + size.to_bytes(8, "big")
 
 
 def mask(payload: bytes, key: bytes) -> bytes:
-    """Return the payload with the key over it. As one large integer: there is nothing faster in the language."""
+    """Return the payload with the key over it.
+
+    By `websockets`' C code where it is installed; else as one large integer, the fastest that the language has.
+    """
     size = len(payload)
     if not size:
         return b""
+    if _apply_mask is not None:
+        masked: bytes = _apply_mask(payload, key)
+        return masked
     keys = (key * (size // _KEY_BYTES + 1))[:size]
     return (int.from_bytes(payload, "little") ^ int.from_bytes(keys, "little")).to_bytes(size, "little")
 

@@ -32,6 +32,7 @@ MAX_WAITING_BYTES: Final = 1_048_576
 GOODBYE_S: Final = 2.0
 """For the client to acknowledge the last it was sent."""
 _LENGTH_BYTES: Final = 4
+_TINY_BYTES: Final = 1_024
 _VERSION: Final = b"QUIC"
 
 
@@ -40,14 +41,16 @@ class PortalServer(Application, TunnelOwner):
 
     __slots__ = (
         "_bearer",
-        "_buffer",
         "_early",
         "_flow",
         "_goodbye",
         "_goodbye_s",
+        "_got",
         "_is_over",
+        "_length",
         "_on_request",
         "_owed",
+        "_parts",
         "_size",
         "_tunnel",
         "_waiting",
@@ -69,7 +72,9 @@ class PortalServer(Application, TunnelOwner):
         self.path = path
         self._tunnel = MessageTunnel(self, MAX_MESSAGE_BYTES)
         self._flow: Flow | None = None
-        self._buffer = bytearray()  # of the message that is coming
+        self._length = b""  # of the message that is coming, as far as it is here
+        self._parts: list[bytes] = []  # of the message
+        self._got = 0
         self._size = -1  # of that message, unknown before its length is here
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
@@ -103,23 +108,49 @@ class PortalServer(Application, TunnelOwner):
         """Gather messages."""
         if flow is not self._flow or self._is_over:
             return
-        buffer = self._buffer
-        buffer += data
-        while len(buffer) >= (_LENGTH_BYTES if self._size < 0 else self._size):
+        at = 0
+        size = len(data)
+        while at < size or self._size == self._got:
             if self._size < 0:
-                self._size = int.from_bytes(buffer[:_LENGTH_BYTES], "big")
-                del buffer[:_LENGTH_BYTES]
-                if self._size > MAX_MESSAGE_BYTES:
-                    self._end(TOO_LARGE, "message_too_large")
+                at = self._read_length(data, at)
+                if at < 0:
                     return
                 continue
-            self._take(bytes(memoryview(buffer)[: self._size]))
-            del buffer[: self._size]
-            self._size = -1
+            part = data[at : at + self._size - self._got]
+            at += len(part)
+            self._got += len(part)
+            if part:
+                self._keep(part)
+            if self._got == self._size:
+                parts = self._parts
+                self._take(parts[0] if len(parts) == 1 else b"".join(parts))
+                parts.clear()
+                self._got = 0
+                self._size = -1
         self._owed += len(data)
         self._return_credit()
         if end:
             self._end(NORMAL, "")
+
+    def _read_length(self, data: bytes, at: int) -> int:
+        """Gather a message's length; return where to go on, -1 if it is more than is taken."""
+        missing = _LENGTH_BYTES - len(self._length)
+        self._length += data[at : at + missing]
+        if len(self._length) == _LENGTH_BYTES:
+            self._size = int.from_bytes(self._length, "big")
+            self._length = b""
+            if self._size > MAX_MESSAGE_BYTES:
+                self._end(TOO_LARGE, "message_too_large")
+                return -1
+        return at + missing
+
+    def _keep(self, part: bytes) -> None:
+        """Keep a piece; tiny ones are joined, since a list of them would cost many times their size."""
+        parts = self._parts
+        if len(parts) > 1 and len(part) < _TINY_BYTES and len(parts[-1]) < _TINY_BYTES:
+            parts[-1] += part
+        else:
+            parts.append(part)
 
     def _take(self, message: bytes) -> None:
         if self._waiting or self._tunnel.is_full():

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from router.transport.codec.quic.config import QuicConfig
     from router.transport.codec.quic.packet import LongHeader
     from router.transport.codec.quic.path import Address
+    from router.transport.codec.quic.recovery import Space
     from router.transport.codec.quic.seam import Owner
 
 _PARAMETERS = 0x39  # the TLS extension's number
@@ -109,13 +110,12 @@ class ClientConnection(QuicConnection):
         self.was_early_refused = not handshake.is_early_accepted
         if self.was_early_refused:
             self.streams.forget_peer_limits()
-            self._repeat_early()
+            self._repeat(self.space(DATA))
         self.use_parameters(found)
         self.early_key = None
 
-    def _repeat_early(self) -> None:
-        """Send again what the server did not read (RFC 9001 §4.6.2)."""
-        space = self.space(DATA)
+    def _repeat(self, space: Space) -> None:
+        """Send again what the server did not read: before its Retry, or as early data (RFC 9001 §4.6.2)."""
         packets = list(space.sent.values())
         space.sent.clear()
         space.eliciting_in_flight = 0
@@ -157,15 +157,8 @@ class ClientConnection(QuicConnection):
         self.peer_ids.replace_first(header.source)
         self.token = header.token[:-16]
         self.install_initial(header.source)
-        space = self.space(INITIAL)
-        packets = list(space.sent.values())
-        space.sent.clear()
-        space.eliciting_in_flight = 0
-        for sent in packets:
-            self.recovery.congestion.forget(sent.size)
-            for frame in sent.frames:
-                frame.on_lost()
-        self._repeat_early()
+        self._repeat(self.space(INITIAL))
+        self._repeat(self.space(DATA))
 
     def receive_negotiation(self, data: bytes) -> None:
         """Give up: the server speaks no version that we do, unless somebody forged this (RFC 9000 §6.2)."""
