@@ -75,8 +75,8 @@ class RobotSession:
         """`url` is quic://HOST:PORT/PATH; `token` the router's, `headers` the replica's.
 
         `ca`: PEM certificates, or a file of them, instead of the usual ones. `websocket_url` is where to go when
-        UDP is blocked: wss:// at the same place if None, nowhere if empty. `silence_s`: a router that is not heard for
-        so long is gone. `on_epoch(epoch, replica)`: another replica serves from here on; what it knew of the one
+        UDP is blocked: wss:// at the same place if None, nowhere if empty. `silence_s`: a router that is not heard
+        for so long is gone. `on_epoch(epoch, replica)`: another replica serves from here on; what it knew of the one
         before is lost. ValueError and OSError say what is wrong with the options.
         """
         self._target = read_target(

@@ -141,9 +141,12 @@ class MessageTunnel(DownstreamStream):
             if self._receiver is not None:
                 self._receiver.request_data(masked, False)
 
-    def close(self, code: int, reason: str = "") -> None:
-        """End it: with a close frame if it is open. The owner hears nothing more."""
-        if self._ends:
+    def close(self, code: int, reason: str = "", *, waits: bool = True) -> None:
+        """End it: with a close frame if it is open. The owner hears nothing more.
+
+        `waits`: a replica that said goodbye first gets its answer; else one that does not take it is let go now.
+        """
+        if self._ends and waits:
             return  # the answer to the replica's close is on its way
         state = self._state
         self._state = _OVER

@@ -153,4 +153,4 @@ class RobotEnding:
     def let_replica_go(self, code: int) -> None:
         """End the tunnel; nothing where it has ended."""
         if self.tunnel is not None:
-            self.tunnel.close(code)
+            self.tunnel.close(code, waits=False)
