@@ -50,6 +50,7 @@ class QuicEndpoint(Owner, DatagramReceiver):
         "_config",
         "_family",
         "_is_busy",
+        "_is_told",
         "_is_touched",
         "_loop",
         "_make",
@@ -61,6 +62,7 @@ class QuicEndpoint(Owner, DatagramReceiver):
         "connection",
         "counters",
         "local_host",
+        "on_failed",
         "on_over",
         "on_ticket",
         "on_token",
@@ -80,11 +82,13 @@ class QuicEndpoint(Owner, DatagramReceiver):
         self._timer_s = 0.0
         self._is_busy = False  # inside a callback that ends with a flush
         self._is_touched = False
+        self._is_told = False
         self.application: Application | None = None
         self.connection: ClientConnection | None = None
         self.clock = Clock()
         self.counters = UdpCounters()
         self.local_host = ""  # which of this host's addresses leads to the server
+        self.on_failed: Callable[[int, str], None] = _nothing  # before there was an application: code, reason
         self.on_over: Callable[[], None] = _nothing
         self.on_ticket: Callable[[SessionTicket], None] = _nothing
         self.on_token: Callable[[bytes], None] = _nothing
@@ -238,6 +242,10 @@ class QuicEndpoint(Owner, DatagramReceiver):
         self._is_busy = False
         if self.connection is None:
             return
+        if connection.phase > OPEN and self.application is None and not self._is_told:
+            # An application hears of the end itself; this one ended before there was one.
+            self._is_told = True
+            self.on_failed(connection.close_code, connection.close_reason.decode("utf-8", "replace"))
         if connection.is_over:
             self.close()
             return

@@ -70,6 +70,7 @@ class QuicCarrier(Carrier):
         self.endpoint = QuicEndpoint(self._config(), *place, self._make)
         self.endpoint.on_ticket = self._keep_ticket
         self.endpoint.on_token = self._keep_token
+        self.endpoint.on_failed = self._failed
         self.endpoint.on_over = self._over
 
     def _config(self) -> QuicConfig:
@@ -179,6 +180,9 @@ class QuicCarrier(Carrier):
             self.lose(RobotError(code, reason))
         else:
             self.lose(_transport_error(code, reason))
+
+    def _failed(self, code: int, reason: str) -> None:
+        self.lose(_transport_error(code, reason))
 
     def _over(self) -> None:
         """The engine is over; where it was before there was a protocol nobody else says so."""

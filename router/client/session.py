@@ -176,6 +176,8 @@ class RobotSession:
         now = monotonic()
         deadline = 0 if deadline_s is None else max(1, microseconds(now + deadline_s))
         carrier = self._carrier
+        if carrier is not None and carrier.lost.done():
+            carrier = None  # its end is about to be seen to
         if lane == "telemetry":
             is_sent = carrier is not None and carrier.send_telemetry(payload)
             self._telemetry_dropped += not is_sent

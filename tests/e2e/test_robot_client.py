@@ -124,16 +124,17 @@ async def test_a_certificate_of_somebody_else_is_final(start_router, files):
 
 
 async def test_no_replica_is_waited_for(start_router, files, closed_port):
-    router = await start_router(*quic_flags(files), replicas=[f"http://127.0.0.1:{closed_port}"])
+    router = await start_router(*quic_flags(files), replicas=[closed_port])
     with pytest.raises(RobotError, match="no session within 1") as failure:
         await session(router, files, connect_timeout_s=1.0).connect()
     assert failure.value.status == 503
 
 
-async def test_nobody_there_is_said_so(files, closed_port):
-    robot = RobotSession(f"quic://127.0.0.1:{closed_port}/", websocket_url="", connect_timeout_s=0.7)
-    with pytest.raises(RobotError, match="nobody answers"):
-        await robot.connect()
+async def test_nobody_there_is_said_so():
+    with Hole() as hole:
+        robot = RobotSession(f"quic://127.0.0.1:{hole.port}/", websocket_url="", connect_timeout_s=0.7)
+        with pytest.raises(RobotError, match="nobody answers"):
+            await robot.connect()
 
 
 async def test_another_replica_is_an_epoch(start_router, files, until):
@@ -182,7 +183,7 @@ async def test_reconnects_to_a_new_router_and_repeats_what_never_left(start_rout
             assert not robot.send(b"t", "telemetry")
             await start_router(*flags, replicas=[policy.url])
             await until(lambda: len(policy.got) == 2, 15)
-            assert policy.got == [b"first", b"new"]
+            assert sorted(policy.got) == [b"first", b"new"]
             assert robot.link.connections == 2
             assert robot.epoch == 2
             assert robot.link.telemetry_dropped == 1
@@ -196,10 +197,8 @@ async def test_a_resumed_session_sends_its_state_early(start_router, files, unti
             await until(lambda: robot._carrier.endpoint.connection.is_confirmed)
             robot._carrier.endpoint.connection.abort(0, "as the test wants")
             robot._carrier.endpoint.touch()
-            robot.send(b"lost")
-            await until(lambda: not robot.is_connected)
             assert robot.send(b"early")
-            await until(lambda: robot.is_connected)
+            await until(lambda: robot.link.connections == 2)
             assert robot._carrier.ticket is not None
             assert robot._carrier.endpoint.connection.handshake.is_early_accepted
             await until(lambda: policy.got == [b"early"])
@@ -260,6 +259,7 @@ async def test_where_udp_is_blocked_it_is_a_websocket(start_router, files, until
                 await until(lambda: robot.link.pings_answered >= 1)
                 for number in range(20):
                     assert robot.send(b"%d" % number, "command")
+                await until(lambda: len(policy.got) == 22)
             assert policy.got[2:] == [b"%d" % number for number in range(20)]
             await until(lambda: not policy.sockets)
 
@@ -320,15 +320,18 @@ async def test_the_blocking_session(start_router, files):
         await asyncio.to_thread(drive)
 
 
-async def test_the_blocking_session_says_why_it_cannot_be(closed_port):
+async def test_the_blocking_session_says_why_it_cannot_be():
+    hole = Hole()
+
     def drive():
-        robot = BlockingRobotSession(f"quic://127.0.0.1:{closed_port}/", websocket_url="", connect_timeout_s=0.3)
+        robot = BlockingRobotSession(f"quic://127.0.0.1:{hole.port}/", websocket_url="", connect_timeout_s=0.3)
         with pytest.raises(RobotError, match="nobody answers"):
             robot.connect()
         with pytest.raises(ValueError, match="quic://"):
             BlockingRobotSession("http://here")
 
-    await asyncio.to_thread(drive)
+    with hole:
+        await asyncio.to_thread(drive)
     assert not any(thread.name == "robot session" for thread in threading.enumerate())
 
 
