@@ -24,7 +24,7 @@ class BlockingRobotSession:
     """Takes what `RobotSession` takes. `with` connects and closes."""
 
     def __init__(self, url: str, **options: Any) -> None:
-        self._loop = _new_loop()
+        self._loop = new_loop()
         self._thread = threading.Thread(target=self._run, name="robot session", daemon=True)
         self._is_closed = False
         self._lock = threading.Lock()
@@ -115,7 +115,7 @@ class BlockingRobotSession:
         return self._wait(once())
 
 
-def _new_loop() -> asyncio.AbstractEventLoop:
+def new_loop() -> asyncio.AbstractEventLoop:
     """Return uvloop's if it is there, else the standard one."""
     try:
         import uvloop  # noqa: PLC0415

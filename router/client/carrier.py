@@ -35,6 +35,7 @@ class Carrier:
         self.replica = ""
         self.resume = ""
         self.moves = 0
+        self.on_round_trip: Callable[[float], None] | None = None
         self._kept: deque[Heard | tuple[int, str]] = deque()
         self._on_message: Callable[[Lane, int, bytes, bool], None] | None = None
         self._on_epoch: Callable[[int, str], None] | None = None
@@ -106,6 +107,11 @@ class Carrier:
             self._kept.append((epoch, replica))
         else:
             self._on_epoch(epoch, replica)
+
+    def hear_pong(self, round_trip_s: float) -> None:
+        """Pass on how long an answer took."""
+        if self.on_round_trip is not None:
+            self.on_round_trip(round_trip_s)
 
     def come_up(self) -> None:
         """Be ready."""

@@ -88,6 +88,7 @@ class QuicCarrier(Carrier):
         calls.welcome = self._welcome
         calls.epoch = self._epoch
         calls.message = self._message
+        calls.pong = self.hear_pong
         calls.closed = self._closed
         self._client = client = RobotClient(bearer, self._hello, calls, self.meter, now, self._ping_every_s)
         if self._early is not None:

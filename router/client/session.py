@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 FALLBACK_S: Final = 0.5
 """After QUIC a WebSocket is tried as well, unless the router was heard."""
+PING_S: Final = 0.2
+WEBSOCKET_PING_S: Final = 1.0
 ADDRESS_S: Final = 0.25
 """Between two addresses of one name, as RFC 8305 §5 has it."""
 MAX_ADDRESSES: Final = 4
@@ -69,15 +71,17 @@ class RobotSession:
         server_name: str | None = None,
         connect_timeout_s: float = 10.0,
         silence_s: float = 5.0,
-        ping_every_s: float = 0.2,
+        ping_every_s: float | None = None,
         on_epoch: Callable[[int, str], None] | None = None,
+        on_round_trip: Callable[[float], None] | None = None,
     ) -> None:
         """`url` is quic://HOST:PORT/PATH; `token` the router's, `headers` the replica's.
 
         `ca`: PEM certificates, or a file of them, instead of the usual ones. `websocket_url` is where to go when
         UDP is blocked: wss:// at the same place if None, nowhere if empty. `silence_s`: a router that is not heard
-        for so long is gone. `on_epoch(epoch, replica)`: another replica serves from here on; what it knew of the one
-        before is lost. ValueError and OSError say what is wrong with the options.
+        for so long is gone. `ping_every_s`: 0.2 over QUIC, 1 over a WebSocket if None. `on_epoch(epoch, replica)`:
+        another replica serves from here on; what it knew of the one before is lost. `on_round_trip` gets the
+        seconds of each that is measured. ValueError and OSError say what is wrong with the options.
         """
         self._target = read_target(
             url, token=token, headers=headers, ca=ca, verify=verify, replies=replies, websocket_url=websocket_url,
@@ -92,6 +96,7 @@ class RobotSession:
         self._silence_s = silence_s
         self._ping_every_s = ping_every_s
         self.on_epoch = on_epoch
+        self.on_round_trip = on_round_trip
         self.epoch = 0
         self._carrier: Carrier | None = None
         self._task: asyncio.Task[None] | None = None
@@ -320,7 +325,7 @@ class RobotSession:
     def _make_quic(self, place: tuple[int, Address]) -> Callable[[], Carrier]:
         return lambda: QuicCarrier(
             self._target, place, memory.shared, self._state, self._resume,
-            silence_s=self._silence_s, ping_every_s=self._ping_every_s,
+            silence_s=self._silence_s, ping_every_s=self._ping_every_s or PING_S,
         )  # fmt: skip
 
     def _make_websocket(self) -> Carrier:
@@ -331,12 +336,15 @@ class RobotSession:
             raise RobotError(
                 LINK_LOST, "UDP gets no answer, and WebSocket needs: pip install 'replica-router[robot]'"
             ) from None
-        return WebSocketCarrier(self._target, silence_s=self._silence_s)
+        return WebSocketCarrier(
+            self._target, silence_s=self._silence_s, ping_every_s=self._ping_every_s or WEBSOCKET_PING_S
+        )
 
     def _attach(self, carrier: Carrier) -> None:
         self._connections += 1
         self._carrier = carrier
         carrier.meter.follow(self._past)
+        carrier.on_round_trip = self.on_round_trip
         self._resume = carrier.resume
         carrier.listen(self._on_message, self._on_new_epoch)
         now = monotonic()

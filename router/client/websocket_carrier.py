@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from router.client.target import Target
     from router.transport.codec.robot.wire import Command
 
-PING_S: Final = 1.0
 UNSENT_BYTES: Final = 131_072
 """That wait in the kernel, not on their way yet; what is behind them can still be replaced."""
 _TCP_NOTSENT_LOWAT: Final = 25  # of Linux; the socket module does not name it
@@ -41,10 +40,11 @@ class WebSocketCarrier(Carrier):
 
     transport: Literal["quic", "websocket"] = "websocket"
 
-    def __init__(self, target: Target, *, silence_s: float) -> None:
+    def __init__(self, target: Target, *, silence_s: float, ping_every_s: float) -> None:
         super().__init__()
         self._target = target
         self._silence_s = silence_s
+        self._ping_every_s = ping_every_s
         self._task: asyncio.Task[None] | None = None
         self._socket: ClientConnection | None = None
         self._commands: deque[Command] = deque()
@@ -229,17 +229,21 @@ class WebSocketCarrier(Carrier):
             await opened.send(state[0])
 
     async def _measure(self, opened: ClientConnection) -> None:
-        """Ask each second; who does not answer for too long is gone."""
+        """Ask now and then; who does not answer for too long is gone."""
         with contextlib.suppress(ConnectionClosed):
             while True:
+                asked_s = monotonic()  # the library measures by the loop's clock, which is coarse
                 answered = await opened.ping()
                 try:
                     async with asyncio.timeout(self._silence_s):
-                        self.meter.take(await answered)
+                        await answered
                 except TimeoutError:
                     opened.transport.abort()
                     return
-                await asyncio.sleep(PING_S)
+                round_trip_s = monotonic() - asked_s
+                self.meter.take(round_trip_s)
+                self.hear_pong(round_trip_s)
+                await asyncio.sleep(self._ping_every_s)
 
 
 def _refusal(failure: InvalidStatus) -> RobotError:

@@ -2,8 +2,8 @@
 
 In: messages are gathered side by side; the first that is whole makes all older ones stale. Out: a message gives up
 the one before it if much of that was not sent yet, but never two in a row that had begun: else a link that takes
-longer for one than there is between two would deliver none. What was sent whole is left to be repeated where packets
-were lost. The newest alone waits, for a stream or for the one that is being sent.
+longer for one than there is between two would deliver none. What was sent whole is left to be repeated where
+packets were lost. The newest alone waits, for a stream or for the one that is being sent.
 """
 
 from __future__ import annotations
