@@ -10,6 +10,7 @@ LAYERS = [
     ("router.transport.codec", 1, "codec"),
     ("router.routing", 1, "routing"),
     ("router.transport", 2, "transport"),
+    ("router.client", 3, "client"),
     ("router.config.embedded", 2, "embedded"),
     ("router.config", 2, "config"),
     ("router.core", 3, "exchange"),

@@ -48,6 +48,10 @@ class Flow:
         """Whether our side is neither finished nor reset, nor stopped by the peer."""
         raise NotImplementedError
 
+    def send_is_over(self) -> bool:
+        """Whether all of our side up to its FIN, or its RESET_STREAM, was acknowledged."""
+        raise NotImplementedError
+
 
 @trait
 class Bearer:

@@ -109,6 +109,19 @@ def encode(body: Body) -> bytes:
     return wire.write_frame(_TYPES[type(body)], _encoder.encode(body))
 
 
+def encode_datagram(body: Ping | Pong) -> bytes:
+    """Return the DATAGRAM that says the same as the frame."""
+    return bytes((_TYPES[type(body)],)) + _encoder.encode(body)
+
+
+def read_datagram(data: bytes) -> Ping | Pong | None:
+    """Return the PING or PONG that a DATAGRAM is; None if it is none."""
+    if not data or data[0] not in (wire.PING, wire.PONG) or len(data) > wire.MAX_FRAME_BYTES:
+        return None
+    found = decode(wire.Frame(data[0], data[1:]))
+    return found if isinstance(found, Ping | Pong) else None
+
+
 def is_known(kind: int) -> bool:
     """Whether there are frames of this type; others are ignored."""
     return kind in _decoders

@@ -113,6 +113,7 @@ class RobotEnding:
                 flow.send(b"", True)
                 flow.stop(code)
                 self.unacknowledged.add(flow.id)
+        self.state_out.hurry()
         last = self.state_out.last
         if last is not None:
             self.unacknowledged.add(last.id)

@@ -15,6 +15,9 @@ MAX_GATHERED_BYTES: Final = 16_777_216
 CONTROL_BURST: Final = 32.0
 CONTROL_RATE: Final = 8.0
 """Control frames at once, and a second; a client that measures sends three."""
+DATAGRAM_BURST: Final = 64.0
+DATAGRAM_RATE: Final = 64.0
+"""PINGs and PONGs in DATAGRAMs at once, and a second. More are not answered: to who asks, they are lost."""
 MAX_UNREAD_BYTES: Final = 16_384
 """Of control frames that the client's window does not take; ours are a hundred bytes a second."""
 PING_S: Final = 1.0
@@ -33,3 +36,8 @@ MAX_REASON_BYTES: Final = 512
 """Of a refusal's text."""
 MAX_REPORTED: Final = 1_000_000
 """By how much one LINK may raise a count: what a client says is not to be believed without end."""
+NEARLY_BYTES: Final = 16_384
+"""Of a state message that are not sent yet, or a quarter of it if that is less: so few that it is as good as sent
+and the next one may begin."""
+MAX_UNDER_WAY: Final = 8
+"""State messages of ours that were sent and not acknowledged; for a ninth the oldest is given up."""

@@ -33,6 +33,8 @@ from router.transport.codec.robot.ending import (
 from router.transport.codec.robot.limits import (
     CONTROL_BURST,
     CONTROL_RATE,
+    DATAGRAM_BURST,
+    DATAGRAM_RATE,
     GOODBYE_S,
     MAX_UNREAD_BYTES,
     PING_S,
@@ -69,6 +71,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         "_allowance",
         "_clock",
         "_command_in",
+        "_datagram_allowance",
         "_frames",
         "_is_connected",
         "_is_draining",
@@ -101,6 +104,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         self._session = ""
         self._frames = wire.FrameReader()
         self._allowance = Allowance(CONTROL_BURST, CONTROL_RATE, now)
+        self._datagram_allowance = Allowance(DATAGRAM_BURST, DATAGRAM_RATE, now)
         self._clock = PeerClock()
         self._reports = Reports(counters)
         self._command_in = CommandIn()
@@ -176,9 +180,19 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
                 self.bearer.touch()
 
     def datagram(self, data: bytes) -> None:
-        """Count telemetry; it goes no further."""
+        """Count telemetry, which goes no further; answer a PING as it came; ignore what is neither."""
         if wire.read_telemetry(data):
             self.counters.robot_telemetry_in += 1
+            return
+        body = control.read_datagram(data)
+        self._now = self.bearer.now
+        if body is None or self.phase >= ENDING or not self._datagram_allowance.take(self._now):
+            return
+        now_us = microseconds(self._now)
+        if isinstance(body, control.Ping):
+            self.bearer.send_datagram(control.encode_datagram(control.Pong(body.n, body.t, now_us, now_us)))
+        else:
+            self._clock.learn(body, now_us)
 
     def streams_available(self) -> None:
         """Send the reply that waits."""
@@ -194,6 +208,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             if self.phase == ENDING:
                 self.see_goodbye(now)
             return
+        self.state_out.send_waiting()
         if self.stalled_s < 0.0:
             self.stalled_s = now + STALL_S
             self.bearer.watch()

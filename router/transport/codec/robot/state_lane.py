@@ -1,7 +1,9 @@
 """The state lane, where newest wins: one stream a message, in and out. For both roles.
 
-In: messages are gathered side by side; the first that is whole makes all older ones stale. Out: a message resets
-the one before it unless that was acknowledged, and waits, alone, while the peer allows no more streams.
+In: messages are gathered side by side; the first that is whole makes all older ones stale. Out: a message gives up
+the one before it if much of that was not sent yet, but never two in a row that had begun: else a link that takes
+longer for one than there is between two would deliver none. What was sent whole is left to be repeated where
+packets were lost. The newest alone waits, for a stream or for the one that is being sent.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from router.transport.codec.robot import wire
-from router.transport.codec.robot.limits import MAX_GATHERED_BYTES
+from router.transport.codec.robot.limits import MAX_GATHERED_BYTES, MAX_UNDER_WAY, NEARLY_BYTES
 from router.transport.codec.robot.wire import StateReader
 
 if TYPE_CHECKING:
@@ -107,36 +109,64 @@ class StateIn:
 class StateOut:
     """What goes."""
 
-    __slots__ = ("_bearer", "_deadline", "_waiting", "last", "sent", "sequence", "stale")
+    __slots__ = (
+        "_bearer",
+        "_deadline",
+        "_gave_up",
+        "_last_bytes",
+        "_under_way",
+        "_waiting",
+        "last",
+        "late",
+        "sent",
+        "sequence",
+        "stale",
+    )  # fmt: skip
 
     def __init__(self, bearer: Bearer) -> None:
         self._bearer = bearer
         self._waiting: bytes | None = None
         self._deadline = 0  # of what waits
-        self.last: Flow | None = None  # what is under way
+        self._under_way: list[tuple[Flow, int]] = []  # with deadlines, the oldest first
+        self._gave_up = False  # the message before `last`, though it had begun
+        self._last_bytes = 0
+        self.last: Flow | None = None  # the newest that is under way
         self.sequence = 0
         self.sent = 0
-        self.stale = 0  # never sent whole
+        self.stale = 0  # never sent whole, or not wanted any more
+        self.late = 0  # given up since their time had passed
 
     def send(self, payload: bytes, deadline: int = 0) -> None:
-        """Send a message instead of the one before."""
-        last = self.last
-        if last is not None:
-            if last.unsent_bytes:
-                self.stale += 1
-            last.reset(wire.STALE)
-            self.last = None
+        """Send a message; `deadline` is a time of our clock in microseconds, 0 for none."""
         if self._waiting is not None:
             self.stale += 1
         self._waiting = payload
         self._deadline = deadline
+        last = self.last
+        if last is not None:
+            unsent = last.unsent_bytes
+            if unsent >= self._last_bytes:  # it has not begun: nothing is wasted, however often that happens
+                gave_up = self._gave_up
+                self._give_up_last()
+                self._gave_up = gave_up
+            elif unsent > self._nearly() and not self._gave_up:
+                self._give_up_last()
         self.send_waiting()
 
     def send_waiting(self) -> None:
-        """Send what waits for a stream, if there is one now."""
+        """Send what waits, if there is a stream for it and the one before it is as good as sent."""
         payload = self._waiting
         if payload is None:
             return
+        last = self.last
+        if last is not None:
+            if last.unsent_bytes > self._nearly():
+                return
+            self._gave_up = False
+        under_way = self._under_way
+        if len(under_way) >= MAX_UNDER_WAY:
+            self.stale += 1
+            self._forget(0).reset(wire.STALE)
         flow = self._bearer.open_stream(unidirectional=True)
         if flow is None:
             return
@@ -144,10 +174,73 @@ class StateOut:
         self.sequence += 1
         self.sent += 1
         self.last = flow
-        flow.send(wire.state_header(self.sequence, self._deadline), False)
+        under_way.append((flow, self._deadline))
+        header = wire.state_header(self.sequence, self._deadline)
+        self._last_bytes = len(header) + len(payload)
+        flow.send(header, False)
         flow.send(payload, True)
 
-    def gone(self, flow: Flow) -> None:
-        """Learn that a stream was acknowledged or given up."""
+    def _nearly(self) -> int:
+        """Return how little of the newest may be left for it to be as good as sent."""
+        return min(NEARLY_BYTES, self._last_bytes >> 2)
+
+    def hurry(self) -> None:
+        """Send what waits now: nothing comes behind it."""
+        if self._waiting is not None and self.last is not None:
+            self._give_up_last()
+        self.send_waiting()
+
+    def expire(self, now_us: int) -> None:
+        """Give up what is too late."""
+        if self._waiting is not None and 0 < self._deadline <= now_us:
+            self._waiting = None
+            self.late += 1
+        for at in range(len(self._under_way) - 1, -1, -1):
+            if 0 < self._under_way[at][1] <= now_us:
+                self.late += 1
+                self._forget(at).reset(wire.STALE)
+
+    def next_deadline(self) -> int:
+        """Return when the first of all is too late; 0 if none ever is."""
+        first = self._deadline if self._waiting is not None else 0
+        for _, deadline in self._under_way:
+            if deadline and (not first or deadline < first):
+                first = deadline
+        return first
+
+    def is_settled(self) -> bool:
+        """Whether nothing waits and nothing is under way."""
+        return self._waiting is None and not self._under_way
+
+    def take_waiting(self) -> tuple[bytes, int] | None:
+        """Take back what waits, with its deadline: the connection is over."""
+        payload = self._waiting
+        self._waiting = None
+        return None if payload is None else (payload, self._deadline)
+
+    def stopped(self, flow: Flow) -> None:
+        """Learn that the peer wants a message no more: it has a newer one."""
+        if self.gone(flow):
+            self.stale += 1
+
+    def gone(self, flow: Flow) -> bool:
+        """Learn that a stream was acknowledged or given up; whether it was under way."""
+        for at in range(len(self._under_way)):
+            if self._under_way[at][0] is flow:
+                self._forget(at)
+                return True
+        return False
+
+    def _give_up_last(self) -> None:
+        """Reset the newest: much of it is not sent yet."""
+        last = self._forget(len(self._under_way) - 1)
+        self.stale += 1
+        last.reset(wire.STALE)
+        self._gave_up = True
+
+    def _forget(self, at: int) -> Flow:
+        flow, _ = self._under_way.pop(at)
         if flow is self.last:
             self.last = None
+            self._gave_up = False
+        return flow

@@ -1,0 +1,429 @@
+"""A robot's session with an endpoint of the router, for as long as the robot works, over one connection or many.
+
+    connect -> race of QUIC and WebSocket -> up -> ... -> lost -> back-off -> race -> ... -> close, or a final error
+
+QUIC is tried first; a WebSocket joins half a second later unless something has been heard over UDP by then. What is
+sent between connections waits: the newest state message, and commands within a bound. One event loop; from other
+threads see `BlockingRobotSession`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import socket
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Final, Literal, Self
+
+from router.client import memory
+from router.client.carrier import Carrier, race
+from router.client.quic_carrier import QuicCarrier
+from router.client.target import read_target
+from router.client.words import LINK_LOST, TLS_FAILED, Lane, Link, Message, RobotError
+from router.transport.codec.robot import wire
+from router.transport.codec.robot.limits import GOODBYE_S
+from router.transport.codec.robot.link import LinkMeter
+from router.transport.codec.robot.peer_clock import microseconds
+from router.transport.tasks import spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from pathlib import Path
+    from types import TracebackType
+
+    from router.client.target import Target
+    from router.transport.codec.robot.wire import Command
+    from router.transport.udp import Address
+
+FALLBACK_S: Final = 0.5
+"""After QUIC a WebSocket is tried as well, unless the router was heard."""
+PING_S: Final = 0.2
+WEBSOCKET_PING_S: Final = 1.0
+ADDRESS_S: Final = 0.25
+"""Between two addresses of one name, as RFC 8305 §5 has it."""
+MAX_ADDRESSES: Final = 4
+ATTEMPT_S: Final = 30.0
+"""For one race; the router may hold a session that long for a replica that starts."""
+BACK_OFF_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+"""Before an attempt, by how many failed; each somewhat at random, so that a fleet does not come back as one."""
+GOOD_S: Final = 10.0
+"""A connection that lasted so long was good: the next attempt is a first one."""
+MAX_PENDING_BYTES: Final = 1_048_576
+"""Of commands that wait for a connection."""
+_CLOSED: Final = "the session was closed"
+
+
+class RobotSession:
+    """One robot and the replicas that serve it, one after another."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        headers: Iterable[tuple[str, str]] = (),
+        ca: bytes | str | Path | None = None,
+        verify: bool = True,
+        replies: Literal["state", "command"] = "state",
+        websocket_url: str | None = None,
+        transport: Literal["auto", "quic", "websocket"] = "auto",
+        server_name: str | None = None,
+        connect_timeout_s: float = 10.0,
+        silence_s: float = 5.0,
+        ping_every_s: float | None = None,
+        on_epoch: Callable[[int, str], None] | None = None,
+        on_round_trip: Callable[[float], None] | None = None,
+    ) -> None:
+        """`url` is quic://HOST:PORT/PATH; `token` the router's, `headers` the replica's.
+
+        `ca`: PEM certificates, or a file of them, instead of the usual ones. `websocket_url` is where to go when
+        UDP is blocked: wss:// at the same place if None, nowhere if empty. `silence_s`: a router that is not heard
+        for so long is gone. `ping_every_s`: 0.2 over QUIC, 1 over a WebSocket if None. `on_epoch(epoch, replica)`:
+        another replica serves from here on; what it knew of the one before is lost. `on_round_trip` gets the
+        seconds of each that is measured. ValueError and OSError say what is wrong with the options.
+        """
+        self._target = read_target(
+            url, token=token, headers=headers, ca=ca, verify=verify, replies=replies, websocket_url=websocket_url,
+            server_name=server_name,
+        )  # fmt: skip
+        if transport not in ("auto", "quic", "websocket"):
+            raise ValueError("the transport is auto, quic or websocket")
+        if transport == "websocket" and not self._target.websocket_url:
+            raise ValueError("there is no WebSocket URL")
+        self._transport = transport
+        self._connect_timeout_s = connect_timeout_s
+        self._silence_s = silence_s
+        self._ping_every_s = ping_every_s
+        self.on_epoch = on_epoch
+        self.on_round_trip = on_round_trip
+        self.epoch = 0
+        self._carrier: Carrier | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._first: asyncio.Future[None] | None = None
+        self._failure: RobotError | None = None  # that ended the session
+        self._last_failure: RobotError | None = None
+        self._is_closing = False
+        self._inbox: deque[Message] = deque()
+        self._arrived = asyncio.Event()
+        self._commands: deque[Command] = deque()  # for the next connection
+        self._commands_bytes = 0
+        self._state: tuple[bytes, int] | None = None
+        self._resume = ""
+        self._past = LinkMeter()  # of connections that are over
+        self._connections = 0
+        self._moves = 0
+        self._refused = 0
+        self._telemetry_dropped = 0
+
+    # -- beginning and end ----------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        """Connect."""
+        await self.connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        await self.close()
+
+    async def connect(self) -> None:
+        """Return once a replica is there; RobotError if there is none in time, or never will be. Once."""
+        if self._task is not None:
+            raise RuntimeError("connect is for once: a session reconnects by itself")
+        self._first = asyncio.get_running_loop().create_future()
+        self._task = spawn(self._run(), "robot session")
+        try:
+            async with asyncio.timeout(self._connect_timeout_s):
+                await self._first
+        except TimeoutError:
+            await self.close()
+            last = self._last_failure
+            reason = f"no session within {self._connect_timeout_s:g} s"
+            if last is None:
+                raise RobotError(LINK_LOST, f"{reason}: nobody answers at {self._target.authority}") from None
+            raise RobotError(last.code, f"{reason}: {last.reason}", last.status, last.retry_after_s) from None
+        except BaseException:
+            await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Say goodbye, once the router has all commands, and let go of everything. Any number of times."""
+        self._is_closing = True
+        carrier = self._carrier
+        if carrier is not None:
+            carrier.leave()
+            await asyncio.wait([carrier.lost], timeout=2 * GOODBYE_S + 0.5)
+        task = self._task
+        if task is not None and not task.done():
+            task.cancel()
+            await asyncio.wait([task])
+        self._fail(RobotError(wire.DONE, _CLOSED))
+
+    # -- messages -------------------------------------------------------------------------------------
+
+    def send(self, data: bytes | str, lane: Lane = "state", deadline_s: float | None = None) -> bool:
+        """Send a message; returns at once, False if it was dropped: late, no room, or telemetry that finds no way.
+
+        On `state` it takes the place of what has not left yet. `deadline_s` from now: what cannot be there by then
+        is not delivered at all. A str goes as text, on `command` only. RobotError once the session is over.
+        """
+        if self._failure is not None:
+            raise self._failure
+        is_text = isinstance(data, str)
+        payload = data.encode() if isinstance(data, str) else bytes(data)
+        if is_text and lane != "command":
+            raise ValueError("text goes on the command lane")
+        if len(payload) > wire.MAX_MESSAGE_BYTES:
+            raise ValueError(f"a message of {len(payload)} bytes; at most {wire.MAX_MESSAGE_BYTES} are taken")
+        now = monotonic()
+        deadline = 0 if deadline_s is None else max(1, microseconds(now + deadline_s))
+        carrier = self._carrier
+        if carrier is not None and carrier.lost.done():
+            carrier = None  # its end is about to be seen to
+        if lane == "telemetry":
+            is_sent = carrier is not None and carrier.send_telemetry(payload)
+            self._telemetry_dropped += not is_sent
+            return is_sent
+        if lane == "state":
+            is_sent = self._keep_state(payload, deadline) if carrier is None else carrier.send_state(
+                payload, deadline, now
+            )  # fmt: skip
+        elif lane == "command":
+            is_sent = self._keep_command(wire.Command(payload, deadline, is_text)) if carrier is None else (
+                carrier.send_command(payload, deadline, now, is_text=is_text)
+            )  # fmt: skip
+        else:
+            raise ValueError("a lane is state, command or telemetry")
+        self._refused += not is_sent
+        return is_sent
+
+    async def recv(self, timeout_s: float | None = None) -> Message | None:
+        """Return the next message; None if none came in time, which costs nothing: it will be the next one's.
+
+        Of state messages that nobody has taken the newest alone is kept. RobotError once the session is over, and
+        all that came before was taken.
+        """
+        if not self._inbox:
+            if timeout_s is not None and timeout_s <= 0.0:
+                self._raise_failure()
+                return None
+            try:
+                async with asyncio.timeout(timeout_s):
+                    while not self._inbox:
+                        self._raise_failure()
+                        self._arrived.clear()
+                        await self._arrived.wait()
+            except TimeoutError:
+                if not self._inbox:
+                    return None
+        return self._take()
+
+    def _take(self) -> Message:
+        message = self._inbox.popleft()
+        if message.lane == "command" and self._carrier is not None:
+            self._carrier.took(message.data)
+        return message
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    # -- what is seen of it ---------------------------------------------------------------------------
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether a replica is there now."""
+        return self._carrier is not None
+
+    @property
+    def link(self) -> Link:
+        """What was measured so far, over all connections."""
+        carrier = self._carrier
+        meter = LinkMeter()
+        meter.add(self._past)
+        if carrier is not None:
+            meter.add(carrier.meter)
+        return Link(
+            transport=carrier.transport if carrier is not None else "",
+            epoch=self.epoch,
+            replica=carrier.replica if carrier is not None else "",
+            connections=self._connections,
+            moves=self._moves + (carrier.moves if carrier is not None else 0),
+            rtt_s=meter.rtt_s,
+            rtt_min_s=meter.min_s,
+            rtt_last_s=meter.last_s,
+            jitter_s=meter.jitter_s,
+            loss=meter.loss,
+            pings_answered=meter.answered,
+            pings_lost=meter.lost,
+            replies=meter.replies,
+            largest_gap_s=meter.largest_gap_s,
+            gaps=tuple(meter.gaps.counts),
+            late=meter.late,
+            stale=meter.stale,
+            refused=self._refused,
+            telemetry_dropped=self._telemetry_dropped,
+        )
+
+    def rebind(self) -> None:
+        """Go on from another socket, as is done by itself within a second of a change of the network."""
+        if isinstance(self._carrier, QuicCarrier):
+            self._carrier.rebind()
+
+    # -- connections ----------------------------------------------------------------------------------
+
+    async def _run(self) -> None:
+        """Connect, again and again, until the session ends."""
+        failed = 0
+        while True:
+            began_s = monotonic()
+            try:
+                async with asyncio.timeout(ATTEMPT_S):
+                    carrier = await self._race()
+            except TimeoutError:
+                error = RobotError(LINK_LOST, "there is no replica yet")
+            except RobotError as failure:
+                error = failure
+                if error.code == TLS_FAILED and not self._connections:
+                    self._fail(error)  # no try will change who the server is; later it may be a certificate's day
+                    return
+            else:
+                error = await self._serve(carrier)
+                if monotonic() - began_s > GOOD_S:
+                    failed = 0
+            self._last_failure = error
+            if error.is_final or self._is_closing:
+                self._fail(error)
+                return
+            delay_s = max(BACK_OFF_S[min(failed, len(BACK_OFF_S) - 1)], error.retry_after_s)
+            failed += 1
+            await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))
+
+    async def _serve(self, carrier: Carrier) -> RobotError:
+        """Use a connection while it lasts; return why it ended."""
+        self._attach(carrier)
+        try:
+            return await carrier.lost
+        finally:
+            self._detach(carrier)
+            await carrier.end()
+
+    async def _race(self) -> Carrier:
+        runners: list[tuple[float, Callable[[], Carrier]]] = []
+        if self._transport != "websocket":
+            runners += [
+                (place * ADDRESS_S, self._make_quic(address))
+                for place, address in enumerate(await _resolve(self._target))
+            ]
+        if self._transport != "quic" and self._target.websocket_url:
+            runners.append((FALLBACK_S if runners else 0.0, self._make_websocket))
+        return await race(sorted(runners, key=lambda runner: runner[0]))
+
+    def _make_quic(self, place: tuple[int, Address]) -> Callable[[], Carrier]:
+        return lambda: QuicCarrier(
+            self._target, place, memory.shared, self._state, self._resume,
+            silence_s=self._silence_s, ping_every_s=self._ping_every_s or PING_S,
+        )  # fmt: skip
+
+    def _make_websocket(self) -> Carrier:
+        # Imported where it is used: who has UDP needs no `websockets`.
+        try:
+            from router.client.websocket_carrier import WebSocketCarrier  # noqa: PLC0415
+        except ImportError:
+            raise RobotError(
+                LINK_LOST, "UDP gets no answer, and WebSocket needs: pip install 'replica-router[robot]'"
+            ) from None
+        return WebSocketCarrier(
+            self._target, silence_s=self._silence_s, ping_every_s=self._ping_every_s or WEBSOCKET_PING_S
+        )
+
+    def _attach(self, carrier: Carrier) -> None:
+        self._connections += 1
+        self._carrier = carrier
+        carrier.meter.follow(self._past)
+        carrier.on_round_trip = self.on_round_trip
+        self._resume = carrier.resume
+        carrier.listen(self._on_message, self._on_new_epoch)
+        now = monotonic()
+        while self._commands:
+            command = self._commands.popleft()
+            self._refused += not carrier.send_command(
+                command.data, command.deadline, now, is_text=command.is_text
+            )
+        self._commands_bytes = 0
+        state, self._state = self._state, None
+        if state is not None and not (isinstance(carrier, QuicCarrier) and carrier.was_early(state)):
+            carrier.send_state(*state, now)
+        if self._first is not None and not self._first.done():
+            self._first.set_result(None)
+
+    def _detach(self, carrier: Carrier) -> None:
+        """Keep what never left for the next connection."""
+        self._carrier = None
+        self._moves += carrier.moves
+        commands, state = carrier.unsent()
+        for command in commands:
+            self._refused += not self._keep_command(command)
+        if state is not None and self._state is None:
+            self._state = state
+        self._past.add(carrier.meter)
+        self._past.follow(carrier.meter)
+
+    def _keep_state(self, payload: bytes, deadline: int) -> bool:
+        if self._state is not None:
+            self._past.stale += 1
+        self._state = payload, deadline
+        return True
+
+    def _keep_command(self, command: Command) -> bool:
+        if self._commands_bytes + len(command.data) > MAX_PENDING_BYTES:
+            return False
+        self._commands.append(command)
+        self._commands_bytes += len(command.data)
+        return True
+
+    def _on_message(self, lane: Lane, sequence: int, payload: bytes, is_text: bool) -> None:
+        inbox = self._inbox
+        if lane == "state":
+            for index, waiting in enumerate(inbox):
+                if waiting.lane == "state":
+                    del inbox[index]
+                    self._past.stale += 1
+                    break
+        inbox.append(Message(payload, lane, sequence, self.epoch, is_text))
+        self._arrived.set()
+
+    def _on_new_epoch(self, _: int, replica: str) -> None:
+        """Count replicas over all connections: each begins anew with 1."""
+        self.epoch += 1
+        if self.epoch > 1 and self.on_epoch is not None:
+            self.on_epoch(self.epoch, replica)
+
+    def _fail(self, error: RobotError) -> None:
+        """End the session."""
+        if self._failure is None:
+            self._failure = error
+        self._arrived.set()
+        if self._first is not None and not self._first.done():
+            self._first.set_exception(self._failure)
+            self._first.exception()
+
+
+async def _resolve(target: Target) -> list[tuple[int, Address]]:
+    """Return where a name is, the families by turns."""
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_DGRAM)
+    except OSError as failure:
+        raise RobotError(LINK_LOST, f"{target.host}: {failure.strerror or failure}") from None
+    places: list[tuple[int, Address]] = []
+    for family, _, _, _, address in found:
+        if (int(family), address) not in places:
+            places.append((int(family), address))
+    first = [place for place in places if place[0] == places[0][0]]
+    others = [place for place in places if place[0] != places[0][0]]
+    mixed = [place for pair in zip(first, others, strict=False) for place in pair]
+    return [*mixed, *[place for place in places if place not in mixed]][:MAX_ADDRESSES]

@@ -1,0 +1,91 @@
+"""Where a robot session goes, and whom it trusts: a URL and options, checked once."""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Literal
+from urllib.parse import urlsplit
+
+from router.transport.codec.robot.control import MAX_HEADERS, Hello
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+DEFAULT_PORT: Final = 443
+_OURS: Final = frozenset(("host", "connection", "upgrade", "content-length", "transfer-encoding"))
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """`ca` are PEM certificates, empty for the usual authorities; `websocket_url` empty: there is none."""
+
+    host: str
+    port: int
+    authority: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+    replies: Literal["state", "command"]
+    server_name: str
+    ca: bytes
+    verify: bool
+    websocket_url: str
+
+    @property
+    def trust(self) -> tuple[str, int, str, str]:
+        """What has to be the same for a ticket to be used again: who it is, and who says so."""
+        return self.host, self.port, self.server_name, hashlib.sha256(self.ca).hexdigest() if self.verify else "-"
+
+    def hello(self, resume: str) -> Hello:
+        """Return the first word."""
+        return Hello(self.authority, self.path, list(self.headers), self.replies, resume)
+
+    def tls(self) -> ssl.SSLContext:
+        """Return what a WebSocket over TLS trusts."""
+        context = ssl.create_default_context(cadata=self.ca.decode() if self.ca else None)
+        if not self.verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        return context
+
+
+def read_target(
+    url: str,
+    *,
+    token: str | None,
+    headers: Iterable[tuple[str, str]],
+    ca: bytes | str | Path | None,
+    verify: bool,
+    replies: Literal["state", "command"],
+    websocket_url: str | None,
+    server_name: str | None,
+) -> Target:
+    """Return the target; ValueError says what is wrong with it, OSError if `ca` cannot be read."""
+    parts = urlsplit(url)
+    if parts.scheme != "quic" or not parts.hostname or parts.username or parts.fragment:
+        raise ValueError(f"{url!r} is no quic://HOST:PORT/PATH")
+    port = parts.port or DEFAULT_PORT  # ValueError where it is none
+    if replies not in ("state", "command"):
+        raise ValueError("replies come on the lane state or command")
+    fields = [(name.lower(), value) for name, value in headers]
+    if token is not None:
+        # A replica's own Authorization (openpi's is an API key) goes through to it.
+        name = "x-router-key" if any(name == "authorization" for name, _ in fields) else "authorization"
+        fields.append((name, token if name == "x-router-key" else f"Bearer {token}"))
+    for name, value in fields:
+        if name in _OURS or not name.isascii() or not value.isprintable():
+            raise ValueError(f"the header {name!r} cannot be sent")
+    if len(fields) > MAX_HEADERS:
+        raise ValueError(f"{len(fields)} headers; at most {MAX_HEADERS} are taken")
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    if websocket_url is None:
+        websocket_url = f"wss://{parts.netloc}{path}"
+    elif websocket_url and urlsplit(websocket_url).scheme not in ("ws", "wss"):
+        raise ValueError(f"{websocket_url!r} is no ws:// or wss:// URL")
+    pem = ca if isinstance(ca, bytes) else Path(ca).read_bytes() if ca is not None else b""
+    name = server_name or parts.hostname
+    return Target(
+        parts.hostname, port, parts.netloc, path, tuple(fields), replies, name, pem, verify, websocket_url
+    )  # fmt: skip

@@ -1,0 +1,349 @@
+"""`RobotSession` through the daemon: real processes, real sockets, replicas by the `websockets` library."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from certkit import Authority
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from test_robot import Policy, metric, quic_flags  # noqa: E402
+
+from router.client import BlockingRobotSession, RobotError, RobotSession
+
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    authority = Authority()
+    (folder / "ca.pem").write_bytes(authority.cert)
+    authority.sign("localhost", "127.0.0.1").write(folder, "local")
+    return folder
+
+
+def url_of(router, path="/"):
+    (url,) = [url for url in router.listen if url.startswith("quic://")]
+    return f"quic://127.0.0.1:{httpx.URL(url).port}{path}"
+
+
+def plain_websocket(router):
+    (url,) = [url for url in router.listen if url.startswith("http://")]
+    return url.replace("http://", "ws://") + "/"
+
+
+def session(router, files, **options):
+    usual = {"ca": files / "ca.pem", "server_name": "localhost", "websocket_url": ""}
+    return RobotSession(url_of(router), **{**usual, **options})
+
+
+async def test_messages_both_ways(start_router, files):
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files), replicas=[policy.url])
+        async with session(router, files) as robot:
+            first = await robot.recv(5)
+            assert (first.data, first.lane, first.epoch, first.is_text) == (b"metadata a", "command", 1, False)
+            image = bytes(600_000)
+            assert robot.send(image)
+            reply = await robot.recv(5)
+            assert (reply.data, reply.lane, reply.sequence) == (b"a " + image, "state", 1)
+            assert robot.send("text", "command")
+            reply = await robot.recv(5)
+            assert (reply.data, reply.lane, reply.is_text) == (b"text", "command", True)
+            for number in range(20):
+                assert robot.send(b"%d" % number, "command")
+            assert robot.send(b"warm", "telemetry")
+            link = robot.link
+            assert link.transport == "quic"
+            assert link.connections == 1
+        assert [message for message in policy.got if message[:1].isdigit()] == [b"%d" % number for number in range(20)]
+        assert await metric(router, "router_robot_sessions_open") == 0
+        with pytest.raises(RobotError, match="closed"):
+            robot.send(b"x")
+
+
+async def test_a_timeout_takes_nothing_away(start_router, files):
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files), replicas=[policy.url])
+        async with session(router, files, replies="command") as robot:
+            assert (await robot.recv(5)).data == b"metadata a"
+            for number in range(50):
+                assert robot.send(b"%d" % number, "command")
+            got = []
+            while len(got) < 50:
+                message = await robot.recv(0.0001)
+                if message is not None:
+                    got.append(message.data)
+            assert got == [b"a %d" % number for number in range(50)]
+
+
+async def test_measures_the_link(start_router, files, until):
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files), replicas=[policy.url])
+        async with session(router, files, ping_every_s=0.05) as robot:
+            await until(lambda: robot.link.pings_answered >= 10)
+            link = robot.link
+            assert 0 < link.rtt_min_s <= link.rtt_s < 0.1
+            assert link.loss == 0.0
+
+
+async def test_who_is_not_allowed_hears_so_at_once(start_router, files):
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files, "--auth-token", "s3cret"), replicas=[policy.url])
+        began_s = time.monotonic()
+        with pytest.raises(RobotError) as failure:
+            await session(router, files).connect()
+        assert (failure.value.code, failure.value.status, failure.value.is_final) == (1008, 401, True)
+        assert time.monotonic() - began_s < 5
+        async with session(router, files, token="s3cret") as robot:
+            assert (await robot.recv(5)).data == b"metadata a"
+        with pytest.raises(RobotError) as failure:
+            await session(router, files, transport="websocket", websocket_url=plain_websocket(router)).connect()
+        assert failure.value.status == 401
+
+
+async def test_a_certificate_of_somebody_else_is_final(start_router, files):
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files), replicas=[policy.url])
+        other = Authority()
+        with pytest.raises(RobotError, match="TLS") as failure:
+            await session(router, files, ca=other.cert).connect()
+        assert failure.value.code == 1015
+        async with session(router, files, ca=None, verify=False) as robot:
+            assert await robot.recv(5)
+
+
+async def test_no_replica_is_waited_for(start_router, files, closed_port):
+    router = await start_router(*quic_flags(files), replicas=[closed_port])
+    with pytest.raises(RobotError, match="no session within 1") as failure:
+        await session(router, files, connect_timeout_s=1.0).connect()
+    assert failure.value.status == 503
+
+
+async def test_nobody_there_is_said_so():
+    with Hole() as hole:
+        robot = RobotSession(f"quic://127.0.0.1:{hole.port}/", websocket_url="", connect_timeout_s=0.7)
+        with pytest.raises(RobotError, match="nobody answers"):
+            await robot.connect()
+
+
+async def test_another_replica_is_an_epoch(start_router, files, until):
+    async with Policy("a") as a, Policy("b") as b:
+        router = await start_router(*quic_flags(files), replicas=[a.url, b.url])
+        told = []
+        async with session(router, files, on_epoch=lambda epoch, replica: told.append((epoch, replica))) as robot:
+            first = await robot.recv(5)
+            serving, other = (a, b) if a.sockets else (b, a)
+            await serving.leave(1012)
+            second = await robot.recv(5)
+            assert (first.epoch, second.epoch) == (1, 2)
+            assert second.data == b"metadata " + other.name
+            assert [epoch for epoch, _ in told] == [2]
+            assert told[0][1] in other.url
+            assert robot.link.connections == 1
+
+
+async def test_the_replicas_last_word_ends_the_session(start_router, files):
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files), replicas=[policy.url])
+        async with session(router, files) as robot:
+            await robot.recv(5)
+            await policy.leave(1000)
+            with pytest.raises(RobotError) as failure:
+                await robot.recv(5)
+            assert failure.value.code == 1000
+
+
+async def test_reconnects_to_a_new_router_and_repeats_what_never_left(start_router, files, until):
+    async with Policy("a") as policy:
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        sock.close()
+        flags = quic_flags(files)
+        flags = ("--listen-quic", f"127.0.0.1:{port}", *flags[2:])
+        router = await start_router(*flags, replicas=[policy.url])
+        async with session(router, files, silence_s=1.0) as robot:
+            await robot.recv(5)
+            await router.stop()
+            await until(lambda: not robot.is_connected)
+            assert robot.send(b"first", "command")
+            assert robot.send(b"old")
+            assert robot.send(b"new")
+            assert not robot.send(b"t", "telemetry")
+            await start_router(*flags, replicas=[policy.url])
+            await until(lambda: len(policy.got) == 2, 15)
+            assert sorted(policy.got) == [b"first", b"new"]
+            assert robot.link.connections == 2
+            assert robot.epoch == 2
+            assert robot.link.telemetry_dropped == 1
+
+
+async def test_a_resumed_session_sends_its_state_early(start_router, files, until):
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files), replicas=[policy.url])
+        async with session(router, files) as robot:
+            await robot.recv(5)
+            await until(lambda: robot._carrier.endpoint.connection.is_confirmed)
+            robot._carrier.endpoint.connection.abort(0, "as the test wants")
+            robot._carrier.endpoint.touch()
+            assert robot.send(b"early")
+            await until(lambda: robot.link.connections == 2)
+            assert robot._carrier.ticket is not None
+            assert robot._carrier.endpoint.connection.handshake.is_early_accepted
+            await until(lambda: policy.got == [b"early"])
+            await asyncio.sleep(0.05)
+            assert policy.got == [b"early"]
+
+
+async def test_another_socket_loses_no_command(start_router, files, until):
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files), replicas=[policy.url])
+        async with session(router, files) as robot:
+            await robot.recv(5)
+            await until(lambda: robot._carrier.endpoint.connection.is_confirmed)
+            for number in range(200):
+                assert robot.send(b"%d" % number, "command")
+                if number % 50 == 20:
+                    robot.rebind()
+                await asyncio.sleep(0.001)
+            await until(lambda: len(policy.got) == 200)
+            assert policy.got == [b"%d" % number for number in range(200)]
+            assert robot.link.moves == 4
+            assert robot.link.connections == 1
+        assert await metric(router, "router_quic_migrations_total") >= 1
+
+
+class Hole:
+    """A UDP port that swallows everything."""
+
+    def __enter__(self):
+        self.sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.sock.bind(("127.0.0.1", 0))
+        self.port = self.sock.getsockname()[1]
+        return self
+
+    def __exit__(self, *_):
+        self.sock.close()
+
+
+async def test_where_udp_is_blocked_it_is_a_websocket(start_router, files, until):
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files), replicas=[policy.url])
+        with Hole() as hole:
+            began_s = time.monotonic()
+            robot = RobotSession(f"quic://127.0.0.1:{hole.port}/", websocket_url=plain_websocket(router))
+            async with robot:
+                assert time.monotonic() - began_s < 2.0
+                assert robot.link.transport == "websocket"
+                first = await robot.recv(5)
+                assert (first.data, first.lane) == (b"metadata a", "command")
+                assert robot.send(b"state")
+                reply = await robot.recv(5)
+                assert (reply.data, reply.lane) == (b"a state", "state")
+                assert robot.send("words", "command")
+                assert (await robot.recv(5)).is_text
+                assert not robot.send(b"t", "telemetry")
+                assert robot.link.telemetry_dropped == 1
+                assert not robot.send(b"late", deadline_s=0.0)
+                await until(lambda: robot.link.pings_answered >= 1)
+                for number in range(20):
+                    assert robot.send(b"%d" % number, "command")
+                await until(lambda: len(policy.got) == 22)
+            assert policy.got[2:] == [b"%d" % number for number in range(20)]
+            await until(lambda: not policy.sockets)
+
+
+async def test_a_websocket_that_is_lost_is_opened_again(start_router, files, until):
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files), replicas=[policy.url])
+        options = {"transport": "websocket", "websocket_url": plain_websocket(router)}
+        async with session(router, files, **options) as robot:
+            await robot.recv(5)
+            await policy.leave(1012)
+            second = await robot.recv(10)
+            assert (second.data, second.epoch) == (b"metadata a", 2)
+            assert robot.link.connections == 2
+
+
+async def test_late_messages_are_not_delivered(start_router, files, until):
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files), replicas=[policy.url])
+        async with session(router, files) as robot:
+            await robot.recv(5)
+            await until(lambda: robot.link.pings_answered >= 5)
+            assert not robot.send(b"late", deadline_s=0.0)
+            assert robot.send(b"in time", deadline_s=1.0)
+            assert (await robot.recv(5)).data == b"a in time"
+            assert policy.got == [b"in time"]
+            assert robot.link.late == 1
+
+
+async def test_the_blocking_session(start_router, files):
+    """From threads: one waits for messages all the time, another sends meanwhile."""
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files), replicas=[policy.url])
+
+        def drive():
+            got = []
+            with BlockingRobotSession(
+                url_of(router), ca=files / "ca.pem", websocket_url="", replies="command"
+            ) as robot:
+                reader = threading.Thread(target=lambda: got.extend(robot.recv(10).data for _ in range(101)))
+                reader.start()
+                slowest_s = 0.0
+                for number in range(100):
+                    began_s = time.monotonic()
+                    assert robot.send(b"%d" % number, "command")
+                    slowest_s = max(slowest_s, time.monotonic() - began_s)
+                reader.join(10)
+                assert robot.recv(0.01) is None
+                assert robot.link.transport == "quic"
+                assert robot.is_connected
+            assert got == [b"metadata a", *[b"a %d" % number for number in range(100)]]
+            assert slowest_s < 1.0
+            with pytest.raises(RobotError, match="closed"):
+                robot.recv(0.1)
+            robot.close()
+            assert not any(thread.name == "robot session" for thread in threading.enumerate())
+
+        await asyncio.to_thread(drive)
+
+
+async def test_the_blocking_session_says_why_it_cannot_be():
+    hole = Hole()
+
+    def drive():
+        robot = BlockingRobotSession(f"quic://127.0.0.1:{hole.port}/", websocket_url="", connect_timeout_s=0.3)
+        with pytest.raises(RobotError, match="nobody answers"):
+            robot.connect()
+        with pytest.raises(ValueError, match="quic://"):
+            BlockingRobotSession("http://here")
+
+    with hole:
+        await asyncio.to_thread(drive)
+    assert not any(thread.name == "robot session" for thread in threading.enumerate())
+
+
+async def test_cancelling_what_waits_leaves_nothing_behind(start_router, files):
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files), replicas=[policy.url])
+        async with session(router, files) as robot:
+            await robot.recv(5)
+            waiting = asyncio.ensure_future(robot.recv())
+            await asyncio.sleep(0)
+            waiting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await waiting
+            robot.send(b"x")
+            assert (await robot.recv(5)).data == b"a x"
