@@ -61,6 +61,7 @@ class FakeEngine:
         self.recovery = FakeRecovery()
         self.fails = None
         self.more = 0
+        self.told_room = 0
         self.id = owner.make_id()
 
     def receive(self, data, segment_bytes, address, local, now):
@@ -86,6 +87,9 @@ class FakeEngine:
             self.owner.touch()
         self.sent_packets += len(out)
         return [Burst(self.address, self.local, [piece]) for piece in out]
+
+    def deliver_drained(self):
+        self.told_room += 1
 
     def next_deadline(self):
         return self.deadline_s

@@ -179,6 +179,7 @@ class QuicShell(Timed, Owner, Shell):
                 local = burst.local
                 assert isinstance(local, bytes)
                 self.sock.send(burst.pieces, burst.segment_bytes, local, burst.address)
+            connection.deliver_drained()
         except Exception:
             self._crash()
         self._is_flushing = False

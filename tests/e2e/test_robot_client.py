@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 from certkit import Authority
+from websockets.asyncio.server import serve
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -47,7 +48,7 @@ def session(router, files, **options):
     return RobotSession(url_of(router), **{**usual, **options})
 
 
-async def test_messages_both_ways(start_router, files):
+async def test_messages_both_ways(start_router, files, until):
     async with Policy("a") as policy:
         router = await start_router(*quic_flags(files), replicas=[policy.url])
         async with session(router, files) as robot:
@@ -63,6 +64,7 @@ async def test_messages_both_ways(start_router, files):
             for number in range(20):
                 assert robot.send(b"%d" % number, "command")
             assert robot.send(b"warm", "telemetry")
+            await until(lambda: len(policy.got) == 22)
             link = robot.link
             assert link.transport == "quic"
             assert link.connections == 1
@@ -333,6 +335,126 @@ async def test_the_blocking_session_says_why_it_cannot_be():
     with hole:
         await asyncio.to_thread(drive)
     assert not any(thread.name == "robot session" for thread in threading.enumerate())
+
+
+class Nat(asyncio.DatagramProtocol):
+    """A relay before the router that can forget who it knows: those are not answered any more."""
+
+    def __init__(self, port):
+        self._router = ("127.0.0.1", port)
+        self._ways = {}
+        self._forgotten = set()
+        self.seen = set()
+
+    async def start(self):
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_datagram_endpoint(lambda: self, local_addr=("127.0.0.1", 0))
+        self.port = self._transport.get_extra_info("sockname")[1]
+        return self
+
+    def forget(self):
+        self._forgotten |= set(self._ways)
+
+    def datagram_received(self, data, address):
+        self.seen.add(address)
+        if address in self._forgotten:
+            return
+        way = self._ways.get(address)
+        if way is None:
+            way = self._ways[address] = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            way.setblocking(False)
+            way.connect(self._router)
+            asyncio.get_running_loop().add_reader(way, self._back, way, address)
+        way.send(data)
+
+    def _back(self, way, address):
+        with contextlib.suppress(BlockingIOError, ConnectionRefusedError):
+            while True:
+                data = way.recv(65_535)
+                if address not in self._forgotten:
+                    self._transport.sendto(data, address)
+
+    def stop(self):
+        for way in self._ways.values():
+            asyncio.get_running_loop().remove_reader(way)
+            way.close()
+        self._transport.close()
+
+
+async def test_a_nat_that_forgets_is_answered_by_another_socket(start_router, files, until):
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files), replicas=[policy.url])
+        nat = await Nat(httpx.URL(url_of(router).replace("quic", "http", 1)).port).start()
+        try:
+            robot = RobotSession(
+                f"quic://127.0.0.1:{nat.port}/", ca=files / "ca.pem", server_name="localhost", websocket_url="", silence_s=8.0
+            )
+            async with robot:
+                await robot.recv(5)
+                await until(lambda: robot._carrier.endpoint.connection.is_confirmed)
+                nat.forget()
+                for number in range(50):
+                    assert robot.send(b"%d" % number, "command")
+                await until(lambda: len(policy.got) == 50, 6)
+                assert policy.got == [b"%d" % number for number in range(50)]
+                assert robot.link.moves >= 1
+                assert robot.link.connections == 1
+                assert len(nat.seen) >= 2
+        finally:
+            nat.stop()
+
+
+async def test_a_change_of_the_network_is_followed(start_router, files, until, monkeypatch):
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files), replicas=[policy.url])
+        async with session(router, files) as robot:
+            await robot.recv(5)
+            monkeypatch.setattr("router.client.quic_carrier.find_local_host", lambda *_: "192.0.2.1")
+            await until(lambda: robot.link.moves >= 1, 3)
+            monkeypatch.undo()
+            robot.send(b"x")
+            assert (await robot.recv(5)).data == b"a x"
+            assert robot.link.connections == 1
+
+
+async def test_a_bug_in_the_protocol_costs_one_connection(start_router, files, until, monkeypatch, caplog):
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files), replicas=[policy.url])
+        async with session(router, files) as robot:
+            await robot.recv(5)
+
+            def fail(*_):
+                raise ArithmeticError("as the test wants")
+
+            monkeypatch.setattr("router.transport.codec.robot.client.RobotClient._read_state", fail)
+            robot.send(b"x")
+            await until(lambda: robot.link.connections == 2)
+            monkeypatch.undo()
+            assert "as the test wants" in caplog.text
+            assert (await robot.recv(5)).data == b"metadata a"
+
+
+async def test_replies_that_nobody_takes_pause_the_replica_and_all_come(start_router, files, until):
+    """40 MB on the command lane: the high mark is passed often, and told when it is fallen below."""
+    sent = []
+
+    async def pour(connection):
+        for number in range(400):
+            await connection.send(b"%03d" % number + bytes(100_000))
+            sent.append(number)
+        await connection.wait_closed()
+
+    async with serve(pour, "127.0.0.1", 0, compression=None, max_size=None) as server:
+        port = server.sockets[0].getsockname()[1]
+        router = await start_router(*quic_flags(files), replicas=[f"http://127.0.0.1:{port}"])
+        async with session(router, files, replies="command") as robot:
+            stopped_at = -1
+            while stopped_at != len(sent) or not sent:
+                stopped_at = len(sent)
+                await asyncio.sleep(0.3)
+            assert stopped_at < 200
+            got = [int((await robot.recv(5)).data[:3]) for _ in range(400)]
+            assert got == list(range(400))
 
 
 async def test_cancelling_what_waits_leaves_nothing_behind(start_router, files):

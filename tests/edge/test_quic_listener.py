@@ -275,6 +275,15 @@ class TestPeer:
         assert isinstance(engine.application, FakeApplication) and engine.application.shell is engine.owner
 
 
+async def test_each_flush_tells_who_has_room_again(rig):
+    """Else who was told to hold back, above a stream's high mark, would do so for ever."""
+    client, engine, own_id = await rig.connected()
+    before = engine.told_room
+    client.send(short(own_id))
+    await answered(client)
+    assert engine.told_room > before
+
+
 async def test_numbers_include_the_living_and_the_gone(rig):
     client, engine, own_id = await rig.connected()
     client.send(short(own_id))

@@ -1,0 +1,165 @@
+"""`router robot ping|drive` by click's runner, against a daemon of this test's own in another process."""
+
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+
+import pytest
+from certkit import Authority
+from click.testing import CliRunner
+
+from inference_backend.ports import free_port
+from router.cli import main
+
+READY_S = 30
+
+
+def start(*arguments):
+    process = subprocess.Popen(
+        [sys.executable, "-m", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=dict(os.environ)
+    )
+    readable, _, _ = select.select([process.stdout], [], [], READY_S)
+    assert readable, "it does not start"
+    return process, json.loads(process.stdout.readline())
+
+
+def stop(process):
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait(10)
+    process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """URL of a router in front of a policy, and what it takes to trust it."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority = Authority()
+    (folder / "ca.pem").write_bytes(authority.cert)
+    authority.sign("localhost", "127.0.0.1").write(folder, "local")
+    policy, ready = start("inference_backend", "policy", "--port", free_port())
+    router = None
+    try:
+        router, told = start(
+            "router", "serve", "--json", "--admin", "none", "--listen", "127.0.0.1:0", "--listen-quic", "127.0.0.1:0",
+            "--tls-cert", folder / "local.pem", "--tls-key", folder / "local.key", "--health", "none",
+            "--auth-token", "s3cret", "--replica", ready["url"].replace("ws://", "http://"),
+        )  # fmt: skip
+        quic = next(url for url in told["listen"] if url.startswith("quic://"))
+        plain = next(url for url in told["listen"] if url.startswith("http://"))
+        yield quic + "/", ("--ca", str(folder / "ca.pem"), "--token", "s3cret"), plain.replace("http", "ws", 1) + "/"
+    finally:
+        stop(policy)
+        if router is not None:
+            stop(router)
+
+
+def call(*arguments):
+    return CliRunner().invoke(main, ["robot", *map(str, arguments)])
+
+
+def test_ping(place):
+    url, trust, _ = place
+    found = call("ping", url, *trust, "--count", 5, "--interval", 0.02, "--json")
+    assert found.exit_code == 0, found.output
+    summary = json.loads(found.output)
+    assert summary["transport"] == "quic"
+    assert summary["answered"] == 5
+    assert summary["loss"] == 0.0
+    assert 0 < summary["rtt_min_s"] <= summary["rtt_p50_s"] <= summary["rtt_p99_s"] <= summary["rtt_max_s"] < 1
+    found = call("ping", url, *trust, "--count", 3, "--interval", 0.02)
+    assert found.exit_code == 0
+    assert "connected over quic" in found.output
+    assert "3 answered, 0 lost (0.0%), over quic" in found.output
+    assert "jitter" in found.output
+
+
+def test_ping_over_a_websocket(place):
+    url, trust, plain = place
+    found = call("ping", url, *trust, "--websocket", "--websocket-url", plain, "--count", 3, "--interval", 0.02, "--json")
+    assert found.exit_code == 0, found.output
+    summary = json.loads(found.output)
+    assert (summary["transport"], summary["answered"]) == ("websocket", 3)
+    assert summary["rtt_min_s"] > 0
+
+
+def test_drive(place):
+    url, trust, _ = place
+    found = call(
+        "drive", url, *trust, "--hz", 50, "--bytes", 20_000, "--seconds", 0.5, "--deadline-ms", 5_000, "--lane", "command", "--json"
+    )
+    assert found.exit_code == 0, found.output
+    summary = json.loads(found.output)
+    assert summary["sent"] == 25
+    assert summary["replies"] == 25
+    assert summary["missed"] == summary["dropped"] == summary["late"] == 0
+    assert 0 < summary["reply_p50_s"] <= summary["reply_p99_s"] < 1
+    assert sum(summary["gaps"].values()) >= 24
+
+
+def test_drive_shows_a_table(place):
+    url, trust, plain = place
+    found = call("drive", url, *trust, "--hz", 20, "--bytes", 1_000, "--seconds", 0.4)
+    assert found.exit_code == 0, found.output
+    for words in ("observations sent / dropped", "8 / 0", "gap between replies", "missed deadlines", "round trip", "late / overtaken"):
+        assert words in found.output
+    found = call("drive", url, *trust, "--websocket", "--websocket-url", plain, "--hz", 20, "--seconds", 0.3, "--json")
+    assert json.loads(found.output)["replies"] >= 5
+
+
+def test_deadlines_that_cannot_be_kept_are_counted(place):
+    """A policy answers after a millisecond at least: within 0.1 ms none does."""
+    url, trust, _ = place
+    found = call("drive", url, *trust, "--hz", 20, "--bytes", 100_000, "--seconds", 0.5, "--deadline-ms", 0.1, "--json")
+    summary = json.loads(found.output.splitlines()[0])
+    assert summary["missed"] + summary["dropped"] == summary["sent"] == 10
+
+
+def test_errors_say_what_to_do(place):
+    url, trust, _ = place
+    found = call("ping", url, *trust[:2])
+    assert found.exit_code == 1
+    assert "401" in found.output
+    assert "--token" in found.output
+    found = call("ping", url, "--token", "s3cret", "--websocket-url", "")
+    assert found.exit_code == 1
+    assert "--insecure" in found.output
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as hole:
+        hole.bind(("127.0.0.1", 0))
+        port = hole.getsockname()[1]
+        found = call("drive", f"quic://127.0.0.1:{port}/", "--websocket-url", "", "--connect-timeout", 0.3)
+        assert found.exit_code == 1
+        assert "nobody answers" in found.output
+        assert "--listen-quic" in found.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("ping", "http://here/"), "quic://HOST:PORT"),
+        (("ping", "quic://h/", "--header", "nothing"), "NAME:VALUE"),
+        (("ping", "quic://h/", "--count", 0), "--count"),
+        (("drive", "quic://h/", "--hz", 0), "--hz"),
+        (("drive", "quic://h/", "--lane", "telemetry"), "--lane"),
+        (("drive", "quic://h/", "--ca", "/no/such/file"), "--ca"),
+    ],
+)
+def test_bad_usage(arguments, says):
+    found = call(*arguments)
+    assert found.exit_code == 2
+    assert says in found.output
+
+
+def test_help_is_whole():
+    for command in ("ping", "drive"):
+        found = call(command, "--help")
+        assert found.exit_code == 0
+        for flag in ("--token", "--ca", "--insecure", "--websocket", "--json", "--connect-timeout"):
+            assert flag in found.output
+        assert "router robot " + command in found.output
