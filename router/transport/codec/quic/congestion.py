@@ -21,12 +21,14 @@ class Congestion:
 
     __slots__ = (
         "_k_s",
+        "_lost",
         "_mtu",
         "_origin",
         "_reno",
         "_since_s",
         "_tokens",
         "_tokens_s",
+        "_undo",
         "_window_max",
         "in_flight",
         "initial",
@@ -49,6 +51,8 @@ class Congestion:
         self._reno = 0.0
         self._k_s = 0.0
         self._since_s = 0.0
+        self._lost = 0  # since the window shrank last, and not found to have arrived
+        self._undo: tuple[int, int, float, float, float, float, float] | None = None
         self._tokens = float(initial)
         self._tokens_s = 0.0
 
@@ -92,7 +96,12 @@ class Congestion:
         """Count a lost packet; the window shrinks once for all that were under way."""
         self.in_flight -= size
         if sent_s <= self.recovery_s:
+            self._lost += 1
             return
+        self._lost = 1
+        self._undo = (
+            self.window, self.threshold, self._window_max, self._origin, self._reno, self._k_s, self._since_s,
+        )  # fmt: skip
         self.recovery_s = now
         window = float(self.window)
         # Fast convergence: who lost before it came as far as last time leaves room for others.
@@ -100,10 +109,22 @@ class Congestion:
         self.window = self.threshold = max(int(window * _BETA), MIN_PACKETS * self._mtu)
         self._since_s = 0.0
 
+    def on_spurious(self, sent_s: float) -> None:
+        """Take a loss back; if all of them were none, the window is as it was before (as Eifel does, RFC 4015)."""
+        if sent_s > self.recovery_s or self._undo is None:
+            return
+        self._lost -= 1
+        if self._lost > 0:
+            return
+        window, self.threshold, self._window_max, self._origin, self._reno, self._k_s, self._since_s = self._undo
+        self.window = max(self.window, window)
+        self._undo = None
+
     def on_persistent(self) -> None:
         """Begin anew: everything was lost for longer than a few probe timeouts (RFC 9002 §7.6)."""
         self.window = MIN_PACKETS * self._mtu
         self.recovery_s = -1.0
+        self._undo = None
         self._since_s = 0.0
 
     def forget(self, size: int) -> None:

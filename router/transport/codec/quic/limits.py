@@ -60,6 +60,11 @@ GRANULARITY_S: Final = 0.001
 INITIAL_RTT_S: Final = 0.1
 """Until there is a sample. RFC 9002 says 0.333, with which the first loss costs most of a second."""
 PACKET_THRESHOLD: Final = 3
+"""Packets behind which one is given up. It grows as far as packets are seen to overtake each other …"""
+MAX_PACKET_THRESHOLD: Final = 1_024
+"""… up to this; TCP of Linux goes to 300."""
+MAX_GIVEN_UP: Final = 1_024
+"""Packets given up whose late acknowledgement would still be understood."""
 TIME_THRESHOLD: Final = 9.0 / 8.0
 PERSISTENT_PTOS: Final = 3
 MAX_PTO_SHIFT: Final = 6

@@ -16,6 +16,8 @@ from router.transport.codec.quic.limits import (
     GRANULARITY_S,
     INITIAL_RTT_S,
     MAX_ACK_RANGES,
+    MAX_GIVEN_UP,
+    MAX_PACKET_THRESHOLD,
     MAX_PTO_SHIFT,
     PACKET_THRESHOLD,
     PERSISTENT_PTOS,
@@ -97,6 +99,7 @@ class Space:
         "crypto_sent",
         "eliciting_in_flight",
         "expected",
+        "given_up",
         "is_ack_due",
         "is_gone",
         "largest_acked",
@@ -119,6 +122,7 @@ class Space:
         self.is_gone = False
         self.next_number = 0
         self.sent: dict[int, SentPacket] = {}
+        self.given_up: dict[int, float] = {}  # numbers taken for lost, and when they were sent
         self.largest_acked = NOTHING
         self.eliciting_in_flight = 0
         self.last_eliciting_s = 0.0
@@ -174,6 +178,7 @@ class Recovery:
         "is_peer_validated",
         "lost_packets",
         "max_ack_delay_s",
+        "packet_threshold",
         "pto_count",
         "rtt",
         "spaces",
@@ -189,6 +194,7 @@ class Recovery:
         self.pto_count = 0
         self.max_ack_delay_s = 0.0
         self.is_peer_validated = is_server  # whether the peer may answer whatever we sent (RFC 9002 §6.2.2.1)
+        self.packet_threshold = PACKET_THRESHOLD
         self.lost_packets = 0
         self.spurious_packets = 0
 
@@ -206,6 +212,7 @@ class Recovery:
         """Take an acknowledgement; return the packets that it newly tells of, in no order."""
         space = self.spaces[epoch]
         sent = space.sent
+        given_up = space.given_up
         acked: list[SentPacket] = []
         for low, high in ranges:
             if high - low > len(sent):
@@ -215,6 +222,8 @@ class Recovery:
                     packet = sent.get(number)
                     if packet is not None:
                         acked.append(packet)
+            if given_up:
+                self._note_late(space, [number for number in given_up if low <= number <= high])
         if not acked:
             return acked
         newest = acked[0]
@@ -241,6 +250,14 @@ class Recovery:
             self.pto_count = 0
         return acked
 
+    def _note_late(self, space: Space, late: list[int]) -> None:
+        """Learn from packets that were given up and arrived: they were overtaken (RFC 9002 §6.1.1 lets us wait)."""
+        for number in late:
+            self.spurious_packets += 1
+            self.congestion.on_spurious(space.given_up.pop(number))
+            overtaken = space.largest_acked - number + 1
+            self.packet_threshold = min(max(self.packet_threshold, overtaken), MAX_PACKET_THRESHOLD)
+
     def find_lost(self, epoch: int, now: float) -> list[SentPacket]:
         """Take out and return the packets that are given up, and note when the next one will be."""
         space = self.spaces[epoch]
@@ -249,7 +266,7 @@ class Recovery:
         if space.largest_acked < 0:
             return lost
         delay_s = max(TIME_THRESHOLD * max(self.rtt.latest_s, self.rtt.smoothed_s), GRANULARITY_S)
-        far = space.largest_acked - PACKET_THRESHOLD
+        far = space.largest_acked - self.packet_threshold
         for packet in space.sent.values():  # in the order of sending: the first that is not lost ends it
             if packet.number > space.largest_acked:
                 break
@@ -270,6 +287,9 @@ class Recovery:
             elif packet.size:
                 self.lost_packets += 1
                 congestion.on_lost(packet.size, packet.sent_s, now)
+                space.given_up[packet.number] = packet.sent_s
+                if len(space.given_up) > MAX_GIVEN_UP:
+                    del space.given_up[next(iter(space.given_up))]
         if first_s and last_s - first_s > PERSISTENT_PTOS * (self.rtt.probe_s() + self.max_ack_delay_s):
             congestion.on_persistent()
         return lost

@@ -282,7 +282,10 @@ class TestKeys:
         rig = Rig(Link(jitter_s=0.01), Link(jitter_s=0.01)).connect()
         for k in range(6):
             flow = upload(rig, noise(100_000, k))
-            (rig.client if k & 1 else rig.server).connection.update_keys()
+            mover = (rig.client if k & 1 else rig.server).connection
+            mover.open_stream(unidirectional=True).send(b"to be acknowledged", True)
+            assert rig.run(lambda mover=mover: mover.phase_acked)
+            mover.update_keys()
             assert rig.run(lambda flow=flow: flow.id in rig.server.app.ended)
             assert rig.server.app.data[flow.id] == noise(100_000, k)
             rig.run(limit_s=0.2)
@@ -399,3 +402,30 @@ class TestEnds:
         rig.client.connection.receive(reset, 0, ("192.0.2.1", 443), None, rig.now)
         assert rig.client.connection.is_over
         assert rig.client.app.lost[1].startswith("the peer has forgotten")
+
+
+class TestRecovery:
+    @pytest.mark.parametrize("seed", [1, 2])
+    def test_packets_that_overtake_each_other_are_not_taken_for_lost_for_long(self, seed):
+        def change(config):
+            config.stream_window = config.connection_window = 1 << 24
+
+        rig = Rig(Link(0.025, 0.01, seed=seed), Link(0.025, 0.01, seed=seed + 9), change=change, server_change=change)
+        rig.connect()
+        started = rig.now
+        flow = upload(rig, noise(2_000_000))
+        assert rig.run(lambda: flow.id in rig.server.app.ended)
+        recovery = rig.client.connection.recovery
+        assert recovery.packet_threshold > limits.PACKET_THRESHOLD
+        assert recovery.spurious_packets > 0.9 * recovery.lost_packets
+        assert rig.now - started < 2.0  # with a threshold of three: twenty seconds
+
+    def test_what_was_sent_in_vain_is_repeated_once(self):
+        rig = Rig(Link(0.025), Link(0.025)).connect()
+        dropped = []
+        rig.up.drop = lambda data: len(data) > 1_000 and len(dropped) < 3 and not dropped.append(data)
+        flow = upload(rig, noise(100_000))
+        assert rig.run(lambda: flow.id in rig.server.app.ended)
+        assert len(dropped) == 3
+        assert rig.client.connection.recovery.lost_packets <= 3 + 2  # probes of the MTU are not counted
+        assert rig.client.connection.recovery.spurious_packets == 0
