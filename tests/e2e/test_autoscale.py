@@ -23,7 +23,7 @@ from storekit import StoreProcess, child_env  # noqa: E402
 
 from router.autoscale.processes import find_sidecars  # noqa: E402
 
-pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120), pytest.mark.slow]
 HOST = {"host": "h"}
 SHORT = {"target_concurrency": 2, "max_replicas": 3, "scaledown_window_s": 2}
 

@@ -151,6 +151,7 @@ async def test_an_upgrade_loses_neither_old_connections_nor_new(start_router, en
     assert "Traceback" not in router.stderr()
 
 
+@pytest.mark.slow
 async def test_handshakes_fail_in_no_moment_of_an_upgrade(start_router, engine, files, open_client, until, gone, tmp_path):
     """Sockets are added and shared out anew while clients come; what belongs to another generation is passed on."""
     path = tmp_path / "router.toml"

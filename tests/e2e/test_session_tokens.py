@@ -26,7 +26,7 @@ from sessionkit import COOKIE, OF_HTTP, PROTOCOLS, SERVER, START, TERMINATE, WAY
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 of_http = pytest.mark.parametrize("protocol", OF_HTTP)
 SESSIONED: dict[str, Any] = {"sessions": {}}
