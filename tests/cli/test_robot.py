@@ -163,3 +163,15 @@ def test_help_is_whole():
         for flag in ("--token", "--ca", "--insecure", "--websocket", "--json", "--connect-timeout"):
             assert flag in found.output
         assert "router robot " + command in found.output
+
+
+def test_as_a_program_of_its_own(place):
+    """What a user runs: compiled where it was compiled, and from source."""
+    url, trust, _ = place
+    for env in ({}, {"ROUTER_PURE": "1"}):
+        found = subprocess.run(
+            [sys.executable, "-m", "router", "robot", "drive", url, *trust, "--hz", "20", "--bytes", "300000", "--seconds", "0.5", "--json"],
+            capture_output=True, text=True, timeout=50, env={**os.environ, **env},
+        )  # fmt: skip
+        assert found.returncode == 0, found.stderr
+        assert json.loads(found.stdout)["replies"] >= 8
