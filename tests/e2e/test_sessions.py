@@ -25,7 +25,7 @@ from sessionkit import COOKIE, OF_HTTP, PROTOCOLS, SERVER, START, TERMINATE, WAY
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 ways = pytest.mark.parametrize("way", WAYS)
 of_http = pytest.mark.parametrize("protocol", OF_HTTP)
