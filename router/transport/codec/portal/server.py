@@ -32,6 +32,7 @@ MAX_WAITING_BYTES: Final = 1_048_576
 GOODBYE_S: Final = 2.0
 """For the client to acknowledge the last it was sent."""
 _LENGTH_BYTES: Final = 4
+_UNKNOWN_S: Final = -1.0
 _TINY_BYTES: Final = 1_024
 _VERSION: Final = b"QUIC"
 
@@ -189,8 +190,11 @@ class PortalServer(Application, TunnelOwner):
         """None is opened here."""
 
     def before_send(self, now: float) -> None:
-        """Let the tunnel say what it kept."""
+        """Let the tunnel say what it kept; begin a goodbye's time, since the replica's tick has not ours."""
         self._tunnel.flush()
+        if self._goodbye_s == _UNKNOWN_S:
+            self._goodbye_s = now + GOODBYE_S
+            self._bearer.watch()
 
     def connection_lost(self, code: int, reason: str, by_peer: bool) -> None:
         """Let the replica go."""
@@ -201,11 +205,11 @@ class PortalServer(Application, TunnelOwner):
 
     def next_deadline(self) -> float | None:
         """When a goodbye is not waited for any longer; an idle connection is ended by QUIC."""
-        return self._goodbye_s or None
+        return self._goodbye_s if self._goodbye_s > 0.0 else None
 
     def handle_deadline(self, now: float) -> None:
         """Close."""
-        if self._goodbye_s and now >= self._goodbye_s:
+        if 0.0 < self._goodbye_s <= now:
             self._close()
 
     def drain(self) -> None:
@@ -270,8 +274,8 @@ class PortalServer(Application, TunnelOwner):
         # A close would cut off what was not acknowledged yet: the stream ends first, both ways.
         flow.send(b"", True)
         flow.stop(code)
-        self._goodbye_s = self._bearer.now + GOODBYE_S
-        self._bearer.watch()
+        self._goodbye_s = _UNKNOWN_S
+        self._bearer.touch()
 
     def _close(self) -> None:
         self._goodbye_s = 0.0

@@ -243,6 +243,18 @@ def test_the_replicas_close_comes_behind_its_last_message():
     assert rig.replica.close == 1011
 
 
+def test_a_goodbye_behind_a_long_silence_has_its_time():
+    rig = Portal().opened()
+    rig.say(b"x")
+    rig.run(limit_s=0.2)
+    rig.run(limit_s=8.0)
+    rig.replica.say(frame(b"at last") + Frame(Opcode.CLOSE, b"\x03\xe8").serialize(mask=False))
+    rig.server.connection.datagrams_to_send(rig.now)
+    deadline = rig.server.app.next_deadline()
+    assert deadline is not None
+    assert deadline == pytest.approx(rig.now + portal.GOODBYE_S)
+
+
 def test_a_reset_of_the_replica_is_its_kinds_code():
     rig = Portal().opened()
     rig.replica.stream.reset(ProxyError(Kind.UPSTREAM_RESET, Source.UPSTREAM))
