@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from router.deadlines import NEVER
 from router.stream import CLOSE_ABORT, CLOSE_FLUSH, Codec
+from router.transport.codec.ending import Ending
 from router.transport.codec.h2.frames import PREFACE
 
 if TYPE_CHECKING:
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 class Preface(Codec):
     """Waits for enough bytes; then `choose(is_http2)` returns the codec that goes on with them."""
 
-    __slots__ = ("_choose", "_keep_alive_s", "_limits", "_shell", "_since_s", "_stash")
+    __slots__ = ("_choose", "_ending", "_keep_alive_s", "_limits", "_shell", "_since_s", "_stash")
 
     def __init__(self, choose: Callable[[bool], Codec], limits: ServerLimits, shell: Shell, now: float) -> None:
         super().__init__()
@@ -31,6 +33,7 @@ class Preface(Codec):
         self._shell = shell
         self._since_s = now
         self._stash = b""
+        self._ending: Ending | None = None
 
     def receive(self, data: bytes, now: float) -> None:
         """Decide as soon as one of the two is ruled out."""
@@ -57,7 +60,10 @@ class Preface(Codec):
         """Nothing to tell anybody."""
 
     def take_output(self, now: float) -> list[bytes]:
-        """Nothing is said before the client has spoken."""
+        """Nothing is said before the client has spoken; the end begins here."""
+        if self.close and self._ending is None:
+            self._ending = Ending(now, self._limits.linger_s)
+            self._shell.watch()
         return []
 
     def transport_full(self, full: bool, now: float) -> None:
@@ -66,13 +72,19 @@ class Preface(Codec):
     def next_deadline(self) -> float | None:
         """When a beginning is too slow, or the connection idle for too long."""
         if self.close:
-            return self._since_s
+            return self._ending.until_s if self._ending is not None else NEVER
         return self._since_s + (self._limits.head_s if self._stash else self._keep_alive_s)
 
     def handle_deadline(self, now: float) -> None:
         """Close an idle connection; what was begun is an HTTP/1.1 head that did not come in time."""
-        if self.close or not self._stash:
-            self._end(CLOSE_ABORT if self.close else CLOSE_FLUSH)
+        if self.close:
+            limits, ending = self._limits, self._ending
+            unsent = self._shell.unsent_bytes()
+            if ending is None or not ending.goes_on(unsent, now, limits.linger_s, limits.stall_s):
+                self._end(CLOSE_ABORT)
+            return
+        if not self._stash:
+            self._end(CLOSE_FLUSH)
             return
         codec = self._choose(False)
         codec.receive(self._stash, self._since_s)

@@ -1,6 +1,6 @@
 """Before a client has spoken: how long it is waited for, and what a listener that retires makes of it."""
 
-from router.stream import CLOSE_FLUSH, CLOSE_NO
+from router.stream import CLOSE_ABORT, CLOSE_FLUSH, CLOSE_NO
 from router.transport.codec.h1.limits import ServerLimits
 from router.transport.codec.preface import Preface
 
@@ -15,6 +15,9 @@ class Shell:
     def watch(self):
         self.watches += 1
 
+    def unsent_bytes(self):
+        return 0
+
 
 def preface():
     shell = Shell()
@@ -25,6 +28,18 @@ def test_a_drain_closes_it():
     codec, shell = preface()
     codec.drain()
     assert codec.close == CLOSE_FLUSH and shell.touches
+
+
+def test_a_loop_that_is_late_resets_no_client_that_is_told_goodbye():
+    """The kernel needs a moment to send the FIN: a deadline that is over at once would turn it into a reset."""
+    codec, _ = preface()
+    codec.handle_deadline(175.0)
+    assert codec.close == CLOSE_FLUSH
+    assert codec.next_deadline() > 176.0
+    codec.take_output(180.0)
+    assert codec.next_deadline() == 180.0 + ServerLimits().linger_s
+    codec.handle_deadline(codec.next_deadline())
+    assert codec.close == CLOSE_ABORT
 
 
 def test_retired_it_waits_for_the_request_that_may_be_on_its_way():
