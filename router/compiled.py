@@ -132,6 +132,7 @@ HOT = (
     "transport/codec/quic/streams",
     "transport/codec/quic/transport_parameters",
     "transport/codec/quic/varint",
+    "transport/codec/robot/asked",
     "transport/codec/robot/client",
     "transport/codec/robot/command_lane",
     "transport/codec/robot/counters",
