@@ -281,27 +281,14 @@ class H3Server(H3Connection, Application):
     def adopt(self, flow: Flow, session_id: int, data: bytes, end: bool) -> None:
         """Give a stream to the session that it names."""
         lanes = self._lanes
-        assert lanes is not None
+        if lanes is None:
+            return  # the connection has ended with the turning away of what waited for this stream
         self._one_ways.pop(flow.id, None)
         self._handed_bytes = len(data)
         lanes.adopt(flow, session_id)
         if not self.is_closed and (data or end):
             lanes.data(flow, data, end)
-
-    def _begin_session(self, stream: ServerStream, head: RequestHead) -> None:
-        lanes = self._lanes
-        assert lanes is not None
-        session = lanes.begin(stream, self._fields)
-        if session is None:  # draft-07 §3.1
-            self.may_reset()
-            stream.abandon(frames.REQUEST_REJECTED)
-            lanes.settled(stream.flow.id)
-            self.on_stream_over()
-        else:
-            self.earn()
-            stream.begin(session, head, False)
-            if self._drain_phase != _SERVING:
-                session.retire(self.now)  # it was on its way
+        self.on_stream_over()
 
     # -- requests -------------------------------------------------------------------------------------
 
@@ -311,6 +298,7 @@ class H3Server(H3Connection, Application):
         if self._drain_phase == _LAST_SAID and stream.flow.id >= self.next_id:
             stream.abandon(frames.REQUEST_REJECTED)  # let in, since it could have been a session's
             self.may_reset()
+            self.on_stream_over()
             return
         known = self._memo.get(block)
         if known is not None:
@@ -325,7 +313,8 @@ class H3Server(H3Connection, Application):
             elif (self.bearer.is_early or not self._is_connected) and not _admit_early(head):
                 head = ProxyError(Kind.EARLY_DATA, Source.DOWNSTREAM)
             elif head.shape.upgrade == WEBTRANSPORT:
-                self._begin_session(stream, head)
+                assert self._lanes is not None
+                self._lanes.begin(stream, head, self._fields, is_late=self._drain_phase != _SERVING)
                 return
         if self._lanes is not None:
             self._lanes.settled(stream.flow.id)
@@ -463,9 +452,10 @@ class H3Server(H3Connection, Application):
         """Deliver what was released, look at what was sent, begin a drain's round trip."""
         if self.is_closed:
             return
-        self.begin_flush(now)
+        self.now = now
         if self._lanes is not None:
             self._lanes.before_send(now)
+        self.begin_flush(now)
         if self._drain_phase == _ANNOUNCED and self._drain_until_s == NEVER:
             self._drain_until_s = now + DRAIN_ROUND_TRIP_S
             self.look_by(self._drain_until_s)

@@ -25,7 +25,7 @@ from router.transport.codec.webtransport.limits import (
 from router.transport.codec.webtransport.session import WebTransportSession
 
 if TYPE_CHECKING:
-    from router.http import Headers
+    from router.http import Headers, RequestHead
     from router.transport.codec.h3.server import H3Server
     from router.transport.codec.h3.server_stream import ServerStream
     from router.transport.codec.quic.seam import Flow
@@ -78,13 +78,20 @@ class Lanes:
 
     # -- sessions -------------------------------------------------------------------------------------
 
-    def begin(self, stream: ServerStream, fields: Headers) -> WebTransportSession | None:
-        """Return a new session for a CONNECT, which its head opens; None if there are enough."""
-        if len(self.sessions) >= MAX_SESSIONS:
-            return None
-        session = WebTransportSession(self, stream, fields, self.server.now)
-        self.sessions[session.id] = session
-        return session
+    def begin(self, stream: ServerStream, head: RequestHead, fields: Headers, *, is_late: bool) -> None:
+        """Open a session for a CONNECT, or refuse it. `is_late`: the connection drains."""
+        server = self.server
+        if len(self.sessions) >= MAX_SESSIONS:  # draft-07 §3.1
+            stream.abandon(frames.REQUEST_REJECTED)
+            self.settled(stream.flow.id)
+            server.may_reset()
+            server.on_stream_over()
+            return
+        server.earn()
+        session = self.sessions[stream.flow.id] = WebTransportSession(self, stream, fields, server.now)
+        stream.begin(session, head, False)
+        if is_late:
+            session.retire(server.now)
 
     def opened(self, session: WebTransportSession) -> None:
         """Hand over what came before the CONNECT."""
@@ -212,8 +219,8 @@ class Lanes:
         self.server.may_reset()
 
     def _forget(self, waiting: Waiting) -> None:
-        del self.waiting[waiting.flow.id]
-        self._waiting_bytes -= len(waiting.data)
+        if self.waiting.pop(waiting.flow.id, None) is not None:
+            self._waiting_bytes -= len(waiting.data)
 
     def _is_impossible(self, session_id: int) -> bool:
         """Whether a client's stream with this id would be beyond what it may open."""

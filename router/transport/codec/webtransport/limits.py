@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-MAX_SESSIONS: Final = 16
+MAX_SESSIONS: Final = 8
 """Of a connection at a time, and what is announced; browsers put one on each unless they are told otherwise."""
 MAX_WAITING_STREAMS: Final = 16
 """Streams of a connection whose session is not known yet: they overtook its CONNECT."""

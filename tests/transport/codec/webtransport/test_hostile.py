@@ -267,6 +267,18 @@ class TestWaiting:
                 bench.feed(6 + 4 * i, one_way(0) + b"x")
         assert bench.close_code == frames.EXCESSIVE_LOAD and bench.floods == 1
 
+    def test_a_flood_that_ends_while_streams_are_turned_away(self):
+        """What waits for a stream is turned away as that turns out to be a session's itself: that may be the last straw."""
+        bench = SessionBench()
+        bench.connect()
+        for i in range(int(RESET_BURST)):
+            bench.feed(6 + 4 * i, one_way(400) + b"x")
+            bench.reset(6 + 4 * i)
+        behind = 6 + 4 * int(RESET_BURST)
+        bench.feed(behind, one_way(4) + b"x")
+        bench.feed(4, two_way(0) + b"x")
+        assert bench.close_code == frames.EXCESSIVE_LOAD and bench.host.over == 1
+
     def test_a_flood_of_two_way_streams_of_sessions_that_are_gone(self):
         bench = SessionBench()
         bench.connect()

@@ -387,6 +387,32 @@ class TestDrains:
         bench.expire()
         assert bench.close_code == frames.NO_ERROR
 
+    def test_a_stream_that_waits_when_the_last_session_ends(self):
+        bench = SessionBench()
+        bench.connect()
+        bench.codec.drain()
+        bench.flush()
+        bench.expire()
+        bench.feed(4, two_way(0)[:1])
+        bench.say(CLOSE, end=True)
+        assert bench.is_open
+        bench.feed(4, two_way(0)[1:] + b"x")
+        bench.flush()
+        assert bench.close_code == frames.NO_ERROR, "nobody is left"
+
+    def test_a_late_request_when_the_last_session_has_ended(self):
+        bench = SessionBench()
+        bench.connect()
+        bench.codec.drain()
+        bench.flush()
+        bench.expire()
+        bench.feed(4, headers(GET)[:3])
+        bench.say(CLOSE, end=True)
+        bench.feed(4, headers(GET)[3:])
+        bench.flush()
+        bench.expire()
+        assert bench.close_code == frames.NO_ERROR
+
     def test_without_sessions_late_streams_are_not_looked_at(self):
         bench = SessionBench()
         bench.feed(0, headers(POST))
