@@ -29,6 +29,7 @@ from router.transport.udp import UDP_NUMBERS, DatagramReceiver, UdpCounters, Udp
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from router.core import Core
     from router.edge.headcount import Headcount
@@ -239,6 +240,21 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
             self._strangers.note_junk(now)
             shell.discard()
         return True
+
+    def dial(self, shell: QuicShell, connect: Callable[[float], QuicConnection]) -> bool:
+        """Begin a connection of ours from a listening socket, so that a NAT maps both alike; False: no room."""
+        if not self._headcount.enter(shell.counted):
+            return False
+        self._shells.add(shell)
+        self.handshaking += 1
+        shell.connection = connect(self.reactor.clock.read())
+        shell.touch()
+        self._outbox.flush()
+        return True
+
+    def first_socket(self) -> UdpSocket:
+        """Return the one that connections of ours begin from."""
+        return next(iter(self._sockets.values()))
 
     # -- for shells -----------------------------------------------------------------------------------
 
