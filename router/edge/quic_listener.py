@@ -75,6 +75,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
     __slots__ = (
         "_by_id",
         "_core",
+        "_dialled",
         "_forwarding",
         "_headcount",
         "_incarnation",
@@ -131,6 +132,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         self.is_retired = False
         self._by_id: dict[bytes, QuicShell] = {}
         self._shells: set[QuicShell] = set()
+        self._dialled: dict[Address, QuicShell] = {}  # by the server's address
         self._postponed: list[QuicShell] = []
         self._sockets: dict[bytes, UdpSocket] = {}
         self._strangers = Strangers(
@@ -160,7 +162,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         elif segment_bytes:
             self._sort(Datagrams(sock, data, segment_bytes, address, local, ecn, 0), now)
         else:
-            self._strangers.take(Datagrams(sock, data, 0, address, local, ecn, 0), now)
+            self._take_unknown(Datagrams(sock, data, 0, address, local, ecn, 0), now)
 
     def received(self) -> None:
         """Flush what the wake-up touched."""
@@ -216,8 +218,16 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
             if shell is not None:
                 shell.receive(run.data, run.segment_bytes, run.address, run.local, now)
             else:
-                self._strangers.take(run, now)
+                self._take_unknown(run, now)
             at = end
+
+    def _take_unknown(self, arrived: Datagrams, now: float) -> None:
+        """Ask the connection that we dialled there, if any: a stateless reset names nobody (RFC 9000 §10.3)."""
+        shell = self._dialled.get(arrived.address)
+        if shell is not None and arrived.data and not arrived.data[0] & 0x80:
+            shell.receive(arrived.data, arrived.segment_bytes, arrived.address, arrived.local, now)
+        else:
+            self._strangers.take(arrived, now)
 
     # -- new connections ------------------------------------------------------------------------------
 
@@ -246,6 +256,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         if not self._headcount.enter(shell.counted):
             return False
         self._shells.add(shell)
+        self._dialled[shell.address] = shell
         self.handshaking += 1
         shell.connection = connect(self.reactor.clock.read())
         shell.touch()
@@ -316,6 +327,8 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         shell.ids.clear()
         self.timers.forget(shell)
         self._shells.discard(shell)
+        if self._dialled.get(shell.address) is shell:
+            del self._dialled[shell.address]
         self._headcount.leave(shell.counted)
         self._add(connection)
         connection.let_go()
