@@ -147,6 +147,7 @@ HOT = (
     "transport/codec/robot/server",
     "transport/codec/robot/state_lane",
     "transport/codec/robot/wire",
+    "transport/codec/stun",
     "transport/codec/websocket",
     "transport/outbox",
     "transport/shell",

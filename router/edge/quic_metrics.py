@@ -1,4 +1,4 @@
-"""Names the counts of QUIC listeners for Prometheus: `router_quic_*`. Imports names of counters only."""
+"""Names the counts of QUIC listeners for Prometheus, `router_quic_*` and `router_stun_*`. Imports names only."""
 
 from __future__ import annotations
 
@@ -43,6 +43,9 @@ _COUNTERS = (
     ("router_quic_writes", "System calls that wrote datagrams.", "udp_writes"),
     ("router_quic_forwarded", "Reads passed on to the process that has the connection.", "quic_forwarded"),
     ("router_quic_taken_over", "Reads that another process passed on.", "quic_taken_over"),
+    ("router_stun_answers", "STUN clients that were told their address.", "stun_answers"),
+    ("router_stun_refusals", "STUN requests with attributes that are not understood.", "stun_refusals"),
+    ("router_stun_checks", "STUN requests with a name: checks of a way.", "stun_checks"),
 )
 QUIC_HISTOGRAM = (
     "router_quic_rtt_seconds", "Smoothed round-trip time of QUIC connections when they ended.", "quic_rtt",

@@ -24,7 +24,7 @@ def scrape(*snapshots, totals=None):
     totals.add(list(snapshots))
     body, _ = render_metrics(totals, list(snapshots), daemon_state(), "")
     families = {family.name: family for family in parse_text(body.decode())}
-    return {name: family for name, family in families.items() if name.startswith("router_quic_")}
+    return {name: family for name, family in families.items() if name.startswith(("router_quic_", "router_stun_"))}
 
 
 def worker(index, value, rtt=()):
