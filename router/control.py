@@ -51,7 +51,7 @@ class AttachStart(msgspec.Struct):
     token: str
     ca: bytes = b""
     insecure: bool = False
-    fingerprint: str = ""
+    certificate: str = ""  # of the authority of its own, PEM, for robots that come directly
 
 
 class Start(msgspec.Struct, tag="start"):

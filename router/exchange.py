@@ -112,6 +112,10 @@ class Exchange(ExchangeEntry):
         if self._upstream is not None:
             self._upstream.release(HOLD_PEER_FULL)
 
+    def replica_host(self) -> str:
+        """Say who serves it."""
+        return self._lease.replica.host if self._lease is not None else ""
+
     # -- the replica ----------------------------------------------------------------------------------
 
     def _open(self, *, fresh: bool) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from router.edge.attach_gate import AttachGate
 from router.edge.attach_server import AttachedReplicas
 from router.edge.attachment import Attachment
+from router.edge.direct_robots import DirectRobots, TicketGate
 from router.edge.quic_forwarding import Forwarding
 from router.edge.quic_listener import QuicListener
 from router.edge.quic_protocols import ServedProtocols
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from router.edge.listener import Listener
     from router.telemetry import HistogramSnapshot
     from router.transport.server_tls import ServerTls
+    from router.transport.udp import Address
     from router.walltime import WallTime
 
 
@@ -33,7 +35,9 @@ class QuicServing:
 
     listener: QuicListener
 
-    def __init__(self, whole: Start, start: QuicStart, tls: ServerTls, beside: Listener, walltime: WallTime) -> None:
+    def __init__(
+        self, whole: Start, start: QuicStart, tls: ServerTls, beside: Listener, walltime: WallTime
+    ) -> None:
         """`whole` is what the worker was told, `start` and `tls` of it what there has to be."""
         self._worker = whole.worker
         self._attach = whole.attach
@@ -66,12 +70,18 @@ class QuicServing:
                 sock.bind(address)
         self.listener.listen(listening)
         if self._attach is not None:
+            robots = DirectRobots(self._send)
+            self.listener.on_check = robots.take_check
+            beside.core.gate = TicketGate(beside.core.gate, robots)
             self._attachments = [
-                Attachment(self._attach, where, self.listener, beside) for where in self._attach.routers
+                Attachment(self._attach, where, self.listener, beside, robots) for where in self._attach.routers
             ]
             for attachment in self._attachments:
                 attachment.begin()
         return sockets[:first]
+
+    def _send(self, data: bytes, address: Address) -> None:
+        self.listener.first_socket().send([data], len(data), b"", address)
 
     def set_tls(self, tls: ServerTls) -> None:
         """Serve other certificates from now on."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import ssl
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +23,7 @@ def attach_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the flags."""
     options = (
         click.option("--attach", "attach", multiple=True, metavar="HOST:PORT",
-                     help="Dial this router's --listen-quic and be served through that, as behind a NAT; repeatable."),
+                     help="Router to dial, at its --listen-quic, and be served through; repeatable."),
         click.option("--attach-name", help="As which: letters, digits, hyphens. [default: --replica]"),
         click.option("--attach-token", envvar="ROUTER_ATTACH_TOKEN", show_envvar=True,
                      help="Proves to the router that it may."),
@@ -51,7 +49,7 @@ class Attaching:
         if not is_name(self.name):
             raise ConfigError(f"--attach-name: {self.name!r} is no label of letters, digits and hyphens")
         if not values["attach_token"]:
-            raise ConfigError("--attach-token: the router asks for one; `router token create --scope attach:NAME` makes one")
+            raise ConfigError("--attach-token: there is none; `router token create --scope attach:NAME` makes one")
         self._routers = [parse_listen(where, "--attach") for where in values["attach"]]
 
     def start(self, settings: Settings) -> AttachStart:
@@ -63,7 +61,7 @@ class Attaching:
         settings.listen_quic = [self._values["attach_listen"]]
         settings.tls_cert = [str(folder / "server.pem")]
         settings.tls_key = [str(folder / "server.key")]
-        settings.unauthenticated = True  # who comes over QUIC is asked for a ticket, see `edge.attached_robots`
+        settings.unauthenticated = True  # who comes over QUIC is asked for a ticket, see `edge.direct_robots`
         ca = self._values["attach_ca"]
         return AttachStart(
             self._routers,
@@ -71,16 +69,9 @@ class Attaching:
             self._values["attach_token"],
             Path(ca).read_bytes() if ca else b"",
             self._values["attach_insecure"],
-            fingerprint_of((folder / "server.pem").read_text()),
+            (folder / "ca.pem").read_text(),
         )
 
     def close(self) -> None:
         """Remove the files."""
         self._folder.cleanup()
-
-
-def fingerprint_of(pem: str) -> str:
-    """Return the SHA-256 of the first certificate of a chain, in hex."""
-    end = "-----END CERTIFICATE-----"
-    first = pem[: pem.index(end) + len(end)]
-    return hashlib.sha256(ssl.PEM_cert_to_DER_cert(first)).hexdigest()

@@ -60,7 +60,7 @@ def check_listeners(settings: Settings) -> None:
     for pair in settings.may_attach:
         name, _, token = pair.partition("=")
         if not (is_name(name) and token.strip()):
-            raise ConfigError(f"--may-attach: {name!r} needs the form NAME=TOKEN, NAME of letters, digits and hyphens")
+            raise ConfigError(f"--may-attach: {name!r} is not of the form NAME=TOKEN, NAME of a-z, 0-9 and -")
         if not settings.listen_quic:
             raise ConfigError("--may-attach: is for --listen-quic, which is not given")
     if settings.proxy_protocol_from and not settings.proxy_protocol:

@@ -1,4 +1,4 @@
-"""The replica's side of `router-attach/1`: says who it is, and connects each stream of the router to its listener."""
+"""The replica's side of `router-attach/1`: says who it is, and connects the router's streams to its listener."""
 
 from __future__ import annotations
 

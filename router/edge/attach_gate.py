@@ -1,4 +1,4 @@
-"""Who may attach under which name: tokens of the table with the scope `attach:NAME`, and those of --attach-token."""
+"""Who may attach under which name: tokens of the table with the scope `attach:NAME`, and those of --may-attach."""
 
 from __future__ import annotations
 

@@ -13,16 +13,19 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from router.edge.rendezvous import serve_questions
 from router.edge.splice import Splice
-from router.transport.attached import AttachedSockets, ListeningSocket
 from router.transport.codec.attach import control
 from router.transport.codec.quic.seam import Application
 from router.transport.codec.robot.wire import FrameReader
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from router.edge.attach_gate import AttachGate
     from router.errors import ProxyError
+    from router.transport.attached import AttachedSockets, ListeningSocket
     from router.transport.codec.quic.seam import Bearer, Flow
     from router.transport.shell import Reactor
     from router.transport.udp import Address
@@ -33,6 +36,8 @@ ATTACH_LIMIT_S: Final = 10.0
 """From the connection's beginning to its ATTACH."""
 MAX_ATTACHED: Final = 4_096
 """Replicas attached to one worker."""
+MAX_ASKED: Final = 64
+"""Robots that a replica is being asked about."""
 MAX_UNREAD_BYTES: Final = 65_536
 """Of control frames that the replica does not take."""
 
@@ -57,12 +62,16 @@ class AttachedReplicas:
         }
 
 
+async def _no() -> control.Punching:
+    return control.Punching(0, [])
+
+
 class AttachServer(Application):
     """One replica's connection."""
 
     __slots__ = (
-        "_attached", "_bearer", "_by_s", "_control", "_frames", "_is_leaving", "_is_over", "_listening", "_server",
-        "_splices", "address", "fingerprint", "name",
+        "_asked", "_asked_count", "_attached", "_bearer", "_by_s", "_control", "_frames", "_is_leaving", "_is_over",
+        "_listening", "_questions", "_server", "_splices", "address", "certificate", "name",
     )  # fmt: skip
 
     def __init__(self, bearer: Bearer, attached: AttachedReplicas, address: Address, now: float) -> None:
@@ -71,7 +80,10 @@ class AttachServer(Application):
         self._attached = attached
         self.address = address
         self.name = ""
-        self.fingerprint = ""
+        self.certificate = ""
+        self._asked: dict[int, asyncio.Future[control.Punching]] = {}
+        self._asked_count = 0
+        self._questions: Any = None
         self._control: Flow | None = None
         self._frames = FrameReader()
         self._splices: dict[int, Splice] = {}
@@ -92,7 +104,7 @@ class AttachServer(Application):
         if self._control is None and not flow.id & 2:
             self._control = flow
         else:
-            self._end(control.BROKEN, "a second stream")
+            self.end(control.BROKEN, "a second stream")
 
     def stream_data(self, flow: Flow, data: bytes, end: bool) -> None:
         """Hand on what belongs to a splice; read control."""
@@ -118,7 +130,7 @@ class AttachServer(Application):
         if splice is not None:
             splice.cut()
         elif flow is self._control:
-            self._end(control.BROKEN, "control was reset")
+            self.end(control.BROKEN, "control was reset")
 
     def stream_drained(self, flow: Flow) -> None:
         """Read on."""
@@ -152,7 +164,7 @@ class AttachServer(Application):
     def handle_deadline(self, now: float) -> None:
         """End who did not say who it is."""
         if 0.0 < self._by_s <= now:
-            self._end(control.BROKEN, "no ATTACH")
+            self.end(control.BROKEN, "no ATTACH")
 
     def drain(self) -> None:
         """Send the replica to another router, or this one once it is back; serve what is under way."""
@@ -164,7 +176,7 @@ class AttachServer(Application):
 
     def cut(self, error: ProxyError) -> None:
         """End now."""
-        self._end(control.DONE, error.kind.value)
+        self.end(control.DONE, error.kind.value)
 
     # -- control --------------------------------------------------------------------------------------
 
@@ -174,9 +186,22 @@ class AttachServer(Application):
         if flow is None or self._is_over:
             return
         if flow.unsent_bytes > MAX_UNREAD_BYTES:
-            self._end(control.BROKEN, "control is not read")
+            self.end(control.BROKEN, "control is not read")
         else:
             flow.send(control.encode(body), False)
+
+    def ask(self, asked: control.Punch) -> Awaitable[control.Punching]:
+        """Ask the replica where a robot may come to. It may never answer: the caller limits the time."""
+        if not self.certificate or len(self._asked) >= MAX_ASKED:
+            return _no()
+        self._asked_count += 1
+        n = self._asked_count
+        self._asked[n] = waiting = asyncio.get_running_loop().create_future()
+        waiting.add_done_callback(lambda _: self._asked.pop(n, None))
+        self._attached.reactor.clock.read()
+        self.say(control.Punch(n, asked.user, asked.key, asked.ticket, asked.places))
+        self._attached.reactor.outbox.flush()
+        return waiting
 
     def _read(self, data: bytes, end: bool) -> None:
         for frame in self._frames.read(data):
@@ -187,10 +212,14 @@ class AttachServer(Application):
             body = control.decode(frame)
             if isinstance(body, control.Attach) and not self.name:
                 self._attach(body)
+            elif isinstance(body, control.Punching):
+                waiting = self._asked.pop(body.n, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(body)
             else:
-                self._end(control.BROKEN, "a control frame is malformed or out of place")
+                self.end(control.BROKEN, "a control frame is malformed or out of place")
         if self._frames.fault or end:
-            self._end(control.BROKEN if self._frames.fault else control.DONE, "")
+            self.end(control.BROKEN if self._frames.fault else control.DONE, "")
 
     def _attach(self, body: control.Attach) -> None:
         attached = self._attached
@@ -206,15 +235,15 @@ class AttachServer(Application):
         if refusal:
             attached.refused += 1
             _log.warning("a replica at %s may not attach as %r: %s", self.address[0], body.name[:80], refusal)
-            self._end(control.REFUSED, refusal)
+            self.end(control.REFUSED, refusal)
             return
         self._by_s = 0.0
         self.name = body.name
-        self.fingerprint = body.fingerprint
+        self.certificate = body.certificate
         before = attached.by_name.get(self.name)
         attached.by_name[self.name] = self
         if before is not None:
-            before._end(control.REPLACED, "attached anew")
+            before.end(control.REPLACED, "attached anew")
         spawn(self._serve(), f"attached {self.name}")
 
     async def _serve(self) -> None:
@@ -222,11 +251,14 @@ class AttachServer(Application):
         assert self._listening is not None
         loop = asyncio.get_running_loop()
         create: Any = loop.create_unix_server  # takes any protocol, whatever its type says
-        server = await create(self._accept, sock=self._listening.sock)
-        if self._is_over or self._is_leaving:
-            server.close()
+        self._server = await create(self._accept, sock=self._listening.sock)
+        try:
+            self._questions = await serve_questions(self, self._listening.punch_path)
+        except OSError as failure:
+            _log.error("robots cannot come to %s directly: %s", self.name, failure)
+        if self._is_over:
+            self._stop_listening()
             return
-        self._server = server
         self._attached.reactor.clock.read()
         host, port = self.address[:2]
         self.say(control.Attached((str(host), int(port))))
@@ -249,12 +281,20 @@ class AttachServer(Application):
             return
         self._is_leaving = True
         if not self.name:
-            self._end(control.DONE, "the router is going")
+            self.end(control.DONE, "the router is going")
             return
         # The socket stays until the successor's is there, or nothing goes on here: others may still connect to it.
         self.say(control.Leaving())
 
-    def _end(self, code: int, reason: str) -> None:
+    def _stop_listening(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+        for server in (self._server, self._questions):
+            if server is not None:
+                server.close()
+
+    def end(self, code: int, reason: str) -> None:
+        """Close, with a code of `control`."""
         if self._is_over:
             return
         self._let_go()
@@ -267,10 +307,7 @@ class AttachServer(Application):
         attached = self._attached
         if attached.by_name.get(self.name) is self:
             del attached.by_name[self.name]
-        if self._listening is not None:
-            self._listening.close()
-            if self._server is not None:
-                self._server.close()
+        self._stop_listening()
         for splice in self._splices.values():
             splice.cut()
         self._splices.clear()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from ipaddress import ip_address
 from random import random
 from typing import TYPE_CHECKING, Final
 
@@ -21,9 +22,11 @@ from router.edge.quic_shell import host_of
 from router.transport.codec.attach import control
 from router.transport.codec.quic.config import QuicConfig
 from router.transport.tasks import spawn
+from router.transport.udp import find_local_host
 
 if TYPE_CHECKING:
     from router.control import AttachStart
+    from router.edge.direct_robots import DirectRobots
     from router.edge.listener import Listener
     from router.edge.quic_listener import QuicListener
     from router.transport.codec.quic.seam import Application, Bearer
@@ -46,7 +49,16 @@ GOOD_S: Final = 10.0
 class Attachment:
     """To one router. Made in the worker that listens; `begin` once it does."""
 
-    def __init__(self, start: AttachStart, where: tuple[str, int], quic: QuicListener, listener: Listener) -> None:
+    def __init__(
+        self,
+        start: AttachStart,
+        where: tuple[str, int],
+        quic: QuicListener,
+        listener: Listener,
+        robots: DirectRobots,
+    ) -> None:
+        self._robots = robots
+        self._address: Address = ()
         self._start = start
         self._where = where
         self._quic = quic
@@ -70,7 +82,7 @@ class Attachment:
         while True:
             self._again.clear()
             try:
-                address = await self._resolve()
+                self._address = address = await self._resolve()
             except OSError as failure:
                 self._lost(failure.strerror or str(failure))
             else:
@@ -103,7 +115,7 @@ class Attachment:
 
     def _make(self, bearer: Bearer, now: float) -> Application:
         start = self._start
-        hello = control.Attach(start.name, start.token, start.fingerprint)
+        hello = control.Attach(start.name, start.token, start.certificate)
         peer = Peer(host_of(self._where))
         calls = AttachCalls(self._attached, self._leaving, self._lost, self._punch)
         return AttachClient(bearer, hello, self._listener, peer, calls, now)
@@ -133,4 +145,28 @@ class Attachment:
         self._again.set()
 
     def _punch(self, body: control.Punch) -> control.Punching:
-        return control.Punching(body.n, [])
+        """Expect a robot, and say where we are: the router adds from where it sees us."""
+        sock = self._quic.first_socket()
+        is_v6 = sock.family == socket.AF_INET6
+        places: list[Address] = []
+        for host, port in body.places:
+            address = _address(host, port, is_v6=is_v6)
+            if address is not None:
+                places.append(address)
+        if not self._robots.expect(body, places):
+            return control.Punching(body.n, [])
+        own = find_local_host(sock.family, self._address).removeprefix("::ffff:")
+        return control.Punching(body.n, [(own, int(sock.address()[1]))])
+
+
+def _address(host: str, port: int, *, is_v6: bool) -> Address | None:
+    """Return a place as the socket has addresses; None if it cannot be sent to from there."""
+    try:
+        found = ip_address(host)
+    except ValueError:
+        return None
+    if not port or found.is_multicast or found.is_unspecified:
+        return None
+    if is_v6:
+        return (str(found) if found.version == 6 else f"::ffff:{found}", port, 0, 0)
+    return (str(found), port) if found.version == 4 else None

@@ -54,8 +54,8 @@ class DialledShell(QuicShell):
         self._on_failed = None
         super().let_go()
         if connection is not None and on_failed is not None:
-            reason = connection.close_reason.decode("utf-8", "replace")
-            on_failed(reason or ("no answer" if not connection.received_packets else f"code {connection.close_code:#x}"))
+            said = connection.close_reason.decode("utf-8", "replace") or f"code {connection.close_code:#x}"
+            on_failed(said if connection.received_packets else "no answer")
 
 
 def dial(

@@ -92,6 +92,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         "handshaking",
         "is_retired",
         "keyring",
+        "on_check",
         "reactor",
         "timers",
         "touched",
@@ -128,6 +129,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         self.counters = QuicCounters()
         self.udp = UdpCounters()
         self.handshaking = 0
+        self.on_check: Callable[[bytes, bytes, Address], bytes] | None = None
         self.accepts = True
         self.is_retired = False
         self._by_id: dict[bytes, QuicShell] = {}
@@ -266,6 +268,10 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
     def first_socket(self) -> UdpSocket:
         """Return the one that connections of ours begin from."""
         return next(iter(self._sockets.values()))
+
+    def take_check(self, user: bytes, arrived: Datagrams) -> bytes:
+        """Ask who expects robots here, if anybody does."""
+        return self.on_check(user, arrived.data, arrived.address) if self.on_check is not None else b""
 
     # -- for shells -----------------------------------------------------------------------------------
 

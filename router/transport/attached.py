@@ -18,6 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from router.transport.codec.attach.control import PUNCH_SUFFIX
+
 SUFFIX: Final = ".attached.alt"
 PORT: Final = 80
 """In an address, which has to have one; it means nothing."""
@@ -37,7 +39,7 @@ def name_of(host: str) -> str:
 
 
 class AttachedSockets:
-    """Where they are: a folder that only this user can enter, the same for all processes with the daemon's secret."""
+    """Where they are: a folder that only this user can enter, the same for all with the daemon's secret."""
 
     def __init__(self, secret: bytes) -> None:
         """`secret`: as QUIC's; empty: nobody can attach, and nothing is found."""
@@ -74,6 +76,8 @@ class ListeningSocket:
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self.punch_path = f"{path}{PUNCH_SUFFIX}"
+        """For another socket of the same owner, whose file is removed with this one."""
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         fresh = path.with_name(f".{secrets.token_hex(4)}")
         try:
@@ -92,4 +96,5 @@ class ListeningSocket:
         with contextlib.suppress(OSError):
             if self._path.stat().st_ino == self._inode:
                 self._path.unlink()
+                Path(self.punch_path).unlink(missing_ok=True)
             self._path.parent.rmdir()  # fails while others are in it

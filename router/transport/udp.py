@@ -394,3 +394,10 @@ def _has_gso(sock: socket.socket) -> bool:
 
 def _is_wildcard(sock: socket.socket) -> bool:
     return sock.getsockname()[0] in ("0.0.0.0", "::")  # noqa: S104 - what was bound, not a binding
+
+
+def find_local_host(family: int, address: Address) -> str:
+    """Return the address of this host from which the kernel would send there; OSError if there is no route."""
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.connect(address)  # of UDP: nothing is sent
+        return str(sock.getsockname()[0])

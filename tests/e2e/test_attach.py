@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from attachkit import AttachedSidecar  # noqa: E402
 
+from router.client import RobotError, RobotSession  # noqa: E402
+
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(60)]
 
 
@@ -156,8 +158,7 @@ async def test_grpc(start_router, start_sidecar, until, files):
                 try:
                     return await call(b"hello") == b"hello"
                 except grpc.aio.AioRpcError as refusal:
-                    assert refusal.code() is grpc.StatusCode.UNAVAILABLE
-                    return False
+                    return refusal.code() is not grpc.StatusCode.UNAVAILABLE
 
             await until(answers)
             data = os.urandom(1_000_000)
@@ -219,3 +220,57 @@ async def test_the_same_name_again_takes_over(start_router, start_sidecar, engin
     await until(is_replaced)
     await first.end()
     await served(client, router.url, until)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def policy():
+    """A policy server: speaks first, then answers each message with its length."""
+    opened = []
+
+    async def serve(connection):
+        opened.append(connection)
+        await connection.send(b"metadata")
+        async for message in connection:
+            await connection.send(b"%d" % len(message))
+
+    async with websockets.asyncio.server.serve(serve, "127.0.0.1", 0, max_size=None, compression=None) as server:
+        server.opened = opened
+        yield server
+
+
+async def test_a_robot_finds_the_replica_itself(start_router, start_sidecar, policy, until, files):
+    upstream = f"http://127.0.0.1:{policy.sockets[0].getsockname()[1]}"
+    router = await start_router(*flags(files, "--workers", "2"), replicas=[ATTACHED])
+    await start_sidecar(upstream, router)
+    epochs = []
+    async with RobotSession(
+        f"quic://{quic_of(router)}/policy", ca=files / "ca.pem", websocket_url="", direct=True,
+        on_epoch=lambda epoch, replica: epochs.append(epoch),
+    ) as robot:  # fmt: skip
+        assert not robot.link.is_direct
+        assert (await robot.recv(5)).data == b"metadata"
+        await until(lambda: robot.link.is_direct)
+        assert (await robot.recv(5)).data == b"metadata"
+        assert (robot.epoch, epochs) == (2, [2])
+        for size in (1, 300_000):
+            robot.send(bytes(size))
+            assert (await robot.recv(5)).data == b"%d" % size
+        await router.settled()  # nothing of it goes through the router any more
+        rows = await router.rows()
+        assert rows[0]["in_flight"] == 0
+        assert robot.link.connections == 2
+        robot.send(b"done", lane="command")
+        assert (await robot.recv(5)).data == b"4"
+
+
+async def test_who_comes_directly_without_a_ticket(start_router, start_sidecar, policy, until, files):
+    upstream = f"http://127.0.0.1:{policy.sockets[0].getsockname()[1]}"
+    router = await start_router(*flags(files), replicas=[ATTACHED])
+    sidecar = await start_sidecar(upstream, router)
+    (where,) = [url.removeprefix("quic://") for url in sidecar.listen if url.startswith("quic://")]
+    where = where.replace("0.0.0.0", "127.0.0.1")  # noqa: S104 - it is what the sidecar says
+    session = RobotSession(f"quic://{where}/", verify=False, websocket_url="", token="guessed")
+    with pytest.raises(RobotError) as refused:
+        await session.connect()
+    assert refused.value.status == 401
+    assert not policy.opened

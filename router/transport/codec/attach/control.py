@@ -25,19 +25,25 @@ REFUSED: Final = 2
 REPLACED: Final = 3
 """Another one attached under the same name."""
 
+MAX_PLACES: Final = 4
+"""That one side may name: what it has itself, and where others see it."""
+PUNCH_SUFFIX: Final = ".punch"
+"""Of the path of the socket on which a replica's worker answers `Punch` by `Offer`."""
+
 _Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=1_024)]
+_Pem: TypeAlias = Annotated[str, msgspec.Meta(max_length=8_192)]
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 Place: TypeAlias = tuple[Annotated[str, msgspec.Meta(max_length=64)], Annotated[int, msgspec.Meta(ge=0, lt=65_536)]]
 """An address and a port."""
-Places: TypeAlias = Annotated[list[Place], msgspec.Meta(max_length=8)]
+Places: TypeAlias = Annotated[list[Place], msgspec.Meta(max_length=MAX_PLACES)]
 
 
 class Attach(msgspec.Struct, omit_defaults=True):
-    """The replica's first word. `fingerprint`: SHA-256 of its certificate, hex, if robots may come to it directly."""
+    """The replica's first word. `certificate`: of its authority, PEM, if robots may come to it directly."""
 
     name: _Text
     token: _Text
-    fingerprint: _Text = ""
+    certificate: _Pem = ""
 
 
 class Attached(msgspec.Struct):
@@ -70,7 +76,17 @@ class Punching(msgspec.Struct):
     places: Places
 
 
-Body: TypeAlias = Attach | Attached | Leaving | Punch | Punching
+class Offer(msgspec.Struct):
+    """What a robot's worker is told by the replica's: `Punch` answered, for the robot."""
+
+    user: _Text
+    key: bytes
+    ticket: _Text
+    places: Places = []
+    certificate: _Pem = ""
+
+
+Body: TypeAlias = Attach | Attached | Leaving | Punch | Punching | Offer
 
 _TYPES: Final[dict[type[Body], int]] = {
     Attach: 0x01,
@@ -78,6 +94,7 @@ _TYPES: Final[dict[type[Body], int]] = {
     Attached: 0x11,
     Leaving: 0x12,
     Punch: 0x13,
+    Offer: 0x21,
 }
 _decoders: Final = {kind: msgspec.msgpack.Decoder(body) for body, kind in _TYPES.items()}
 _encoder: Final = msgspec.msgpack.Encoder()
