@@ -13,6 +13,7 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from router.edge.quic_counters import ATTACH_NUMBERS
 from router.edge.rendezvous import serve_questions
 from router.edge.splice import Splice
 from router.transport.codec.attach import control
@@ -55,11 +56,7 @@ class AttachedReplicas:
 
     def numbers(self) -> dict[str, int]:
         """Return every count by name."""
-        return {
-            "attached_replicas": len(self.by_name),
-            "attach_refused": self.refused,
-            "attach_streams": self.splices,
-        }
+        return dict(zip(ATTACH_NUMBERS, (len(self.by_name), self.refused, self.splices), strict=True))
 
 
 async def _no() -> control.Punching:
