@@ -77,7 +77,7 @@ class Exchange(ExchangeEntry):
         if end:
             if self._status == 101:
                 self._end_tunnel()
-                if not self._finished:  # a client that has ended is gone soon, and nobody else waits for the replica
+                if not self._finished:  # nobody waits for the replica any more
                     self._deadline_s = self._core.clock.now + TUNNEL_END_S
                     self._core.wheel.watch(self)
             elif self._first_byte_s and not self._status:

@@ -310,7 +310,9 @@ class Worker:
             self.quic.drain(is_handed_over=is_handed_over)
         await asyncio.sleep(DRAIN_POLL_S)  # what uvloop has accepted is told to the listener in a next turn
         # A client of HTTP/2 that has not read its GOAWAY yet may still begin requests: connections count, too.
-        while self._is_busy() and monotonic() < self._drained_by_s:  # noqa: ASYNC110 - no event on the hot path for this
+        while self._is_busy() and monotonic() < self._drained_by_s:
+            if not self.core.in_flight:
+                self.pool.close()  # one may be spliced to an attached replica, whose worker waits for its end
             await asyncio.sleep(DRAIN_POLL_S)
         self.clock.read()
         cut = self._cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self._is_busy() else 0

@@ -42,6 +42,7 @@ class FakeFlow(Flow):
 class FakeBearer(Bearer):
     def __init__(self, first_id, max_streams=100):
         self.now = 0.0
+        self.is_early = False
         self.closed = None
         self.flows = []
         self._next = first_id

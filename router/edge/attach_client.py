@@ -38,10 +38,10 @@ class AttachCalls:
         self,
         attached: Callable[[control.Attached], None],
         leaving: Callable[[], None],
-        lost: Callable[[str], None],
+        lost: Callable[[int, str], None],
         punch: Callable[[control.Punch], control.Punching],
     ) -> None:
-        """`lost` is called once, with the reason; `punch` says where a robot may come to."""
+        """`lost` is called once, with code and reason; `punch` says where a robot may come to."""
         self.attached = attached
         self.leaving = leaving
         self.lost = lost
@@ -159,7 +159,7 @@ class AttachClient(Application):
     def connection_lost(self, code: int, reason: str, by_peer: bool) -> None:
         """Let the requests go."""
         if not self._is_over:
-            self._let_go(reason or f"code {code:#x}")
+            self._let_go(code if by_peer else control.DONE, reason or f"code {code:#x}")
 
     def next_deadline(self) -> float | None:
         """When the router has to have answered."""
@@ -214,13 +214,13 @@ class AttachClient(Application):
 
     def _end(self, code: int, reason: str) -> None:
         if not self._is_over:
-            self._let_go(reason)
+            self._let_go(code, reason)
             self._bearer.close(code, reason.encode())
 
-    def _let_go(self, reason: str) -> None:
+    def _let_go(self, code: int, reason: str) -> None:
         self._is_over = True
         self._by_s = 0.0
         for splice in self._splices.values():
             splice.cut()
         self._splices.clear()
-        self._calls.lost(reason)
+        self._calls.lost(code, reason)

@@ -35,6 +35,8 @@ _log = logging.getLogger("router.attach")
 
 ATTACH_LIMIT_S: Final = 10.0
 """From the connection's beginning to its ATTACH."""
+LEAVE_S: Final = 2.0
+"""For a replica that is told to attach anew; so long it can be reached here all the same."""
 MAX_ATTACHED: Final = 4_096
 """Replicas attached to one worker."""
 MAX_ASKED: Final = 64
@@ -68,7 +70,7 @@ class AttachServer(Application):
 
     __slots__ = (
         "_asked", "_asked_count", "_attached", "_bearer", "_by_s", "_control", "_frames", "_is_leaving", "_is_over",
-        "_listening", "_questions", "_server", "_splices", "address", "certificate", "name",
+        "_leave_by_s", "_listening", "_questions", "_server", "_splices", "address", "certificate", "name",
     )  # fmt: skip
 
     def __init__(self, bearer: Bearer, attached: AttachedReplicas, address: Address, now: float) -> None:
@@ -88,6 +90,7 @@ class AttachServer(Application):
         self._server: Any = None
         self._by_s = now + ATTACH_LIMIT_S
         self._is_leaving = False
+        self._leave_by_s = 0.0
         self._is_over = False
         bearer.watch()
 
@@ -175,6 +178,10 @@ class AttachServer(Application):
         """End now."""
         self.end(control.DONE, error.kind.value)
 
+    def may_be_left(self) -> bool:
+        """Once nothing is under way here, and the replica had time to attach to the successor."""
+        return self._is_leaving and not self._splices and self._attached.reactor.clock.now >= self._leave_by_s
+
     # -- control --------------------------------------------------------------------------------------
 
     def say(self, body: control.Body) -> None:
@@ -220,6 +227,9 @@ class AttachServer(Application):
 
     def _attach(self, body: control.Attach) -> None:
         attached = self._attached
+        if self._bearer.is_early:  # a replay must not take the name from who has it (RFC 9001 §9.2)
+            self.end(control.BROKEN, "ATTACH in early data")
+            return
         refusal = attached.gate.refusal(body.name, body.token, self._bearer.now)
         if not refusal and len(attached.by_name) >= MAX_ATTACHED:
             refusal = f"{MAX_ATTACHED} replicas are attached already"
@@ -280,6 +290,7 @@ class AttachServer(Application):
         if not self.name:
             self.end(control.DONE, "the router is going")
             return
+        self._leave_by_s = self._attached.reactor.clock.now + LEAVE_S
         # The socket stays until the successor's is there, or nothing goes on here: others may still connect to it.
         self.say(control.Leaving())
 

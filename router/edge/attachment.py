@@ -42,6 +42,8 @@ SILENCE_S: Final = 8.0
 """Without a word from the router: it, or the way to it, is gone."""
 FIRST_PAUSE_S: Final = 0.2
 LONGEST_PAUSE_S: Final = 5.0
+REPLACED_PAUSE_S: Final = 30.0
+"""After another one attached under our name: two that play this game should not play it fast."""
 GOOD_S: Final = 10.0
 """After so long attached the next pause is the first again."""
 
@@ -65,7 +67,9 @@ class Attachment:
         self._listener = listener
         self._shown = f"{where[0]}:{where[1]}"
         self._again = asyncio.Event()
-        self._is_closed = False
+        self._current: AttachClient | None = None
+        self._left: AttachClient | None = None
+        self._dialled = 0  # connections so far: what an older one says of its end is of no consequence
         self._pause_s = FIRST_PAUSE_S
         self._attached_s = 0.0
         self.is_attached = False
@@ -84,13 +88,33 @@ class Attachment:
             try:
                 self._address = address = await self._resolve()
             except OSError as failure:
-                self._lost(failure.strerror or str(failure))
+                self._lost(self._dialled, control.DONE, failure.strerror or str(failure))
             else:
-                config = self._config()
-                if dial(self._quic, address, config, self._make, self._lost) is None:
-                    self._lost("there is no room for a connection")
+                self._dialled += 1
+                self._dial(address, self._dialled)
             await self._again.wait()
             await asyncio.sleep(self._pause_s * (0.5 + random()))
+            self._pause_s = max(self._pause_s, FIRST_PAUSE_S)
+
+    def _dial(self, address: Address, number: int) -> None:
+        def make(bearer: Bearer, now: float) -> Application:
+            start = self._start
+            hello = control.Attach(start.name, start.token, start.certificate)
+            calls = AttachCalls(
+                self._attached,
+                self._leaving,
+                lambda code, reason: self._lost(number, code, reason),
+                self._punch,
+            )
+            peer = Peer(host_of(self._where))
+            self._current = client = AttachClient(bearer, hello, self._listener, peer, calls, now)
+            return client
+
+        def failed(reason: str) -> None:
+            self._lost(number, control.DONE, reason)
+
+        if dial(self._quic, address, self._config(), make, failed) is None:
+            failed("there is no room for a connection")
 
     async def _resolve(self) -> Address:
         """Return the router's address as the listener's socket has addresses."""
@@ -113,34 +137,35 @@ class Attachment:
         config.idle_s = SILENCE_S
         return config
 
-    def _make(self, bearer: Bearer, now: float) -> Application:
-        start = self._start
-        hello = control.Attach(start.name, start.token, start.certificate)
-        peer = Peer(host_of(self._where))
-        calls = AttachCalls(self._attached, self._leaving, self._lost, self._punch)
-        return AttachClient(bearer, hello, self._listener, peer, calls, now)
-
     # -- from the protocol ----------------------------------------------------------------------------
 
     def _attached(self, body: control.Attached) -> None:
         self.is_attached = True
         self._attached_s = self._quic.reactor.clock.now
+        if self._left is not None:
+            self._left.drain()  # what is under way there goes on; nothing new comes
+            self._left = None
         _log.info("attached to %s as %s; it sees us at %s port %d", self._shown, self._start.name, *body.address)
 
     def _leaving(self) -> None:
         _log.info("%s is leaving; attaching anew", self._shown)
-        self._pause_s = FIRST_PAUSE_S
         self.is_attached = False
+        self._dialled += 1
+        self._left, self._current = self._current, None
+        self._pause_s = 0.0
         self._again.set()
 
-    def _lost(self, reason: str) -> None:
-        """Try again after a pause, unless that is under way already."""
-        if self.is_attached and self._quic.reactor.clock.now - self._attached_s > GOOD_S:
+    def _lost(self, number: int, code: int, reason: str) -> None:
+        """Try again after a pause."""
+        if number != self._dialled:
+            return  # one that was left
+        _log.warning("not attached to %s: %s", self._shown, reason)
+        if code == control.REPLACED:
+            self._pause_s = REPLACED_PAUSE_S
+        elif self.is_attached and self._quic.reactor.clock.now - self._attached_s > GOOD_S:
             self._pause_s = FIRST_PAUSE_S
-        elif not self._again.is_set():
+        else:
             self._pause_s = min(2.0 * self._pause_s, LONGEST_PAUSE_S)
-        if self.is_attached or not self._again.is_set():
-            _log.warning("not attached to %s: %s", self._shown, reason)
         self.is_attached = False
         self._again.set()
 

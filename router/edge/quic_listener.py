@@ -393,7 +393,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
     @property
     def is_idle(self) -> bool:
         """Whether nobody is connected: who was told that it is over counts no more."""
-        return not any(shell.is_live for shell in self._shells)
+        return not any(shell.is_waited_for for shell in self._shells)
 
     @property
     def open_connections(self) -> int:

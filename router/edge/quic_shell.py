@@ -231,6 +231,11 @@ class QuicShell(Timed, Owner, Shell):
         """Whether anything may still begin or go on here: it has not been closed by either side."""
         return self.connection is not None and self.connection.phase <= OPEN
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a process that drains has to wait for it."""
+        return self.is_live and (self.application is None or not self.application.may_be_left())
+
     def _settle(self) -> None:
         """See how far the connection has come."""
         connection = self.connection

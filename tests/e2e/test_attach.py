@@ -22,6 +22,7 @@ from certkit import Authority
 sys.path.insert(0, str(Path(__file__).parent))
 
 from attachkit import AttachedSidecar  # noqa: E402
+from loadkit import lineage  # noqa: E402
 
 from router.client import RobotError, RobotSession  # noqa: E402
 
@@ -68,7 +69,7 @@ ATTACHED = "http://gpu-7.attached.alt:80"
 async def served(client, url, until):
     async def answers():
         with contextlib.suppress(httpx.TransportError):  # of a worker that was killed
-            return (await client.get(f"{url}/health")).status_code == 200
+            return (await client.get(f"{url}/_sim/bytes?n=10")).status_code == 200
 
     await until(answers)
 
@@ -102,7 +103,7 @@ async def test_two_workers_and_their_health_checks(start_router, start_sidecar, 
     await served(client, router.url, until)
     for _ in range(12):  # each on a connection of its own: both workers are met
         async with httpx.AsyncClient() as fresh:
-            assert (await fresh.get(f"{router.url}/health")).status_code == 200
+            assert (await fresh.get(f"{router.url}/_sim/bytes?n=10")).status_code == 200
     await sidecar.end()
 
     async def is_out():
@@ -200,6 +201,7 @@ async def test_a_router_that_cannot_prove_itself_is_told_no_token(start_router, 
     assert "attached from" not in router.stderr()
 
 
+@pytest.mark.slow
 async def test_it_comes_back_to_a_router_that_was_killed(start_router, start_sidecar, engine, client, until, files):
     router = await start_router(*flags(files), replicas=[ATTACHED])
     await start_sidecar(engine.url, router)
@@ -208,6 +210,7 @@ async def test_it_comes_back_to_a_router_that_was_killed(start_router, start_sid
     await served(client, router.url, until)
 
 
+@pytest.mark.slow
 async def test_the_same_name_again_takes_over(start_router, start_sidecar, engine, client, until, files):
     router = await start_router(*flags(files), replicas=[ATTACHED])
     first = await start_sidecar(engine.url, router)
@@ -274,3 +277,35 @@ async def test_who_comes_directly_without_a_ticket(start_router, start_sidecar, 
         await session.connect()
     assert refused.value.status == 401
     assert not policy.opened
+
+
+@pytest.mark.slow
+async def test_an_upgrade_loses_no_request_to_it(start_router, start_sidecar, engine, client, until, gone, files):
+    router = await start_router(*flags(files, "--drain-settle-s", "0", "--drain-deadline-s", "20"), replicas=[ATTACHED], workers=2)
+    sidecar = await start_sidecar(engine.url, router)
+    await served(client, router.url, until)
+    answers, is_over = [], False
+
+    async def ask():
+        async with httpx.AsyncClient() as one:
+            while not is_over:
+                answers.append((await one.get(f"{router.url}/_sim/bytes?n=10")).status_code)
+
+    async with lineage(router, until, gone) as line:
+        asking = [asyncio.ensure_future(ask()) for _ in range(4)]
+        await line.upgrade()
+        await line.settled(15)  # it does not wait for the replica's connection
+        count = len(answers)
+        await until(lambda: len(answers) > count + 50)
+        is_over = True
+        await asyncio.gather(*asking)
+        assert set(answers) == {200}
+        assert "is leaving" in sidecar.stderr()
+
+
+async def test_a_router_that_ends_does_not_wait_for_it(start_router, start_sidecar, engine, client, until, files):
+    router = await start_router(*flags(files, "--drain-settle-s", "0", "--drain-deadline-s", "20"), replicas=[ATTACHED], workers=2)
+    await start_sidecar(engine.url, router)
+    await served(client, router.url, until)
+    os.kill(router.pid, signal.SIGTERM)
+    assert await router.wait(10) == 0

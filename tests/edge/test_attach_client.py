@@ -42,7 +42,7 @@ class Rig:
         calls = AttachCalls(
             lambda body: self.told.append(("attached", body.address)),
             lambda: self.told.append(("leaving",)),
-            lambda reason: self.told.append(("lost", reason)),
+            lambda code, reason: self.told.append(("lost", code, reason)),
             lambda punch: control.Punching(punch.n, [("192.0.2.1", 7)]),
         )
         hello = control.Attach("gpu-7", "secret", "pem")

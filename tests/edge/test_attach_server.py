@@ -172,6 +172,15 @@ async def test_frames_byte_by_byte(rig):
     await until(lambda: server.control_of_test.sent)
 
 
+async def test_what_may_be_a_replay_takes_no_name(rig):
+    first = await rig.attach()
+    server = rig.connect()
+    server.bearer_of_test.is_early = True
+    say(server, control.Attach("gpu-7", "right"))
+    assert server.bearer_of_test.closed[0] == control.BROKEN
+    assert rig.attached.by_name == {"gpu-7": first}
+
+
 async def test_only_one_word(rig):
     server = await rig.attach()
     say(server, control.Attach("gpu-7", "right"))
