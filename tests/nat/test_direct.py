@@ -27,13 +27,13 @@ def world(lab, tmp_path_factory):
 class World:
     def __init__(self, lab, folder, address):
         self.lab, self.folder, self.address = lab, folder, address
-        self._replicas, self._robots = {}, {}
+        self.replicas, self._robots = {}, {}
         pairs = [word for kind in NATS for word in ("--may-attach", f"{name_of(kind)}=t")]
         (folder / "table.toml").write_text("\n".join(
             f'[[endpoint]]\nname = "{name_of(kind)}"\npath_prefixes = ["/{name_of(kind)}"]\nhealth = {{ kind = "none" }}\n'
             f'[[endpoint.replica]]\naddress = "http://{name_of(kind)}.attached.alt:80"\n' for kind in NATS
         ))  # fmt: skip
-        process = lab.run(
+        self.router = process = lab.run(
             "router", sys.executable, "-m", "router", "serve", "--json", "--admin", "none",
             "--config", folder / "table.toml", "--unauthenticated", "--workers", 2,
             "--listen-quic", f"{address}:4433", "--listen-tls", f"{address}:4433",
@@ -44,9 +44,9 @@ class World:
 
     def replica(self, kind):
         """Start a policy and its sidecar behind such a NAT, once."""
-        if kind in self._replicas:
+        if kind in self.replicas:
             return
-        host = self.lab.host(f"replica{len(self._replicas)}", kind)
+        host = self.lab.host(f"replica{len(self.replicas)}", kind)
         policy = self.lab.run(host, sys.executable, "-m", "inference_backend", "policy", "--port", 8000,
                               stdout=subprocess.PIPE)  # fmt: skip
         ready(policy)
@@ -63,21 +63,27 @@ class World:
         while "attached to" not in (self.folder / f"{name_of(kind)}.err").read_text():
             assert time.monotonic() < until, (self.folder / f"{name_of(kind)}.err").read_text()
             time.sleep(0.05)
-        self._replicas[kind] = host
+        self.replicas[kind] = host
 
     def drive(self, kind, replica, *flags, seconds=1.5):
         """Drive that replica from behind such a NAT; return what `router robot drive` says."""
+        return self.told(self.start(kind, replica, *flags, seconds=seconds))
+
+    @staticmethod
+    def told(process):
+        said, errors = process.communicate(timeout=20)
+        assert said, errors
+        return json.loads(said)
+
+    def start(self, kind, replica, *flags, seconds):
         if kind not in self._robots:
             self._robots[kind] = self.lab.host(f"robot{len(self._robots)}", kind)
-        process = self.lab.run(
+        return self.lab.run(
             self._robots[kind], sys.executable, "-m", "router", "robot", "drive", f"quic://{self.address}:4433/{name_of(replica)}", "--json",
             "--ca", self.folder / "ca.pem",
             "--bytes", 2000, "--hz", 20, "--seconds", seconds, *flags, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True,
         )  # fmt: skip
-        said, errors = process.communicate(timeout=20)
-        assert said, errors
-        return json.loads(said)
 
 
 NATS = ("", "masquerade", "random", "static")
@@ -115,4 +121,33 @@ def test_they_meet_or_are_relayed(world, robot, replica, is_direct):
     assert told["transport"] == "quic"
     assert told["direct"] is is_direct
     assert told["connections"] == (2 if is_direct else 1)
+    assert told["replies"] >= 0.9 * told["sent"] - 2
+
+
+def test_where_udp_is_blocked_it_is_a_websocket(world):
+    world.replica("masquerade")
+    told = world.drive("blocked", "masquerade", "--direct")
+    assert (told["transport"], told["direct"]) == ("websocket", False)
+    assert told["replies"] >= 0.9 * told["sent"] - 2
+
+
+def test_a_nat_that_forgets_costs_no_attachment(world):
+    """From another port from then on: the connection goes on, since its id is known (RFC 9000 §9)."""
+    world.replica("random")
+    errors = world.folder / "random.err"
+    before = errors.read_text().count("attached to")
+    world.lab.forget(world.replicas["random"])
+    told = world.drive("masquerade", "random", seconds=3.0)  # within it the replica speaks, and is known again
+    assert told["replies"] >= 1
+    assert errors.read_text().count("attached to") == before
+
+
+def test_the_direct_way_outlives_the_router(world):
+    world.replica("masquerade")
+    robot = world.start("masquerade", "masquerade", "--direct", seconds=4.0)
+    time.sleep(2.0)  # it has met the replica by then, or the last assertion fails
+    world.router.kill()
+    world.router.wait(10)
+    told = World.told(robot)
+    assert told["direct"] and told["connections"] == 2
     assert told["replies"] >= 0.9 * told["sent"] - 2
