@@ -77,6 +77,7 @@ from router.telemetry import (
     snapshot_endpoint,
     snapshot_histogram,
 )
+from router.transport.attached import AttachedSockets
 from router.transport.outbox import Outbox
 from router.transport.server_tls import server_context
 from router.transport.shell import Reactor
@@ -117,7 +118,8 @@ class Worker:
         self.wheel = DeadlineWheel(self.clock.now)
         self.outbox = Outbox(self.clock)
         self.reactor = Reactor(self.clock, self.outbox, self.wheel, self.counters)
-        self.pool = ConnectionPool(self.reactor)
+        attached = AttachedSockets(b"" if start.quic is None else start.quic.secret)
+        self.pool = ConnectionPool(self.reactor, attached)
         self._walltime = WallTime()
         self.gate = AdmissionGate(start.tokens, boards.rates, self._walltime)
         self._stage = Stage(boards.load, start.region, boards.prefixes, self._walltime)
@@ -165,7 +167,7 @@ class Worker:
         if start.quic is not None and start.tls is not None:
             from router.quic_serving import QuicServing  # noqa: PLC0415 - what it imports is an extra's
 
-            self.quic = QuicServing(start.worker, start.quic, start.tls, self.listener, self._walltime)
+            self.quic = QuicServing(start, start.quic, start.tls, self.listener, self._walltime)
             sockets = self.quic.listen(sockets)
         first_tls = len(sockets) - start.tls_listeners
         await self.listener.listen(sockets[:first_tls], sockets[first_tls:])

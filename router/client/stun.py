@@ -15,7 +15,6 @@ import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from router.client.endpoint import find_local_host
 from router.transport.codec.stun import (
     BINDING_ERROR,
     BINDING_SUCCESS,
@@ -25,6 +24,7 @@ from router.transport.codec.stun import (
     is_stun,
     read_message,
 )
+from router.transport.udp import find_local_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -23,6 +23,8 @@ DROP_REASONS = (
     "stun_limit",  # too many Binding requests
 )
 DROPS = tuple(f"quic_drop_{reason}" for reason in DROP_REASONS)
+ATTACH_NUMBERS = ("attached_replicas", "attach_refused", "attach_streams")
+"""Of replicas that dialled; see `attach_server`. The first also falls."""
 QUIC_NUMBERS = (
     "quic_connections_open",
     "quic_handshaking",

@@ -116,8 +116,9 @@ class Host:
         """Begin a connection; False if there is no room for it. `destination_id` is what the client sends to."""
         raise NotImplementedError
 
-    def take_check(self, arrived: Datagrams, now: float) -> None:
-        """Take a Binding request with a USERNAME, as RFC 8445 §7 checks a way; nobody has asked for any."""
+    def take_check(self, user: bytes, arrived: Datagrams) -> bytes:
+        """Take a Binding request with a USERNAME, as RFC 8445 §7 checks a way; return the answer, or nothing."""
+        raise NotImplementedError
 
 
 class Strangers:
@@ -245,7 +246,9 @@ class Strangers:
             counters.quic_drop_stun += 1
         elif request.username:
             counters.stun_checks += 1
-            self._host.take_check(arrived, now)
+            answer = self._host.take_check(request.username, arrived)
+            if answer:
+                self._answer(arrived, answer)
         elif not self._stun.take(now):
             counters.quic_drop_stun_limit += 1
         elif request.unknown:

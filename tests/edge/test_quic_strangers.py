@@ -367,15 +367,16 @@ class TestStun:
         await until(lambda: rig.count("drop_stun") == 1)
         await silence(client)
 
-    async def test_one_with_a_name_is_the_hosts(self, rig, monkeypatch):
+    async def test_one_with_a_name_is_the_hosts(self, rig):
         taken = []
-        monkeypatch.setattr(type(rig.listener), "take_check", lambda self, arrived, now: taken.append((arrived.data, arrived.address)))
+        rig.listener.on_check = lambda *check: taken.append(check) or b"the answer"
         client = rig.client()
         request = binding(USERNAME="a:b")
         client.send(bytes(request))
         await until(lambda: self.count(rig, "checks") == 1)
-        await silence(client)
-        assert taken == [(bytes(request), client.getsockname())]
+        await until(lambda: taken)
+        assert taken == [(b"a:b", bytes(request), client.getsockname())]
+        assert await asyncio.get_running_loop().sock_recv(client, 100) == b"the answer"
 
     async def test_nobody_waits_for_a_check(self, rig):
         client = rig.client()
