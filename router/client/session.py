@@ -69,6 +69,7 @@ class RobotSession:
         websocket_url: str | None = None,
         transport: Literal["auto", "quic", "websocket"] = "auto",
         server_name: str | None = None,
+        authority: str | None = None,
         connect_timeout_s: float = 10.0,
         silence_s: float = 5.0,
         ping_every_s: float | None = None,
@@ -79,16 +80,17 @@ class RobotSession:
         """`url` is quic://HOST:PORT/PATH; `token` the router's, `headers` the replica's.
 
         `ca`: PEM certificates, or a file of them, instead of the usual ones. `websocket_url` is where to go when
-        UDP is blocked: wss:// at the same place if None, nowhere if empty. `silence_s`: a router that is not heard
-        for so long is gone. `ping_every_s`: 0.2 over QUIC, 1 over a WebSocket if None. `direct`: a replica that
-        attached to the router is looked for behind its NAT, and spoken to without the router if it is found; until
-        then, and for any other replica, the router relays. `on_epoch(epoch, replica)`:
-        another replica serves from here on; what it knew of the one before is lost. `on_round_trip` gets the
-        seconds of each that is measured. ValueError and OSError say what is wrong with the options.
+        UDP is blocked: wss:// at the same place if None, nowhere if empty. `authority`: the host that routes go by
+        over QUIC, if it is not the URL's. `silence_s`: a router that is not heard for so long is gone.
+        `ping_every_s`: 0.2 over QUIC, 1 over a WebSocket if None. `direct`: a replica that attached to the router
+        is looked for behind its NAT, and spoken to without the router if it is found; until then, and for any other
+        replica, the router relays. `on_epoch(epoch, replica)`: another replica serves from here on; what it knew of
+        the one before is lost. `on_round_trip` gets the seconds of each that is measured. ValueError and OSError
+        say what is wrong with the options.
         """
         self._target = read_target(
             url, token=token, headers=headers, ca=ca, verify=verify, replies=replies, websocket_url=websocket_url,
-            server_name=server_name,
+            server_name=server_name, authority=authority,
         )  # fmt: skip
         if transport not in ("auto", "quic", "websocket"):
             raise ValueError("the transport is auto, quic or websocket")

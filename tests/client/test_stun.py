@@ -160,6 +160,13 @@ class TestAsk:
             assert await ask(sock, server.getsockname(), username=b"me:you", key=b"key") == sock.getsockname()
             await answering
 
+    async def test_one_answer_is_enough(self):
+        sent = []
+        inquiry = Inquiry(sent.append, ("192.0.2.1", 9))
+        answer = bytes(answer_to(ice.parse_message(sent[0]), ("192.0.2.2", 5)))
+        assert [inquiry.take(answer, ("192.0.2.1", 9)) for _ in range(2)] == [True, False]
+        assert await inquiry.answer == ("192.0.2.2", 5)
+
     async def test_no_way_there_is_silence(self, quick):
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
             sock.bind(("127.0.0.1", 0))

@@ -209,7 +209,7 @@ class TestIntegrity:
 
         for size in range(40):
             body = message(attribute(0x1C, bytes(size)))
-            made = hmac.digest(KEY, body[:20], "sha256") + bytes(8)
+            made = hmac.digest(KEY, body[:2] + (4 + size).to_bytes(2, "big") + body[4:20], "sha256") + bytes(8)
             data = body[:24] + made[:size] + body[24 + size :]
             assert (read_message(data, KEY) is not None) is (size in (16, 20, 24, 28, 32)), size
 
@@ -222,6 +222,14 @@ class TestIntegrity:
         data = signed[:2] + (len(signed) - 20 + len(more)).to_bytes(2, "big") + signed[4:] + more
         found = read_message(data, KEY)
         assert found is not None and found.username == b"" and found.unknown == []
+
+    def test_the_first_of_a_kind_counts(self):
+        import hmac
+
+        both = message(attribute(0x1C, bytes(32)), attribute(0x1C, bytes(32)))
+        right = hmac.digest(KEY, both[:2] + (36).to_bytes(2, "big") + both[4:20], "sha256")
+        assert read_message(both[:24] + right + both[56:], KEY) is not None
+        assert read_message(both[:60] + right, KEY) is None
 
     def test_the_better_of_two_counts(self):
         """A SHA-1 that fits does not help where the SHA-256 does not."""
@@ -280,11 +288,19 @@ def test_rows(data, is_taken):
     assert (read_message(data) is not None) is is_taken
 
 
-def test_a_fingerprint_is_the_last():
-    data = binding_request(TRANSACTION)
-    more = attribute(0x8022, b"")
-    grown = data[:2] + (len(data) - 20 + len(more)).to_bytes(2, "big") + data[4:] + more
-    assert read_message(grown) is None
+def with_fingerprint(size, *more):
+    """A message whose FINGERPRINT is right for where it stands."""
+    import zlib
+
+    data = message(attribute(0x8028, bytes(size)), *more)
+    made = (zlib.crc32(data[:20]) ^ 0x5354554E).to_bytes(size, "big")
+    return data[:24] + made + data[24 + size :]
+
+
+def test_a_fingerprint_is_four_bytes_and_the_last():
+    assert read_message(with_fingerprint(4)).has_fingerprint
+    assert read_message(with_fingerprint(8)) is None
+    assert read_message(with_fingerprint(4, attribute(0x8022, b""))) is None
 
 
 def test_what_is_not_known_is_bounded():
@@ -325,8 +341,9 @@ def test_damage():
 
 
 def test_packets_of_quic_are_none():
-    for first in (0x40, 0x43, 0x80, 0xC0, 0xFF):
-        assert not is_stun(bytes((first,)) + os.urandom(3) + b"\x21\x12\xa4\x42" + os.urandom(40))
+    for first in (0x04, 0x40, 0x43, 0x80, 0xC0, 0xFF):
+        assert not is_stun(bytes((first, 1, 0, 40)) + b"\x21\x12\xa4\x42" + os.urandom(52))
+    assert is_stun(bytes((3, 1, 0, 40)) + b"\x21\x12\xa4\x42" + os.urandom(52))
 
 
 def test_transactions_are_twelve_bytes():
