@@ -22,6 +22,7 @@ from router.transport.codec.quic.server import ServerConnection
 from router.transport.codec.robot.counters import RobotCounters
 from router.transport.codec.robot.server import RobotServer
 from router.transport.codec.robot.wire import ALPN as ROBOT
+from router.transport.codec.webtransport.host import SessionHost
 from router.transport.quic_identities import ServedIdentities
 
 if TYPE_CHECKING:
@@ -35,10 +36,39 @@ if TYPE_CHECKING:
     from router.transport.codec.h1.limits import ServerLimits
     from router.transport.codec.quic.connection import QuicConnection
     from router.transport.codec.quic.seam import Application, Bearer
+    from router.transport.codec.webtransport.host import Asked
     from router.transport.server_tls import ServerTls
     from router.transport.udp import Address
 
 H3: Final = "h3"
+
+
+class RobotHost(SessionHost):
+    """Robots in the WebTransport sessions of one connection."""
+
+    __slots__ = ("_note_refused", "_robots", "_shell")
+
+    def __init__(self, shell: QuicShell, note_refused: Callable[[ProxyError], None], robots: RobotCounters) -> None:
+        self._shell = shell
+        self._note_refused = note_refused
+        self._robots = robots
+
+    def protocol(self) -> bytes:
+        """Return the name of robot sessions."""
+        return ROBOT.encode()
+
+    def begin_session(self, bearer: Bearer, asked: Asked, now: float) -> Application:
+        """Return a robot's session."""
+        self._robots.webtransport_sessions += 1
+        return RobotServer(bearer, self._shell.on_request, self._note_refused, self._robots, now, asked)
+
+    def session_over(self) -> None:
+        """Count it."""
+        self._robots.webtransport_sessions -= 1
+
+    def stream_rejected(self) -> None:
+        """Count it."""
+        self._robots.webtransport_rejected += 1
 
 
 class ServedProtocols(Protocols):
@@ -91,11 +121,12 @@ class ServedProtocols(Protocols):
             return PortalServer(bearer, shell.on_request, host.encode(), path.encode())
         if alpn == ROBOT:
             find = self._finder(shell)
-            return RobotServer(bearer, shell.on_request, self._note_refused, self.robots, now, find)
+            return RobotServer(bearer, shell.on_request, self._note_refused, self.robots, now, None, find)
         if alpn == ATTACH:
             return AttachServer(bearer, self._attached, shell.address, now)
         assert alpn == H3, "nothing else was offered"
-        return H3Server(bearer, shell.on_request, self._note_refused, self._on_flood, self._limits, now)
+        robots = RobotHost(shell, self._note_refused, self.robots)
+        return H3Server(bearer, shell.on_request, self._note_refused, self._on_flood, self._limits, now, robots)
 
     def _finder(
         self, shell: QuicShell

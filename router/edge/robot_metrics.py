@@ -1,4 +1,7 @@
-"""Names the counts of robot sessions for Prometheus: `router_robot_*`. Imports nothing of the project but types."""
+"""Names the counts of robot sessions for Prometheus: `router_robot_*`, `router_webtransport_*`.
+
+Imports nothing of the project but types.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ if TYPE_CHECKING:
 
     from router.telemetry import WorkerSnapshot
 
-ROBOT_GAUGES = ("robot_sessions_open",)
+ROBOT_GAUGES = ("robot_sessions_open", "webtransport_sessions")
 # (name without `_total`, help, number)
 _COUNTERS = (
     ("router_robot_sessions", "Robot sessions that found a replica.", "robot_sessions"),
@@ -21,6 +24,7 @@ _COUNTERS = (
     ("router_robot_faults", "Robots that broke the protocol or a limit.", "robot_faults"),
     ("router_robot_stalled", "Those of them that did not read.", "robot_stalled"),
     ("router_robot_epochs", "Replicas taken for a session after the first one.", "robot_epochs"),
+    ("router_webtransport_rejected", "Streams of WebTransport that were of no session.", "webtransport_rejected"),
 )
 # lane and direction of each number
 _MESSAGES = (
@@ -62,3 +66,5 @@ def robot_families(counters: dict[str, int], serving: list[WorkerSnapshot]) -> I
     yield dropped
     total = sum(seen.counters.get("robot_sessions_open", 0) for seen in serving)
     yield GaugeMetricFamily("router_robot_sessions_open", "Robot sessions that have a replica.", value=total)
+    total = sum(seen.counters.get("webtransport_sessions", 0) for seen in serving)
+    yield GaugeMetricFamily("router_webtransport_sessions", "WebTransport sessions open.", value=total)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from router.http import Field, Headers
     from router.transport.codec.fields import FieldJudge
 
+WEBTRANSPORT: Final = b"webtransport"
 _SCHEMES: Final = (b"http", b"https")
 _PSEUDO: Final = (METHOD, SCHEME, PATH, AUTHORITY, PROTOCOL)
 
@@ -54,8 +55,13 @@ def bad_response(detail: str) -> ProxyError:
     return ProxyError(Kind.UPSTREAM_PROTOCOL, Source.UPSTREAM, detail=detail)
 
 
-def read_request(fields: Headers, version: bytes, never: frozenset[bytes] = NO_NAMES) -> RequestHead | ProxyError:
-    """Return the head that these fields make; `never` are the names that no table may keep."""
+def read_request(
+    fields: Headers, version: bytes, never: frozenset[bytes] = NO_NAMES, *, takes_sessions: bool = False
+) -> RequestHead | ProxyError:
+    """Return the head that these fields make; `never` are the names that no table may keep.
+
+    `takes_sessions`: WebTransport is served.
+    """
     if len(fields) > grammar.MAX_FIELDS:
         return bad_request(f"more than {grammar.MAX_FIELDS} fields", Kind.HEAD_TOO_LARGE)
     shape = RequestShape(b"", b"", b"")
@@ -123,11 +129,11 @@ def read_request(fields: Headers, version: bytes, never: frozenset[bytes] = NO_N
             forwarded.append((b"cookie", kept))
         if token:
             shape.known = {**shape.known, SESSION_COOKIE: token}
-    return _apply_pseudo(head, pseudo, host, version)
+    return _apply_pseudo(head, pseudo, host, version, takes_sessions)
 
 
 def _apply_pseudo(
-    head: RequestHead, pseudo: dict[int, bytes], host: bytes | None, version: bytes
+    head: RequestHead, pseudo: dict[int, bytes], host: bytes | None, version: bytes, takes_sessions: bool
 ) -> RequestHead | ProxyError:
     shape = head.shape
     method = pseudo.get(METHOD, b"")
@@ -159,13 +165,14 @@ def _apply_pseudo(
         return head
     if method != b"CONNECT" or authority is None:
         return bad_request("a protocol without CONNECT or without an authority")
-    if protocol.lower() != b"websocket":
+    is_session = takes_sessions and protocol.lower() == WEBTRANSPORT
+    if not is_session and protocol.lower() != b"websocket":
         return bad_request("only the websocket protocol is served", Kind.NOT_IMPLEMENTED)
-    if version != b"13":
+    if version != b"13" and not is_session:
         return bad_request("sec-websocket-version is not 13", Kind.UPGRADE_UNSUPPORTED)
     if head.length is not None:
         return bad_request("a tunnel has no length")
-    shape.upgrade = b"websocket"
+    shape.upgrade = WEBTRANSPORT if is_session else b"websocket"
     shape.success_is_tunnel = True  # RFC 8441 §5, RFC 9220
     return head
 

@@ -51,8 +51,10 @@ class H3Connection:
         "look_s",
         "moved",
         "now",
+        "peer_takes_datagrams",
         "saw_settings",
         "streams",
+        "takes_sessions",
     )
 
     def __init__(
@@ -66,6 +68,8 @@ class H3Connection:
         self.last_moved_s = now
         self.is_closed = False
         self.saw_settings = False
+        self.peer_takes_datagrams = False
+        self.takes_sessions = False  # of WebTransport
         self.streams: dict[int, H3Stream] = {}  # until the bearer is through with them
         self.active = 0  # of them, not over for us
         self.answered = 0  # ended whole, two of which pardon a reset
@@ -93,6 +97,14 @@ class H3Connection:
 
     def on_stream_over(self) -> None:
         """Learn that a stream is over, or gone: it may have been the last."""
+        raise NotImplementedError
+
+    def release_stream(self, stream: H3Stream) -> None:
+        """Forget a stream that is a session's; `adopt` follows."""
+        raise NotImplementedError
+
+    def adopt(self, flow: Flow, session_id: int, data: bytes, end: bool) -> None:
+        """Give a stream to the session that it names, with what follows the id, and the credit for that."""
         raise NotImplementedError
 
     # -- streams --------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from router.transport.codec.h3 import frames
 from router.transport.codec.h3.limits import MAX_PRIORITY_BYTES, MAX_SETTINGS_BYTES
 from router.transport.codec.h3.reader import GATHER, SKIP, STOP, FrameReader, Incoming
+from router.transport.codec.webtransport.codes import ENABLE_WEBTRANSPORT
 
 if TYPE_CHECKING:
     from router.transport.codec.h3.connection import H3Connection
@@ -168,12 +169,14 @@ class ControlStream(FrameReader):
                 self._fail(frames.FRAME_ERROR, b"SETTINGS ends within a setting")
                 return
             at += frames.varint_bytes(payload[at])
-            is_flag = name in (frames.ENABLE_CONNECT_PROTOCOL, frames.H3_DATAGRAM)
-            # RFC 9114 §7.2.4, §7.2.4.1, RFC 8441 §3, RFC 9297 §2.1.1
+            is_flag = name in (frames.ENABLE_CONNECT_PROTOCOL, frames.H3_DATAGRAM, ENABLE_WEBTRANSPORT)
+            # RFC 9114 §7.2.4, §7.2.4.1, RFC 8441 §3, RFC 9297 §2.1.1, draft-ietf-webtrans-http3-02 §8.2
             if name in seen or name in frames.HTTP2_SETTINGS or (is_flag and value > 1):
                 self._fail(frames.SETTINGS_ERROR, b"a setting is repeated, reserved or out of range")
                 return
             seen.add(name)
+            if name == frames.H3_DATAGRAM:
+                self._connection.peer_takes_datagrams = value == 1
         self._connection.saw_settings = True
 
 

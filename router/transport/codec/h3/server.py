@@ -23,26 +23,31 @@ from router.transport.codec.h3.limits import DRAIN_ROUND_TRIP_S, MAX_BLOCK_BYTES
 from router.transport.codec.h3.oneway import ControlStream, DecoderStream, EncoderStream, OneWay, OwnControl
 from router.transport.codec.h3.qpack import QpackDecoder
 from router.transport.codec.h3.server_stream import ServerStream
-from router.transport.codec.head import bad_request, read_request, read_trailers
+from router.transport.codec.head import WEBTRANSPORT, bad_request, read_request, read_trailers
 from router.transport.codec.quic.limits import MAX_STREAMS
 from router.transport.codec.quic.seam import Application
 from router.transport.codec.quic.varint import varint
+from router.transport.codec.webtransport.codes import ENABLE_WEBTRANSPORT, MAX_SESSIONS_SETTING, ONE_WAY
+from router.transport.codec.webtransport.lanes import Lanes, SessionIdReader
+from router.transport.codec.webtransport.limits import MAX_SESSIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from router.http import RequestShape
+    from router.http import Headers, RequestShape
     from router.stream import DownstreamStream, RequestReceiver
     from router.transport.codec.h1.limits import ServerLimits
     from router.transport.codec.h3.reader import Incoming
     from router.transport.codec.h3.stream import H3Stream
     from router.transport.codec.quic.seam import Bearer, Flow
+    from router.transport.codec.webtransport.host import SessionHost
 
 # QPACK's table and its blocked streams stay at 0, which is what they are without a word (RFC 9204 §5). For the same
 # reason we open no QPACK streams of our own (§4.2).
-_GREETING: Final = varint(frames.CONTROL_STREAM) + frames.settings(
-    ((frames.MAX_FIELD_SECTION_SIZE, MAX_BLOCK_BYTES), (frames.ENABLE_CONNECT_PROTOCOL, 1))
-)
+_SETTINGS: Final = ((frames.MAX_FIELD_SECTION_SIZE, MAX_BLOCK_BYTES), (frames.ENABLE_CONNECT_PROTOCOL, 1))
+_OF_SESSIONS: Final = ((frames.H3_DATAGRAM, 1), (ENABLE_WEBTRANSPORT, 1), (MAX_SESSIONS_SETTING, MAX_SESSIONS))
+_GREETING: Final = varint(frames.CONTROL_STREAM) + frames.settings(_SETTINGS)
+_GREETING_WITH_SESSIONS: Final = varint(frames.CONTROL_STREAM) + frames.settings(_SETTINGS + _OF_SESSIONS)
 _CLIENT_BIDIRECTIONAL: Final = 4  # between one request's stream id and the next (RFC 9000 §2.1)
 _ONE_WAY: Final = 0x2
 _REPEATABLE: Final = (b"GET", b"HEAD", b"OPTIONS")  # what may be a replay and does no harm (RFC 8470 §4)
@@ -63,15 +68,18 @@ class H3Server(H3Connection, Application):
         "_drain_phase",
         "_drain_until_s",
         "_ending",
+        "_fields",
+        "_handed_bytes",
         "_is_connected",
         "_is_ending",
         "_kinds",
+        "_lanes",
         "_limits",
         "_memo",
-        "_next_id",
         "_on_refused",
         "_on_request",
         "_one_ways",
+        "next_id",
     )
 
     def __init__(
@@ -82,7 +90,9 @@ class H3Server(H3Connection, Application):
         on_flood: Callable[[], None],
         limits: ServerLimits,
         now: float,
+        host: SessionHost | None = None,
     ) -> None:
+        """`host`: of WebTransport's sessions; None: there are none."""
         super().__init__(bearer, on_flood, limits.head_s, limits.stall_s, now)
         self._on_request = on_request
         self._on_refused = on_refused
@@ -90,7 +100,7 @@ class H3Server(H3Connection, Application):
         self._control: Flow | None = None
         self._decoder = QpackDecoder()
         self._memo: dict[bytes, tuple[RequestShape, int | None]] = {}
-        self._next_id = 0  # behind the last request that was taken up: what a GOAWAY says
+        self.next_id = 0  # behind the last request that was taken up: what a GOAWAY says
         self._one_ways: dict[int, Incoming] = {}  # streams of one direction; ours among them
         self._kinds: set[int] = set()  # types of which the client has opened its one
         self._drain_phase = _SERVING
@@ -98,6 +108,10 @@ class H3Server(H3Connection, Application):
         self._is_connected = False
         self._is_ending = False
         self._ending: Ending | None = None
+        self._fields: Headers = []  # of the head that was decoded last
+        self._handed_bytes = 0  # of what a stream brought, whose credit is a session's to give
+        self._lanes = None if host is None else Lanes(self, host)
+        self.takes_sessions = host is not None
 
     # -- streams --------------------------------------------------------------------------------------
 
@@ -109,6 +123,9 @@ class H3Server(H3Connection, Application):
     def streams_available(self) -> None:
         """Say them now, if the client left no room for it before."""
         self._greet()
+        if self._lanes is not None and not self.is_closed:
+            self.now = self.bearer.now
+            self._lanes.streams_available()
 
     def _greet(self) -> None:
         if self._control is not None or self.is_closed:
@@ -117,11 +134,11 @@ class H3Server(H3Connection, Application):
         if control is None:
             return
         self._one_ways[control.id] = OwnControl(self)
-        control.send(_GREETING, False)
+        control.send(_GREETING if self._lanes is None else _GREETING_WITH_SESSIONS, False)
         if self._drain_phase == _ANNOUNCED:
             control.send(frames.goaway(frames.LAST_STREAM), False)
         elif self._drain_phase == _LAST_SAID:
-            control.send(frames.goaway(self._next_id), False)
+            control.send(frames.goaway(self.next_id), False)
 
     def stream_opened(self, flow: Flow) -> None:
         """Begin to wait for a head, or for the type of a stream of one direction."""
@@ -134,13 +151,14 @@ class H3Server(H3Connection, Application):
             return
         if self._control is None:
             self._greet()  # early data comes before the handshake's end
-        if (self._drain_phase == _LAST_SAID and stream_id >= self._next_id) or self.active >= MAX_STREAMS:
+        is_late = self._drain_phase == _LAST_SAID and stream_id >= self.next_id
+        if (is_late and not self._has_sessions()) or self.active >= MAX_STREAMS:
             flow.stop(frames.REQUEST_REJECTED)  # the client was told that it is not served
             flow.reset(frames.REQUEST_REJECTED)
             self.may_reset()
             return
-        if stream_id >= self._next_id:
-            self._next_id = stream_id + _CLIENT_BIDIRECTIONAL
+        if stream_id >= self.next_id and not is_late:
+            self.next_id = stream_id + _CLIENT_BIDIRECTIONAL
         stream = ServerStream(self, flow, self._limits.idle_s, now)
         self.streams[stream_id] = stream
         self.active += 1
@@ -155,22 +173,32 @@ class H3Server(H3Connection, Application):
         if stream is not None:
             stream.receive(data, end)
             return
+        lanes = self._lanes
+        if lanes is not None and lanes.data(flow, data, end):
+            return
         one_way = self._one_ways.get(flow.id)
         if one_way is not None:
+            self._handed_bytes = 0
             one_way.receive(data, end)
-        flow.credit(len(data))
+            flow.credit(len(data) - self._handed_bytes)
+        else:
+            flow.credit(len(data))
 
     def stream_reset(self, flow: Flow, code: int) -> None:
         """Tell who reads the stream."""
         found = self._find(flow)
         if found is not None:
             found.peer_reset(code)
+        elif self._lanes is not None and not self.is_closed:
+            self._lanes.reset(flow, code)
 
     def stream_stopped(self, flow: Flow, code: int) -> None:
         """Tell who writes it."""
         found = self._find(flow)
         if found is not None:
             found.peer_stopped(code)
+        elif self._lanes is not None and not self.is_closed:
+            self._lanes.stopped(flow, code)
 
     def _find(self, flow: Flow) -> Incoming | None:
         self.now = self.bearer.now
@@ -183,26 +211,39 @@ class H3Server(H3Connection, Application):
         stream = self.streams.get(flow.id)
         if stream is not None:
             stream.let_go_on()
+        elif self._lanes is not None and not self.is_closed:
+            self._lanes.drained(flow)
 
     def stream_gone(self, flow: Flow) -> None:
         """Forget it; it may have been the last."""
         stream = self.streams.pop(flow.id, None)
         if stream is None:
             self._one_ways.pop(flow.id, None)
+            if self._lanes is not None:
+                self._lanes.gone(flow)
             return
         stream.finish()
         stream.lose_peer()
+        if self._lanes is not None:
+            self._lanes.settled(flow.id)
         self.on_stream_over()
 
     def datagram(self, data: bytes) -> None:
-        """Drop it: we never said that we take any (RFC 9297 §2.1.1)."""
+        """Find its session; drop it where there are none: we never said that we take any (RFC 9297 §2.1.1)."""
         self.now = self.bearer.now
-        if not self.is_closed:
+        if self.is_closed:
+            return
+        if self._lanes is not None:
+            self._lanes.datagram(data)
+        else:
             self.may_idle()
 
     def open_one_way(self, flow: Flow, kind: int) -> Incoming | None:
         """Find who reads a stream of this type; None if nobody does (RFC 9114 §6.2)."""
         del self._one_ways[flow.id]
+        if kind == ONE_WAY and self._lanes is not None:
+            reader = self._one_ways[flow.id] = SessionIdReader(self, flow)
+            return reader
         if kind > frames.DECODER_STREAM:
             self.may_idle()
             return None
@@ -218,11 +259,47 @@ class H3Server(H3Connection, Application):
         self._one_ways[flow.id] = found
         return found
 
+    # -- sessions -------------------------------------------------------------------------------------
+
+    def _has_sessions(self) -> bool:
+        return self._lanes is not None and bool(self._lanes.sessions)
+
+    def may_be_session(self, stream_id: int) -> bool:
+        """Whether a stream's head is yet to come."""
+        stream = self.streams.get(stream_id)
+        if stream is not None:
+            return not stream.is_over and stream.awaits_head()
+        return stream_id >= self.next_id and self._drain_phase != _LAST_SAID
+
+    def release_stream(self, stream: H3Stream) -> None:
+        """Forget a stream that is a session's."""
+        assert self._lanes is not None
+        stream.finish()
+        del self.streams[stream.flow.id]
+        self._lanes.settled(stream.flow.id)
+
+    def adopt(self, flow: Flow, session_id: int, data: bytes, end: bool) -> None:
+        """Give a stream to the session that it names."""
+        lanes = self._lanes
+        if lanes is None:
+            return  # the connection has ended with the turning away of what waited for this stream
+        self._one_ways.pop(flow.id, None)
+        self._handed_bytes = len(data)
+        lanes.adopt(flow, session_id)
+        if not self.is_closed and (data or end):
+            lanes.data(flow, data, end)
+        self.on_stream_over()
+
     # -- requests -------------------------------------------------------------------------------------
 
     def on_section(self, stream: H3Stream, block: bytes, end: bool) -> None:
         """Begin a request, or refuse one."""
         assert isinstance(stream, ServerStream)
+        if self._drain_phase == _LAST_SAID and stream.flow.id >= self.next_id:
+            stream.abandon(frames.REQUEST_REJECTED)  # let in, since it could have been a session's
+            self.may_reset()
+            self.on_stream_over()
+            return
         known = self._memo.get(block)
         if known is not None:
             head: RequestHead | ProxyError = RequestHead(known[0], known[1])
@@ -235,6 +312,12 @@ class H3Server(H3Connection, Application):
                 head = bad_request("a length without a body")
             elif (self.bearer.is_early or not self._is_connected) and not _admit_early(head):
                 head = ProxyError(Kind.EARLY_DATA, Source.DOWNSTREAM)
+            elif head.shape.upgrade == WEBTRANSPORT:
+                assert self._lanes is not None
+                self._lanes.begin(stream, head, self._fields, is_late=self._drain_phase != _SERVING)
+                return
+        if self._lanes is not None:
+            self._lanes.settled(stream.flow.id)
         if isinstance(head, ProxyError):
             stream.received_end = end
             self.refuse(stream, head)
@@ -252,8 +335,11 @@ class H3Server(H3Connection, Application):
         stream.is_head_request = (b":method", b"HEAD") in fields  # in case it is refused
         if decoder.is_too_large:
             return bad_request("its fields are too large", Kind.HEAD_TOO_LARGE)
-        head = read_request(fields, VERSION, decoder.never_indexed)
-        if not isinstance(head, ProxyError) and len(block) <= MEMO_BLOCK_BYTES:
+        head = read_request(fields, VERSION, decoder.never_indexed, takes_sessions=self.takes_sessions)
+        self._fields = fields
+        if isinstance(head, ProxyError) or head.shape.upgrade == WEBTRANSPORT:
+            return head
+        if len(block) <= MEMO_BLOCK_BYTES:
             if len(self._memo) >= MEMO_BLOCKS:
                 self._memo.clear()
             self._memo[block] = (head.shape, head.length)
@@ -298,16 +384,22 @@ class H3Server(H3Connection, Application):
 
     def drain(self) -> None:
         """Say that no further requests are served, in two steps, and close after the last one."""
+        if self._announce() and self._lanes is not None:
+            self._lanes.drain()
+
+    def _announce(self) -> bool:
         if self._drain_phase != _SERVING or self.is_closed:
-            return
+            return False
         self._drain_phase = _ANNOUNCED
         self._drain_until_s = NEVER  # counted from when it is written
         self._say_goaway(frames.LAST_STREAM)
         self.bearer.touch()
+        return True
 
     def retire(self, now: float) -> None:
         """Drain: what a client sends that has not read the first GOAWAY is served anyway."""
-        self.drain()
+        if self._announce() and self._lanes is not None:
+            self._lanes.retire(now)
 
     def _say_goaway(self, stream_id: int) -> None:
         if self._control is not None:
@@ -315,7 +407,7 @@ class H3Server(H3Connection, Application):
 
     def _say_last(self) -> None:
         self._drain_phase = _LAST_SAID
-        self._say_goaway(self._next_id)
+        self._say_goaway(self.next_id)
         self.on_stream_over()
 
     def cut(self, error: ProxyError) -> None:
@@ -324,7 +416,7 @@ class H3Server(H3Connection, Application):
             return
         if self._drain_phase != _LAST_SAID:
             self._drain_phase = _LAST_SAID
-            self._say_goaway(self._next_id)
+            self._say_goaway(self.next_id)
         for stream in list(self.streams.values()):
             assert isinstance(stream, ServerStream)
             stream.lose(error)
@@ -338,14 +430,21 @@ class H3Server(H3Connection, Application):
         self.is_closed = True
         self.bearer.close(code)
         self.lose_streams()
-        self._one_ways.clear()
 
     def connection_lost(self, code: int, reason: str, by_peer: bool) -> None:
         """Cancel every exchange."""
         self.now = self.bearer.now
         self.is_closed = True
         self.lose_streams()
+
+    def lose_streams(self) -> None:
+        """Tell everybody that the client is gone."""
+        super().lose_streams()
         self._one_ways.clear()
+        lanes = self._lanes
+        if lanes is not None:
+            self._lanes = None  # it leads back here
+            lanes.lost()
 
     # -- flow and time --------------------------------------------------------------------------------
 
@@ -353,6 +452,9 @@ class H3Server(H3Connection, Application):
         """Deliver what was released, look at what was sent, begin a drain's round trip."""
         if self.is_closed:
             return
+        self.now = now
+        if self._lanes is not None:
+            self._lanes.before_send(now)
         self.begin_flush(now)
         if self._drain_phase == _ANNOUNCED and self._drain_until_s == NEVER:
             self._drain_until_s = now + DRAIN_ROUND_TRIP_S
@@ -363,7 +465,9 @@ class H3Server(H3Connection, Application):
 
     def next_deadline(self) -> float | None:
         """When to look at deadlines again: never later than the first of them."""
-        return None if self.is_closed else self.look_s
+        if self.is_closed:
+            return None
+        return self.look_s if self._lanes is None else min(self.look_s, self._lanes.next_deadline())
 
     def handle_deadline(self, now: float) -> None:
         """Act on whichever deadlines passed, and find the next."""
@@ -373,7 +477,7 @@ class H3Server(H3Connection, Application):
         if self._drain_phase == _ANNOUNCED and self._drain_until_s <= now:
             self._say_last()
         self.look_s = NEVER
-        first = NEVER
+        first = NEVER if self._lanes is None else self._lanes.handle_deadline(now)
         for stream in list(self.streams.values()):
             assert isinstance(stream, ServerStream)
             first = min(first, self._look_at(stream, now))

@@ -11,7 +11,7 @@ from router.transport.codec.h3 import frames
 from router.transport.codec.h3.head import write_response
 from router.transport.codec.h3.limits import HALF_OPEN_S, LOW_BYTES
 from router.transport.codec.h3.stream import HEAD, H3Stream
-from router.transport.codec.head import bad_request
+from router.transport.codec.head import WEBTRANSPORT, bad_request
 from router.transport.codec.websocket import FrameBoundary, accept_value, close_frame
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class ServerStream(H3Stream, DownstreamStream):
         self.is_head_request = shape.method == b"HEAD"
         if shape.upgrade is not None:
             self.wants_tunnel = True
+            self.is_session = shape.upgrade == WEBTRANSPORT
             self._websocket_key = shape.known.get(b"sec-websocket-key", b"")
         receiver.request_head(head, end)
 
@@ -129,7 +130,8 @@ class ServerStream(H3Stream, DownstreamStream):
         shape = head.shape
         if shape.accepts_tunnel:
             self.is_tunnel = True
-            self._frames = FrameBoundary()
+            if not self.is_session:
+                self._frames = FrameBoundary()
             if self._websocket_key:  # of a client that carries an HTTP/1.1 handshake through HTTP/3
                 head.added.append((b"sec-websocket-accept", accept_value(self._websocket_key)))
         elif self.is_head_request or shape.status in (204, 304):
@@ -142,7 +144,7 @@ class ServerStream(H3Stream, DownstreamStream):
         """Keep track of frames, and end none that has no close frame: RFC 6455 §7.1.1 forbids it."""
         boundary = self._frames
         if boundary is None:
-            return data  # a close frame of ours
+            return data  # a close frame of ours, or capsules
         if data:
             boundary.follow(data)
         if end and boundary.may_close:

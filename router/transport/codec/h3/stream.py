@@ -19,6 +19,7 @@ from router.transport.codec.h3 import frames
 from router.transport.codec.h3.head import write_trailers
 from router.transport.codec.h3.limits import MAX_BLOCK_BYTES
 from router.transport.codec.h3.reader import GATHER, PASS, SKIP, STOP, FrameReader
+from router.transport.codec.webtransport.codes import TWO_WAY
 
 if TYPE_CHECKING:
     from router.http import Headers
@@ -50,6 +51,7 @@ class H3Stream(FrameReader):
         "_held_end",
         "_holds",
         "_phase",
+        "_saw_frame",
         "_sent_bytes",
         "_trailers",
         "expected_bytes",
@@ -58,11 +60,13 @@ class H3Stream(FrameReader):
         "idle_s",
         "is_over",
         "is_paused",
+        "is_session",
         "is_tunnel",
         "moved_s",
         "received_end",
         "section_since_s",
         "sent_end",
+        "session_id",
         "stuck_at",
         "stuck_since_s",
         "wants_tunnel",
@@ -76,16 +80,19 @@ class H3Stream(FrameReader):
         self.moved_s = now
         self.section_since_s = now  # when the wait for a field section began; 0 while none is awaited
         self.expected_bytes = NO_LENGTH  # still to come of a declared length
+        self.session_id = -1  # whose stream it is, if it is a session's and no request
         self.received_end = False
         self.sent_end = False
         self.is_over = False
         self.is_paused = False
         self.wants_tunnel = False
         self.is_tunnel = False
+        self.is_session = False  # a CONNECT of WebTransport
         self.fresh_bytes = 0  # sent since the last flush
         self.stuck_since_s = 0.0  # since when less than LOW_BYTES have left …
         self.stuck_at = 0  # … behind this many
         self._phase = HEAD
+        self._saw_frame = False  # in front of the head
         self._holds = 0
         self._held: bytearray | None = None  # one buffer: a list of tiny pieces would be forty times their size
         self._held_end = False
@@ -151,6 +158,10 @@ class H3Stream(FrameReader):
         size = len(data)
         used = self.feed(data, end)
         if self.is_over:
+            if self.session_id >= 0:
+                self.flow.credit(used)
+                self._connection.adopt(self.flow, self.session_id, data[used:], end)
+                return
             used = size
         elif used < size or (end and self._holds and not self.received_end):
             self._held = bytearray(data[used:] if used else data)
@@ -217,6 +228,14 @@ class H3Stream(FrameReader):
         if kind in _ON_OTHER_STREAMS or frames.belongs_to_http2(kind):
             connection.fail(frames.FRAME_UNEXPECTED, b"a frame that belongs on another stream, or nowhere")
             return STOP
+        if kind == TWO_WAY and connection.takes_sessions:
+            if self._phase != HEAD or self._saw_frame:  # draft-ietf-webtrans-http3-07 §4.2
+                connection.fail(frames.FRAME_ERROR, b"WEBTRANSPORT_STREAM does not come first")
+            else:
+                self.session_id = length
+                connection.release_stream(self)
+            return STOP
+        self._saw_frame = True
         return SKIP if connection.may_idle() else STOP  # RFC 9114 §9
 
     def on_payload(self, kind: int, payload: bytes, end: bool) -> None:
@@ -276,6 +295,10 @@ class H3Stream(FrameReader):
         self._held = None
         self._held_end = False
         self._read(bytes(held), ends)
+
+    def awaits_head(self) -> bool:
+        """Whether it is not known yet what the stream is for."""
+        return self._phase == HEAD
 
     def has_held(self) -> bool:
         """Whether something received was not delivered yet."""

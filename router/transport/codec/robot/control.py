@@ -23,10 +23,10 @@ _Time: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 
 
 class Hello(msgspec.Struct, omit_defaults=True):
-    """The client's first word: for whom it is, and who asks."""
+    """The client's first word: for whom it is, and who asks. In a WebTransport session all may be left out."""
 
-    authority: str
-    path: str = "/"
+    authority: str | None = None
+    path: str = ""
     headers: Annotated[list[tuple[str, str]], msgspec.Meta(max_length=MAX_HEADERS)] = []
     replies: Literal["state", "command"] = "state"
     resume: str = ""

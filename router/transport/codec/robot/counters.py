@@ -1,4 +1,4 @@
-"""What a worker counts of its robots, by name; `robot_sessions_open` also falls. Imports nothing but histograms."""
+"""What a worker counts of its robots, by name; two of them also fall. Imports nothing but histograms."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ ROBOT_NUMBERS: Final = (
     "robot_late_in",
     "robot_reported_late",
     "robot_reported_stale",
+    "webtransport_sessions",
+    "webtransport_rejected",
 )
 ROBOT_HISTOGRAMS: Final = ("robot_rtt", "robot_jitter", "robot_gap", "robot_loss")
 
@@ -49,6 +51,8 @@ class RobotCounters:
         self.robot_late_in = 0  # dropped, since its deadline had passed
         self.robot_reported_late = 0  # dropped by robots, as they say
         self.robot_reported_stale = 0
+        self.webtransport_sessions = 0  # that are open: it falls, too
+        self.webtransport_rejected = 0  # streams of sessions that are gone, never were, or came too late
         self.robot_rtt = Histogram()
         self.robot_jitter = Histogram()
         self.robot_gap = Histogram()  # the largest between two replies within a second

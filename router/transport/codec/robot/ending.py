@@ -14,6 +14,7 @@ from router.transport.codec.robot.command_lane import CommandOut
 from router.transport.codec.robot.epochs import Epochs
 from router.transport.codec.robot.limits import GOODBYE_S, HELLO_LIMIT_S, MAX_REASON_BYTES
 from router.transport.codec.robot.state_lane import StateOut
+from router.transport.codec.webtransport.codes import to_http3
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from router.transport.codec.message_tunnel import MessageTunnel
     from router.transport.codec.quic.seam import Bearer, Flow
     from router.transport.codec.robot.counters import RobotCounters
+    from router.transport.codec.webtransport.host import Asked
 
 WAITING: Final = 0
 OPENING: Final = 1
@@ -36,6 +38,7 @@ class RobotEnding:
     """Base of `RobotServer`. Times are 0 for none."""
 
     __slots__ = (
+        "asked",
         "bearer",
         "bye_s",
         "command_out",
@@ -55,9 +58,15 @@ class RobotEnding:
     )
 
     def __init__(
-        self, bearer: Bearer, on_refused: Callable[[ProxyError], None], counters: RobotCounters, now: float
+        self,
+        bearer: Bearer,
+        on_refused: Callable[[ProxyError], None],
+        counters: RobotCounters,
+        now: float,
+        asked: Asked | None,
     ) -> None:
         self.bearer = bearer
+        self.asked = asked
         self.on_refused = on_refused
         self.counters = counters
         self.phase = WAITING
@@ -65,7 +74,7 @@ class RobotEnding:
         self.tunnel: MessageTunnel | None = None
         self.control: Flow | None = None
         self.command_out = CommandOut()
-        self.state_out = StateOut(bearer)
+        self.state_out = StateOut(bearer, stale=self.stream_code(wire.STALE))
         self.hello_by_s = now + HELLO_LIMIT_S
         self.ping_s = 0.0
         self.stalled_s = 0.0
@@ -73,6 +82,10 @@ class RobotEnding:
         self.goodbye_s = 0.0
         self.goodbye = (wire.DONE, b"")
         self.unacknowledged: set[int] = set()  # streams whose end is to arrive before the close
+
+    def stream_code(self, code: int) -> int:
+        """Return a code as streams of this bearer have it."""
+        return code if self.asked is None else to_http3(code)
 
     def say(self, body: control.Body) -> None:
         """Send a control frame."""
@@ -111,7 +124,7 @@ class RobotEnding:
         for flow in (self.control, self.command_out.flow):
             if flow is not None and flow.can_send():
                 flow.send(b"", True)
-                flow.stop(code)
+                flow.stop(self.stream_code(code))
                 self.unacknowledged.add(flow.id)
         self.state_out.hurry()
         last = self.state_out.last

@@ -20,6 +20,7 @@ from router.transport.codec.message_tunnel import MessageTunnel, TunnelOwner, cl
 from router.transport.codec.messages import NO_STATUS
 from router.transport.codec.quic.seam import Application
 from router.transport.codec.robot import control, wire
+from router.transport.codec.robot.asked import make_request
 from router.transport.codec.robot.command_lane import CommandIn
 from router.transport.codec.robot.ending import (
     ENDING,
@@ -55,9 +56,11 @@ if TYPE_CHECKING:
     from router.transport.codec.quic.seam import Bearer, Flow
     from router.transport.codec.robot.counters import RobotCounters
     from router.transport.codec.robot.wire import Frame, StateReader
+    from router.transport.codec.webtransport.host import Asked
 
 _VERSION: Final = b"ROBOT/1"
 _ONE_WAY: Final = 0x2
+_COMMAND: Final = bytes((wire.COMMAND,))
 # What the router says to a replica itself: compression above all, which it would have to read.
 _OURS: Final = frozenset(
     (b"sec-websocket-accept", b"sec-websocket-extensions", b"sec-websocket-key", b"sec-websocket-version")
@@ -73,6 +76,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
     __slots__ = (
         "_allowance",
         "_clock",
+        "_command",
         "_command_in",
         "_datagram_allowance",
         "_direct_from_s",
@@ -98,13 +102,15 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         on_refused: Callable[[ProxyError], None],
         counters: RobotCounters,
         now: float,
+        asked: Asked | None = None,
         find_replica: Callable[[str, list[Place], Callable[[Offer], None]], None] | None = None,
     ) -> None:
-        """`find_replica` asks a replica, by its host in the table, where a robot may come to it directly.
+        """`on_refused` learns of sessions that were malformed or late before they had an exchange.
 
-        `on_refused` learns of sessions that were malformed or late before they had an exchange.
+        `asked`: the bearer is a WebTransport session, begun by this. `find_replica` asks a replica, by its host in
+        the table, where a robot may come to it directly.
         """
-        super().__init__(bearer, on_refused, counters, now)
+        super().__init__(bearer, on_refused, counters, now, asked)
         self._on_request = on_request
         self._find_replica = find_replica
         self._direct_from_s = 0.0  # when the next question for that is answered
@@ -118,8 +124,9 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         self._datagram_allowance = Allowance(DATAGRAM_BURST, DATAGRAM_RATE, now)
         self._clock = PeerClock()
         self._reports = Reports(counters)
+        self._command: Flow | None = None
         self._command_in = CommandIn()
-        self._state_in = StateIn(gives_credit=False)
+        self._state_in = StateIn(gives_credit=False, stale=self.stream_code(wire.STALE))
         self._state_waiting: StateReader | None = None  # the newest, which the replica does not take yet
         self._replies = wire.STATE  # the lane that the client wants them on
         self._is_first = True  # of the replica's messages
@@ -136,12 +143,25 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
     def stream_opened(self, flow: Flow) -> None:
         """Begin a state message, or take one of the two streams that there are beside."""
         if self.phase >= ENDING:
-            flow.stop(wire.STALE)
+            flow.stop(self.stream_code(wire.STALE))
         elif flow.id & _ONE_WAY:
             self._state_in.open(flow)
+        elif self.asked is not None:
+            return  # a session's streams may overtake each other: their first byte says what they are
         elif flow.id == wire.CONTROL_ID:
             self.control = flow
-        elif flow.id != wire.COMMAND_ID:
+        elif flow.id == wire.COMMAND_ID:
+            self._command = flow
+        else:
+            self.fault(wire.BROKEN, "a third two-way stream")
+
+    def _name_lane(self, flow: Flow, data: bytes) -> None:
+        """Find out which of the two a session's two-way stream is."""
+        if self._command is None and data[:1] == _COMMAND:
+            self._command = flow
+        elif self.control is None:
+            self.control = flow
+        else:
             self.fault(wire.BROKEN, "a third two-way stream")
 
     def stream_data(self, flow: Flow, data: bytes, end: bool) -> None:
@@ -149,12 +169,16 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         self._now = self.bearer.now
         if self.phase >= ENDING:
             flow.credit(len(data))
-        elif flow.id & _ONE_WAY:
+            return
+        if flow.id & _ONE_WAY:
             self._read_state(flow, data, end)
-        elif flow is self.control:
+            return
+        if flow is not self.control and flow is not self._command:
+            self._name_lane(flow, data)
+        if flow is self.control:
             flow.credit(len(data))
             self._read_control(data, end)
-        elif flow.id == wire.COMMAND_ID:
+        elif flow is self._command:
             self._read_command(flow, data, end)
 
     def stream_reset(self, flow: Flow, code: int) -> None:
@@ -297,11 +321,14 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             return
         self.hello_by_s = 0.0
         self._replies = wire.COMMAND if hello.replies == "command" else wire.STATE
-        headers = [(name.lower().encode(), value.encode()) for name, value in hello.headers]
+        if hello.authority is None and self.asked is None:
+            self.fault(wire.BROKEN, "a control frame is malformed")
+            return
+        authority, path, headers = make_request(hello, self.asked)
         headers = [field for field in headers if field[0] not in _OURS]
         if not self._is_connected:
             headers.append(_EARLY)
-        self._request = hello.authority.encode(), hello.path.encode(), headers
+        self._request = authority, path, headers
         self._open(OPENING)
 
     def _take_direct(self, body: control.Direct) -> None:

@@ -21,10 +21,21 @@ if TYPE_CHECKING:
 class StateIn:
     """What comes. `fault` is a close code for what the peer did wrong."""
 
-    __slots__ = ("_flows", "_gives_credit", "_owed", "_readers", "fault", "gathered", "newest", "stale")
+    __slots__ = (
+        "_flows",
+        "_gives_credit",
+        "_owed",
+        "_readers",
+        "_stale_code",
+        "fault",
+        "gathered",
+        "newest",
+        "stale",
+    )  # fmt: skip
 
-    def __init__(self, *, gives_credit: bool) -> None:
-        """`gives_credit`: for messages that are not whole; else not before `allow`."""
+    def __init__(self, *, gives_credit: bool, stale: int = wire.STALE) -> None:
+        """`gives_credit`: for messages that are not whole; else not before `allow`. `stale`: the code of a stop."""
+        self._stale_code = stale
         self._readers: dict[int, StateReader] = {}
         self._flows: dict[int, Flow] = {}
         self._gives_credit = gives_credit
@@ -84,7 +95,7 @@ class StateIn:
     def drop(self, flow: Flow) -> None:
         """Want no more of a message."""
         self._forget(flow.id)
-        flow.stop(wire.STALE)
+        flow.stop(self._stale_code)
 
     def lose(self, flow: Flow) -> None:
         """Learn that the peer gave a message up: it has a newer one."""
@@ -114,6 +125,7 @@ class StateOut:
         "_deadline",
         "_gave_up",
         "_last_bytes",
+        "_stale_code",
         "_under_way",
         "_waiting",
         "last",
@@ -123,8 +135,10 @@ class StateOut:
         "stale",
     )  # fmt: skip
 
-    def __init__(self, bearer: Bearer) -> None:
+    def __init__(self, bearer: Bearer, *, stale: int = wire.STALE) -> None:
+        """`stale`: the code to reset with."""
         self._bearer = bearer
+        self._stale_code = stale
         self._waiting: bytes | None = None
         self._deadline = 0  # of what waits
         self._under_way: list[tuple[Flow, int]] = []  # with deadlines, the oldest first
@@ -166,7 +180,7 @@ class StateOut:
         under_way = self._under_way
         if len(under_way) >= MAX_UNDER_WAY:
             self.stale += 1
-            self._forget(0).reset(wire.STALE)
+            self._forget(0).reset(self._stale_code)
         flow = self._bearer.open_stream(unidirectional=True)
         if flow is None:
             return
@@ -198,7 +212,7 @@ class StateOut:
         for at in range(len(self._under_way) - 1, -1, -1):
             if 0 < self._under_way[at][1] <= now_us:
                 self.late += 1
-                self._forget(at).reset(wire.STALE)
+                self._forget(at).reset(self._stale_code)
 
     def next_deadline(self) -> int:
         """Return when the first of all is too late; 0 if none ever is."""
@@ -235,7 +249,7 @@ class StateOut:
         """Reset the newest: much of it is not sent yet."""
         last = self._forget(len(self._under_way) - 1)
         self.stale += 1
-        last.reset(wire.STALE)
+        last.reset(self._stale_code)
         self._gave_up = True
 
     def _forget(self, at: int) -> Flow:

@@ -128,6 +128,8 @@ class FakeBearer(Bearer):
         self.closed = None
         self.may_open = 3
         self.opened = 0
+        self.datagrams = []
+        self.datagram_bytes = 1_200
         self.app = None
 
     def open_stream(self, *, unidirectional):
@@ -140,10 +142,13 @@ class FakeBearer(Bearer):
         return flow
 
     def send_datagram(self, data):
-        raise AssertionError("nobody sends datagrams")
+        if len(data) > self.datagram_bytes:
+            return False
+        self.datagrams.append(data)
+        return True
 
     def max_datagram_bytes(self):
-        return 0
+        return self.datagram_bytes
 
     def close(self, code, reason=b""):
         assert self.closed is None, "closed twice"
@@ -176,7 +181,7 @@ class H3Receiver(Receiver):
 class ServerBench:
     """A client's bytes go in; `requests` are what exchanges would see."""
 
-    def __init__(self, on_event=None, hold=0, greet=True, **limits):
+    def __init__(self, on_event=None, hold=0, greet=True, host=None, **limits):
         self.requests = []
         self.refused = []
         self.floods = 0
@@ -185,12 +190,12 @@ class ServerBench:
         self.limits = ServerLimits(**limits)
         self.bearer = FakeBearer()
         self.codec = H3Server(
-            self.bearer, self._on_request, self.refused.append, self._on_flood, self.limits, self.bearer.now
+            self.bearer, self._on_request, self.refused.append, self._on_flood, self.limits, self.bearer.now, host
         )
         self.bearer.app = self.codec
         if greet:
             self.codec.connected()
-            self.feed(2, varint(frames.CONTROL_STREAM) + settings())
+            self.feed(2, varint(frames.CONTROL_STREAM) + settings(*([] if host is None else [(0x33, 1)])))
 
     def _on_flood(self):
         self.floods += 1
