@@ -2,7 +2,7 @@
 
 import msgspec
 import pytest
-from sessionkit import Host, SessionBench, one_way, two_way
+from webtransportkit import Host, SessionBench, one_way, two_way
 
 from router.errors import Kind, ProxyError, Source
 from router.transport.codec.h3.limits import HALF_OPEN_S
