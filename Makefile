@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 ARGS   ?=
 
-.PHONY: run test test-slow install compile lint bench bench-fleet bench-kv bench-store loadtest autoscale-day clean
+.PHONY: run test test-slow install compile lint bench bench-fleet bench-kv bench-quic bench-store loadtest autoscale-day clean
 
 run: compile            ## two simulated replicas, the router, a check of every protocol; then serves
 	$(BIN)/router up $(ARGS)
@@ -39,6 +39,9 @@ bench-fleet: compile    ## what tokens, regions and keys cost, and how fast a to
 
 bench-kv: compile       ## what each policy does to the engines' prefix caches, on simulated engines
 	$(BIN)/python -m loadtest.kv $(ARGS)
+
+bench-quic: compile     ## QUIC beside quic-portal, robots through the router, over bad networks and on the move
+	$(BIN)/python -m loadtest.quic $(ARGS)
 
 bench-store: compile    ## the store: delay, bootstrap, look-up, outage, churn, relay
 	$(BIN)/python -m loadtest.store $(ARGS)

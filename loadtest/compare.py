@@ -95,6 +95,7 @@ def doable(works: list[str]) -> tuple[list[str], list[str]]:
     needs = (
         ("grpc", "h2load", h2load.binary(), h2load.PACKAGE),
         ("tls", "openssl", openssl(), OPENSSL_PACKAGE),
+        ("h3", "openssl", openssl(), OPENSSL_PACKAGE),
         ("tls", "nginx", nginx.binary(), nginx.package),  # the replica: `direct` speaks TLS to it
     )
     missing = [(work, tool, package) for work, tool, path, package in needs if work in works and path is None]

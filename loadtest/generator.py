@@ -21,6 +21,7 @@ from loadtest.clients.closed import ClosedLoop
 from loadtest.clients.grpc_streams import GrpcStreams
 from loadtest.clients.h2_body import H2Body
 from loadtest.clients.h2load import H2Load
+from loadtest.clients.h3 import Http3
 from loadtest.clients.openloop import OpenLoop
 from loadtest.clients.sse import Streams
 from loadtest.clients.tls import Handshakes
@@ -52,6 +53,8 @@ def client_of(command: Command, window: Window) -> Client:
             return H2Body(command, window)
         case "tls":
             return Handshakes(command, window)
+        case "h3":
+            return Http3(command, window)
         case _:
             assert_never(command.mode)
 

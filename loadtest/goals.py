@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from loadtest.summary import MeasureSummary, Ratios
 
 
+Figure = Literal["cpu", "added_p50", "p50"]
+Level = Literal["reach", "beyond"]
+
+
 class Goal(msgspec.Struct, frozen=True, kw_only=True):
     """`figure` of ours over that of `peer` at `measure` is at most `at_most`."""
 
     measure: str
-    figure: Literal["cpu", "added_p50"]
+    figure: Figure
     peer: str
     at_most: float
-    level: Literal["reach", "beyond"]
+    level: Level
 
 
 class Verdict(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +43,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _goals() -> tuple[Goal, ...]:
-    rows: list[tuple[str, Literal["cpu", "added_p50"], str, float, Literal["reach", "beyond"]]] = []
+    rows: list[tuple[str, Figure, str, float, Level]] = []
     for measure in ("unary-1", "unary-32"):
         rows += [
             (measure, "cpu", "envoy", 0.6, "reach"),
@@ -61,6 +65,8 @@ def _goals() -> tuple[Goal, ...]:
         ("grpc-4x8", "cpu", "nginx", 1.0, "beyond"),
         ("grpc-stream-32", "cpu", "envoy", 0.7, "reach"),
     ]
+    for measure in ("h3-1", "h3-4x8"):
+        rows += [(measure, "cpu", "envoy", 1.0, "reach"), (measure, "p50", "envoy", 1.0, "reach")]
     return tuple(
         Goal(measure=measure, figure=figure, peer=peer, at_most=bound, level=level)
         for measure, figure, peer, bound, level in rows
@@ -85,4 +91,5 @@ def verdicts(summaries: list[MeasureSummary]) -> list[Verdict]:
 def _figure(row: Ratios | None, goal: Goal) -> Spread | None:
     if row is None:
         return None
-    return row.cpu if goal.figure == "cpu" else row.added_p50
+    found: Spread | None = getattr(row, goal.figure)
+    return found

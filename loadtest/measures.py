@@ -18,8 +18,8 @@ from loadtest.peers.base import Wire
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-Work = Literal["unary", "sse", "websocket", "grpc", "grpc-stream", "h2-body", "tls"]
-WORKS: tuple[Work, ...] = ("unary", "sse", "websocket", "grpc", "grpc-stream", "h2-body", "tls")
+Work = Literal["unary", "sse", "websocket", "grpc", "grpc-stream", "h2-body", "tls", "h3"]
+WORKS: tuple[Work, ...] = ("unary", "sse", "websocket", "grpc", "grpc-stream", "h2-body", "tls", "h3")
 GROUPS: dict[str, tuple[Work, ...]] = {
     "http1": ("unary", "sse", "websocket"),
     "h2": ("grpc", "grpc-stream", "h2-body"),
@@ -43,6 +43,8 @@ class Stage(msgspec.Struct, frozen=True, kw_only=True):
     works: tuple[Work, ...]
     wire: Wire
     canned: bool
+    has_direct: bool = True
+    """Whether the replica can be asked without a proxy between."""
 
 
 STAGES = (
@@ -51,6 +53,7 @@ STAGES = (
     Stage(label="grpc", works=("grpc",), wire="h2", canned=True),
     Stage(label="grpc-streams", works=("grpc-stream", "h2-body"), wire="h2", canned=False),
     Stage(label="tls", works=("tls",), wire="tls", canned=True),
+    Stage(label="h3", works=("h3",), wire="h3", canned=True, has_direct=False),
 )
 
 
@@ -220,7 +223,31 @@ MEASURES: tuple[Measure, ...] = (
         resume=True,
         in_quick=False,
     ),
+    Measure(
+        key="h3-1",
+        title="HTTP/3 unary, 1 connection, 1 stream",
+        work="h3",
+        mode="h3",
+        connections=1,
+        unit="request",
+        warmup_s=0.1,
+    ),
+    Measure(
+        key="h3-4x8",
+        title="HTTP/3 unary, 4 connections, 8 streams each",
+        work="h3",
+        mode="h3",
+        connections=4,
+        streams=8,
+        unit="request",
+        warmup_s=0.15,
+    ),
 )
+
+
+def stage_of(work: Work) -> Stage:
+    """Return the stage that a work belongs to."""
+    return next(stage for stage in STAGES if work in stage.works)
 
 
 def chosen(works: Iterable[str], *, quick: bool) -> list[Measure]:

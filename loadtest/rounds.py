@@ -19,9 +19,9 @@ import msgspec
 from loadtest.certificate import make_certificate
 from loadtest.clients.window import Result
 from loadtest.cpu import process_tree
-from loadtest.measures import EVENT_INTERVAL_MS, STAGES, STREAM_EVENTS, Measure, Stage
+from loadtest.measures import EVENT_INTERVAL_MS, STAGES, STREAM_EVENTS, Measure, Stage, stage_of
 from loadtest.peers import Nginx, Ours
-from loadtest.peers.base import Peer, Readiness, Site
+from loadtest.peers.base import SECURE, Peer, Readiness, Site
 from loadtest.peers.ours import CHECKOUT
 from loadtest.processes import Child, Fleet, Generator, NotReadyError, free_ports, wait_ready
 
@@ -85,13 +85,13 @@ class Plan:
 
     def slots(self) -> int:
         """Measurements in the whole run."""
-        sizes = (len(group_order(name)) for one in self.measures for name in self.groups(one))
+        sizes = (len(order_of(one, name)) for one in self.measures for name in self.groups(one))
         return self.rounds * sum(sizes)
 
     def expected_s(self) -> float:
         """Time the windows and warm-ups take; starting the proxies comes on top."""
         per_round = sum(
-            len(group_order(name)) * (one.warmup_s + (one.work_s or self.duration_s))
+            len(order_of(one, name)) * (one.warmup_s + (one.work_s or self.duration_s))
             for one in self.measures
             for name in self.groups(one)
         )
@@ -112,6 +112,12 @@ def group_order(peer: str) -> tuple[str, ...]:
     return (DIRECT, OURS) if peer == DIRECT else (DIRECT, OURS, peer)
 
 
+def order_of(measure: Measure, peer: str) -> tuple[str, ...]:
+    """Order at this measure: without direct where the replica does not speak what is measured."""
+    order = group_order(peer)
+    return order if stage_of(measure.work).has_direct else order[1:]
+
+
 def run(plan: Plan, fleet: Fleet, folder: Path, failed: list[str]) -> Iterator[Slot]:
     """Measure everything, yielding each slot as it is done.
 
@@ -126,7 +132,7 @@ def run(plan: Plan, fleet: Fleet, folder: Path, failed: list[str]) -> Iterator[S
             continue
         place = folder / stage.label
         place.mkdir()
-        site = Site(place, 0, 0, 0, stage.wire, make_certificate(place) if stage.wire == "tls" else None)
+        site = Site(place, 0, 0, 0, stage.wire, make_certificate(place) if stage.wire in SECURE else None)
         replica, site = _start_replica(fleet, plan, site, stage)
         children, targets = _start_proxies(fleet, plan, site, stage, failed)
         for index in range(plan.rounds):
@@ -139,7 +145,7 @@ def _one_round(
     plan: Plan, generator: Generator, targets: dict[str, Target], measure: Measure, index: int
 ) -> Iterator[Slot]:
     for peer in plan.groups(measure):
-        for proxy in group_order(peer) if peer in targets else ():
+        for proxy in order_of(measure, peer) if peer in targets else ():
             target = targets[proxy]
             command = measure.command(
                 port=target.port, pids=target.pids, duration_s=plan.duration_s, rate_per_s=plan.rate_per_s

@@ -37,7 +37,10 @@ USERS = {
     "websocket": ("WebSocketPolicyUser", "WS infer"),
     "h2": ("Http2ChatUser", "H2 chat completion"),
     "grpc": ("GrpcUser", "gRPC Generate"),
+    "h3": ("Http3ChatUser", "H3 chat completion"),
+    "robot": ("RobotUser", "Robot infer"),
 }
+OVER_QUIC = ("h3", "robot")
 STATS = "locust.json"
 GRACE_S = 30.0  # locust finishes the requests in flight and writes its report
 
@@ -50,8 +53,8 @@ def parse_kinds(_context: click.Context, _parameter: click.Parameter, value: str
     return [kind for kind in USERS if kind in wanted]
 
 
-def start_router(fleet: Fleet, folder: Path, arguments: tuple[str, ...]) -> str:
-    """Start `router up` and return the URL on which it listens; NotReadyError when it does not."""
+def start_router(fleet: Fleet, folder: Path, arguments: tuple[str, ...]) -> tuple[str, str]:
+    """Start `router up` and return its URLs, over TCP and over QUIC; NotReadyError when it does not come up."""
     command = [sys.executable, "-m", "router", "up", "--no-check", "--json", "--listen", "127.0.0.1:0"]
     child = fleet.start(
         "router",
@@ -62,17 +65,17 @@ def start_router(fleet: Fleet, folder: Path, arguments: tuple[str, ...]) -> str:
     )
     until = time.monotonic() + 3 * READY_S  # it starts replicas, too
     while time.monotonic() < until:
-        url = announced(child.output.read_text(errors="replace"))
-        if url is not None:
-            return url
+        urls = announced(child.output.read_text(errors="replace"))
+        if urls is not None:
+            return urls
         if child.process.poll() is not None:
             raise NotReadyError(f"`router up` ended with {child.process.returncode}: {child.last_output()}")
         time.sleep(0.05)
     raise NotReadyError(f"`router up` was not ready in time: {child.last_output()}")
 
 
-def announced(output: str) -> str | None:
-    """URL of the `ready` line in the output of `router up`, None as long as there is none."""
+def announced(output: str) -> tuple[str, str] | None:
+    """URLs of the `ready` line of `router up`, that of QUIC empty if it is not served; None while there is none."""
     for line in output.splitlines():
         if not line.startswith("{"):
             continue
@@ -81,8 +84,19 @@ def announced(output: str) -> str | None:
         except ValueError:  # half a line so far
             continue
         if found.get("event") == "ready":
-            return str(found["listen"])
+            return str(found["listen"]), str(found.get("quic", ""))
     return None
+
+
+def possible(kinds: list[str], quic_url: str, console: Console) -> list[str]:
+    """Kinds of users that have a place to go to; NotReadyError when none has."""
+    found = kinds if quic_url else [kind for kind in kinds if kind not in OVER_QUIC]
+    left_out = ", ".join(kind for kind in kinds if kind not in found)
+    if not found:
+        raise NotReadyError(f"no QUIC there, which {left_out} users need: see --quic-target")
+    if left_out:
+        console.print(f"no QUIC there (--quic-target): without {left_out} users", style="yellow")
+    return found
 
 
 def start_locust(
@@ -196,6 +210,7 @@ def stats_table(entries: list[Entry]) -> Table:
     help="Kinds of users, comma-separated.",
 )
 @click.option("--target", help="URL of a running router; without it one is started.")
+@click.option("--quic-target", default="", help="Its quic://HOST:PORT, for h3 and robot users.")
 @click.option("--model", default="sim", show_default=True, help="Model that chat requests name.")
 @click.option(
     "--policy-host", default="policy.localhost", show_default=True, help="Host of the policy endpoint."
@@ -216,13 +231,14 @@ def main(
     run_time_s: float,
     kinds: list[str],
     target: str | None,
+    quic_target: str,
     model: str,
     policy_host: str,
     api_key: str,
     up_args: str,
     output: Path | None,
 ) -> None:
-    """Load a router with HTTP, SSE, WebSocket, HTTP/2 and gRPC users and report.
+    """Load a router with HTTP, SSE, WebSocket, HTTP/2, gRPC and HTTP/3 users and robots, and report.
 
     Without --target it starts `router up` with its simulated replicas. Exits non-zero when any
     request failed.
@@ -241,7 +257,11 @@ def main(
     }
     try:
         with interrupt_on_sigterm(), Fleet() as fleet:
-            url = target or start_router(fleet, folder, tuple(up_args.split()))
+            url, quic_url = (
+                (target, quic_target) if target else start_router(fleet, folder, tuple(up_args.split()))
+            )
+            kinds = possible(kinds, quic_url, console)
+            options["quic-url"] = quic_url
             console.print(f"{users} users ({', '.join(kinds)}) against {url}", highlight=False)
             locust = start_locust(fleet, folder, url, kinds, options)
             code = wait_locust(locust, run_time_s, console)

@@ -126,7 +126,7 @@ def _ratios(peer: str, slots: list[Slot]) -> Ratios:
     for slot in slots:
         if slot.beside == peer:
             groups.setdefault(slot.round, {})[slot.proxy] = slot
-    whole = [group for group in groups.values() if {DIRECT, OURS, peer} <= group.keys()]
+    whole = [group for group in groups.values() if {OURS, peer} <= group.keys()]
 
     def over(figure: Callable[[Slot], float | None]) -> Spread | None:
         return spread(ratio(figure(group[OURS]), figure(group[peer])) for group in whole)
@@ -136,7 +136,7 @@ def _ratios(peer: str, slots: list[Slot]) -> Ratios:
         cpu=over(Slot.cpu_us),
         p50=over(p50_us),
         added_p50=spread(
-            ratio(added_p50_us(group[OURS], group[DIRECT]), added_p50_us(group[peer], group[DIRECT]))
+            ratio(added_p50_us(group[OURS], group.get(DIRECT)), added_p50_us(group[peer], group.get(DIRECT)))
             for group in whole
         ),
         p99=over(p99_us),

@@ -2,9 +2,9 @@
 
 `HttpChatUser` asks for whole chat completions, `SseChatUser` for streams (with the time to the first
 token and the gaps between tokens as entries of their own), `WebSocketPolicyUser` is a robot that
-speaks openpi; `h2_users` has those that speak HTTP/2. Importing locust patches sockets and threads for
-gevent, so only locust's own process imports this module. Imports `users_base`, `h2_users`, `sse_parser` and
-`openpi`.
+speaks openpi; `h2_users` has those that speak HTTP/2, `quic_users` those over QUIC. Importing locust patches
+sockets and threads for gevent, so only locust's own process imports this module. Imports `users_base`,
+`h2_users`, `quic_users`, `sse_parser` and `openpi`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,9 @@ from loadtest.users_base import ANSWER_S, CHAT_PATH, chat_body, chat_headers, fi
 with contextlib.suppress(ImportError):  # of an extra; without it the users of HTTP/2 are not there
     from loadtest.h2_users import GrpcUser, Http2ChatUser  # noqa: F401 -- locust finds users by their names here
 
+with contextlib.suppress(ImportError):  # as well, those of QUIC
+    from loadtest.quic_users import Http3ChatUser, RobotUser  # noqa: F401
+
 if TYPE_CHECKING:
     from locust.argument_parser import LocustArgumentParser
 
@@ -41,6 +44,7 @@ def add_options(parser: LocustArgumentParser, **_: Any) -> None:
     group.add_argument(
         "--policy-host", default="policy.localhost", help="Host header of the policy endpoint."
     )
+    group.add_argument("--quic-url", default="", help="quic://HOST:PORT, for the users of HTTP/3 and robots.")
     group.add_argument("--policy-path", default="/", help="Path of the policy's WebSocket.")
     group.add_argument("--image-side", type=int, default=224, help="Pixels of the robot's square images.")
 

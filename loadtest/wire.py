@@ -89,6 +89,15 @@ def chat_request(host: str, *, stream: bool) -> bytes:
     return head.encode() + body
 
 
+def chat_fields(*, stream: bool) -> list[tuple[bytes, bytes]]:
+    """Head of the same POST as HTTP/3 has it (RFC 9114 §4.2, §4.3)."""
+    head = chat_request("localhost", stream=stream).partition(b"\r\n\r\n")[0]
+    fields = [line.split(b": ", 1) for line in head.split(b"\r\n")[1:]]
+    pseudo = [(b":method", b"POST"), (b":scheme", b"https"), (b":authority", b"localhost")]
+    pseudo.append((b":path", CHAT_PATH.encode()))
+    return pseudo + [(name.lower(), value) for name, value in fields if name not in {b"Host", b"Connection"}]
+
+
 def event(index: int) -> bytes:
     """One server-sent event, as SGLang writes a chunk of a stream."""
     frame = {

@@ -31,6 +31,7 @@ from router.config.sessions import make_keeper
 from router.config.static_table import StaticTable
 from router.control import (
     PULSE_S,
+    AttachStart,
     EngineLoads,
     Health,
     KnownTo,
@@ -52,6 +53,7 @@ from router.service import notify
 from router.session_calls import SessionCalls
 from router.session_keeper import LocalSessions, SessionKeeper
 from router.succession import Succession
+from router.transport.attached import AttachedSockets
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
 from router.transport.tasks import spawn
@@ -79,12 +81,18 @@ class Supervisor(DaemonAdmin):
     """One daemon. `start`, then `run` until a signal or `stop`.
 
     `command` starts it again, for an upgrade; None: it cannot be. `predecessor`: it takes over from that one.
+    `attach`: it is a sidecar behind a NAT, and dials the routers that it serves.
     """
 
     def __init__(
-        self, settings: Settings, command: list[str] | None = None, predecessor: Predecessor | None = None
+        self,
+        settings: Settings,
+        command: list[str] | None = None,
+        predecessor: Predecessor | None = None,
+        attach: AttachStart | None = None,
     ) -> None:
         self._settings = settings
+        self._attach = attach
         self._certificates = ServedCertificates(settings)
         self._static = None if settings.store else StaticTable(settings)
         self._agent = ConfigAgent(settings, self._publish, self.end, self._replace) if settings.store else None
@@ -132,6 +140,9 @@ class Supervisor(DaemonAdmin):
             loop.add_signal_handler(signal.SIGQUIT, self.upgrade)
         _raise_file_limit()
         await self._succession.bind()
+        ways = self._succession.sockets.ways
+        if ways is not None:
+            self._monitor.attached = self._loads.attached = AttachedSockets(ways.secret)
         self._alt_svc = self._succession.sockets.alt_svc()
         self._publish(TablePatch(0) if self._static is None else self._image.diff(self._static.spec()))
         if isinstance(self._sessions, LocalSessions):
@@ -421,6 +432,8 @@ class Supervisor(DaemonAdmin):
             tls_listeners=self._succession.sockets.tls_count[index],
             tls=self._certificates.tls,
             quic=self._succession.sockets.quic[index],
+            attach=self._attach if index == 0 else None,
+            attach_tokens=settings.may_attach,
             alt_svc=self._alt_svc,
             proxies=proxies(settings),
             trusted_hops=settings.trusted_hops,

@@ -43,6 +43,17 @@ class QuicStart(msgspec.Struct):
     portal: tuple[str, str] | None = None  # host and path for clients of quic-portal
 
 
+class AttachStart(msgspec.Struct):
+    """What a sidecar's worker is told of the routers that it is to be attached to."""
+
+    routers: list[tuple[str, int]]
+    name: str
+    token: str
+    ca: bytes = b""
+    insecure: bool = False
+    certificate: str = ""  # of the authority of its own, PEM, for robots that come directly
+
+
 class Start(msgspec.Struct, tag="start"):
     """Everything but the table that a worker must know before it accepts."""
 
@@ -62,6 +73,8 @@ class Start(msgspec.Struct, tag="start"):
     region: str = ""  # this router's own
     secret: bytes = b""  # with which prompts are hashed, the same in all workers
     quic: QuicStart | None = None
+    attach: AttachStart | None = None  # this replica's sidecar to routers
+    attach_tokens: list[str] = []  # NAME=TOKEN, of replicas that may attach to this router
     alt_svc: bytes = b""  # a field's value on answers over TLS: where the same is served over QUIC
 
 

@@ -8,13 +8,14 @@ from router.app import Supervisor
 
 if TYPE_CHECKING:
     from router.config.settings import Settings
+    from router.control import AttachStart
 
 
 class EngineRelay:
     """Implements `sidecar.ports.Relay`; `supervisor` has the addresses once it is open."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.supervisor = Supervisor(settings)
+    def __init__(self, settings: Settings, attach: AttachStart | None = None) -> None:
+        self.supervisor = Supervisor(settings, attach=attach)
         self._is_open = False
 
     async def open(self) -> None:

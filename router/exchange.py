@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from router.engine_manners import FirstEventGuard
 from router.errors import Kind, ProxyError, Retry, Source
-from router.exchange_ending import REACHED_MAYBE, REACHED_NO, REACHED_YES
+from router.exchange_ending import REACHED_MAYBE, REACHED_NO, REACHED_YES, TUNNEL_END_S
 from router.exchange_entry import ExchangeEntry
 from router.grpc_fields import read_grpc_status
 from router.http import NO_FIELDS, ResponseHead
@@ -77,6 +77,9 @@ class Exchange(ExchangeEntry):
         if end:
             if self._status == 101:
                 self._end_tunnel()
+                if not self._finished:  # nobody waits for the replica any more
+                    self._deadline_s = self._core.clock.now + TUNNEL_END_S
+                    self._core.wheel.watch(self)
             elif self._first_byte_s and not self._status:
                 self._await_first_byte(self._core.clock.now)
 
@@ -111,6 +114,10 @@ class Exchange(ExchangeEntry):
         self._response_paused = False
         if self._upstream is not None:
             self._upstream.release(HOLD_PEER_FULL)
+
+    def replica_host(self) -> str:
+        """Say who serves it."""
+        return self._lease.replica.host if self._lease is not None else ""
 
     # -- the replica ----------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from router.routing.table import Endpoint
     from router.stream import DownstreamStream, UpstreamStream
 
+TUNNEL_END_S: Final = 30.0  # for a replica to end a tunnel whose client has ended it
 REFUSAL_WAIT_S: Final = 2.0  # for a refused request's small body, before the answer is given without it
 MAX_DISCARD_BYTES: Final = 65_536  # of that body, read so that the connection can be kept
 

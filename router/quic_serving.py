@@ -7,20 +7,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from router.edge.attach_gate import AttachGate
+from router.edge.attach_server import AttachedReplicas
+from router.edge.attachment import Attachment
+from router.edge.direct_robots import DirectRobots, TicketGate
 from router.edge.quic_forwarding import Forwarding
 from router.edge.quic_listener import QuicListener
 from router.edge.quic_protocols import ServedProtocols
 from router.telemetry import snapshot_histogram
+from router.transport.attached import AttachedSockets
 from router.transport.codec.quic.keyring import Keyring
 from router.transport.codec.robot.counters import ROBOT_HISTOGRAMS, ROBOT_NUMBERS
 
 if TYPE_CHECKING:
     import socket
 
-    from router.control import QuicStart
+    from router.control import QuicStart, Start
     from router.edge.listener import Listener
     from router.telemetry import HistogramSnapshot
     from router.transport.server_tls import ServerTls
+    from router.transport.udp import Address
     from router.walltime import WallTime
 
 
@@ -29,13 +35,22 @@ class QuicServing:
 
     listener: QuicListener
 
-    def __init__(self, worker: int, start: QuicStart, tls: ServerTls, beside: Listener, walltime: WallTime) -> None:
-        self._worker = worker
+    def __init__(
+        self, whole: Start, start: QuicStart, tls: ServerTls, beside: Listener, walltime: WallTime
+    ) -> None:
+        """`whole` is what the worker was told, `start` and `tls` of it what there has to be."""
+        self._worker = whole.worker
+        self._attach = whole.attach
+        self._attachments: list[Attachment] = []
         self._start = start
         self._beside = beside
         self._walltime = walltime
         counters = beside.reactor.counters
-        self._protocols = ServedProtocols(tls, beside.limits, counters, beside.note_refused, start.portal)
+        gate = AttachGate(whole.attach_tokens, beside.core, walltime)
+        self.attached = AttachedReplicas(AttachedSockets(start.secret), gate, beside.reactor)
+        self._protocols = ServedProtocols(
+            tls, beside.limits, counters, beside.note_refused, self.attached, start.portal
+        )
 
     def listen(self, sockets: list[socket.socket]) -> list[socket.socket]:
         """Serve on the last of a worker's sockets, as `QuicStart` orders them; return the others."""
@@ -54,7 +69,19 @@ class QuicServing:
             if not sock.getsockname()[1]:  # it was added to others that are served already
                 sock.bind(address)
         self.listener.listen(listening)
+        if self._attach is not None:
+            robots = DirectRobots(self._send)
+            self.listener.on_check = robots.take_check
+            beside.core.gate = TicketGate(beside.core.gate, robots)
+            self._attachments = [
+                Attachment(self._attach, where, self.listener, beside, robots) for where in self._attach.routers
+            ]
+            for attachment in self._attachments:
+                attachment.begin()
         return sockets[:first]
+
+    def _send(self, data: bytes, address: Address) -> None:
+        self.listener.first_socket().send([data], len(data), b"", address)
 
     def set_tls(self, tls: ServerTls) -> None:
         """Serve other certificates from now on."""
@@ -63,7 +90,8 @@ class QuicServing:
     def numbers(self) -> dict[str, int]:
         """Return every count by name."""
         robots = self._protocols.robots
-        return self.listener.numbers() | {name: int(getattr(robots, name)) for name in ROBOT_NUMBERS}
+        found = self.listener.numbers() | {name: int(getattr(robots, name)) for name in ROBOT_NUMBERS}
+        return found | self.attached.numbers()
 
     def histograms(self) -> dict[str, HistogramSnapshot]:
         """Return every histogram by name."""
@@ -74,6 +102,8 @@ class QuicServing:
 
     def drain(self, *, is_handed_over: bool) -> None:
         """Begin to come to an end, as the TCP listener does."""
+        for attachment in self._attachments:
+            attachment.close()
         if is_handed_over:
             self.listener.retire()
         else:

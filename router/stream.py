@@ -145,6 +145,10 @@ class RequestReceiver:
         """Learn that it does again."""
         raise NotImplementedError
 
+    def replica_host(self) -> str:
+        """Return the host of the replica that serves it, as the table has it; empty while there is none."""
+        return ""
+
 
 @trait
 class ResponseReceiver:

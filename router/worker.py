@@ -77,6 +77,7 @@ from router.telemetry import (
     snapshot_endpoint,
     snapshot_histogram,
 )
+from router.transport.attached import AttachedSockets
 from router.transport.outbox import Outbox
 from router.transport.server_tls import server_context
 from router.transport.shell import Reactor
@@ -117,7 +118,8 @@ class Worker:
         self.wheel = DeadlineWheel(self.clock.now)
         self.outbox = Outbox(self.clock)
         self.reactor = Reactor(self.clock, self.outbox, self.wheel, self.counters)
-        self.pool = ConnectionPool(self.reactor)
+        attached = AttachedSockets(b"" if start.quic is None else start.quic.secret)
+        self.pool = ConnectionPool(self.reactor, attached)
         self._walltime = WallTime()
         self.gate = AdmissionGate(start.tokens, boards.rates, self._walltime)
         self._stage = Stage(boards.load, start.region, boards.prefixes, self._walltime)
@@ -165,7 +167,7 @@ class Worker:
         if start.quic is not None and start.tls is not None:
             from router.quic_serving import QuicServing  # noqa: PLC0415 - what it imports is an extra's
 
-            self.quic = QuicServing(start.worker, start.quic, start.tls, self.listener, self._walltime)
+            self.quic = QuicServing(start, start.quic, start.tls, self.listener, self._walltime)
             sockets = self.quic.listen(sockets)
         first_tls = len(sockets) - start.tls_listeners
         await self.listener.listen(sockets[:first_tls], sockets[first_tls:])
@@ -308,7 +310,9 @@ class Worker:
             self.quic.drain(is_handed_over=is_handed_over)
         await asyncio.sleep(DRAIN_POLL_S)  # what uvloop has accepted is told to the listener in a next turn
         # A client of HTTP/2 that has not read its GOAWAY yet may still begin requests: connections count, too.
-        while self._is_busy() and monotonic() < self._drained_by_s:  # noqa: ASYNC110 - no event on the hot path for this
+        while self._is_busy() and monotonic() < self._drained_by_s:
+            if not self.core.in_flight:
+                self.pool.close()  # one may be spliced to an attached replica, whose worker waits for its end
             await asyncio.sleep(DRAIN_POLL_S)
         self.clock.read()
         cut = self._cut(ProxyError(Kind.DRAINING, Source.ROUTER)) if self._is_busy() else 0

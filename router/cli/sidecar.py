@@ -18,14 +18,17 @@ import uvloop
 
 from router.app import EXIT_BIND
 from router.cli.serve import configure_logging
+from router.cli.sidecar_attach import Attaching, attach_options
 from router.config.addresses import is_loopback, parse_listen
 from router.config.settings import Settings
 from router.config.static import ConfigError, check_name, check_replica_id
 from router.config.target import parse_target
 from router.listening import BindError
+from router.transport.attached import PORT, SUFFIX
 
 if TYPE_CHECKING:
     from router.config.target import Target
+    from router.control import AttachStart
     from router.sidecar.ports import Engine
 
 _log = logging.getLogger("router.sidecar")
@@ -55,11 +58,12 @@ _GRACE = click.FloatRange(0.0, 7 * 86_400.0)
 @click.option("--exit-grace-s", default=60.0, show_default=True, type=_GRACE, help="For requests to finish.")
 @click.option("--engine-grace-s", default=20.0, show_default=True, type=_GRACE, help="From SIGTERM to SIGKILL.")
 @click.option("--store", default="embedded", show_default=True, envvar="ROUTER_STORE", show_envvar=True,
-              help="Where to register.")  # fmt: skip
+              help="Where to register; `none` where somebody else keeps the row.")  # fmt: skip
 @click.option("--state-dir", default="", envvar="ROUTER_STATE_DIR", help="Where the store's socket is.")
 @click.option("--admin", default="none", show_default=True, help="HOST:PORT or unix:PATH of the relay's own admin.")
 @click.option("--log-level", default="INFO", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line on stdout once it listens.")
+@attach_options
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def sidecar(**values: Any) -> None:
     r"""Stand beside one inference server: start it, wait until it is ready, register it, relay to it, drain it.
@@ -73,13 +77,21 @@ def sidecar(**values: Any) -> None:
     """
     configure_logging(values["log_level"])
     try:
-        target = parse_target(values["store"], values["state_dir"])
+        target = None if values["store"] == "none" else parse_target(values["store"], values["state_dir"])
         settings = _settings(values)
+        attaching = Attaching(values) if values["attach"] else None
+        attach = None if attaching is None else attaching.start(settings)
+        settings.check()
     except ConfigError as refusal:
         raise click.UsageError(str(refusal)) from None
-    if find_spec("grpc") is None:
+    if target is not None and find_spec("grpc") is None:
         raise click.UsageError("no grpc; install it with: pip install 'replica-router[store]'")
-    sys.exit(uvloop.run(_run(values, target, settings)))
+    try:
+        code = uvloop.run(_run(values, target, settings, attach))
+    finally:
+        if attaching is not None:
+            attaching.close()
+    sys.exit(code)
 
 
 def _settings(values: dict[str, Any]) -> Settings:
@@ -97,7 +109,7 @@ def _settings(values: dict[str, Any]) -> Settings:
     host, _ = parse_listen(values["listen"], "--listen")
     if not is_loopback(host) and not values["unauthenticated"]:
         raise ConfigError(f"--listen {values['listen']}: give --unauthenticated if only routers can reach it there")
-    if host in ("0.0.0.0", "::") and not values["advertise"]:  # noqa: S104 - refused, not bound
+    if host in ("0.0.0.0", "::") and not (values["advertise"] or values["attach"]):  # noqa: S104 - refused, not bound
         raise ConfigError(f"--listen {values['listen']}: give --advertise HOST:PORT, by which routers reach it")
     settings = Settings(
         listen=[values["listen"]],
@@ -109,12 +121,13 @@ def _settings(values: dict[str, Any]) -> Settings:
         max_concurrency=values["max_concurrency"],
         log_level=values["log_level"],
     )
-    settings.check()
     settings.table(1)
     return settings
 
 
-async def _run(values: dict[str, Any], target: Target, settings: Settings) -> int:
+async def _run(
+    values: dict[str, Any], target: Target | None, settings: Settings, attach: AttachStart | None
+) -> int:
     import asyncio  # noqa: PLC0415
 
     from router.engine_relay import EngineRelay  # noqa: PLC0415
@@ -122,10 +135,10 @@ async def _run(values: dict[str, Any], target: Target, settings: Settings) -> in
     from router.sidecar.life import Graces, SidecarLife  # noqa: PLC0415
     from router.sidecar.ports import StoreUnavailable  # noqa: PLC0415
     from router.sidecar.readiness import ReadinessWatch  # noqa: PLC0415
-    from router.sidecar.registry import Place, StoreRegistry  # noqa: PLC0415
+    from router.sidecar.registry import NoRegistry, Place, StoreRegistry  # noqa: PLC0415
     from router.transport.upstream.question import ask_grpc_status, ask_http  # noqa: PLC0415
 
-    relay = EngineRelay(settings)
+    relay = EngineRelay(settings, attach)
     try:
         await relay.open()
     except BindError as refusal:
@@ -136,13 +149,15 @@ async def _run(values: dict[str, Any], target: Target, settings: Settings) -> in
     host, port = own.hostname or "", own.port or 0
     if values["advertise"]:
         host, port = parse_listen(values["advertise"], "--advertise")
+    elif attach is not None:
+        host, port = attach.name + SUFFIX, PORT
     replica_id = values["replica_id"] or f"{host}:{port}"
     node = values["node"] or f"{socket.gethostname()}/{replica_id}"
     place = Place(
         values["endpoint"], replica_id, node, values["region"], values["zone"], host, port, values["weight"],
         urlsplit(values["upstream"]).scheme,
     )  # fmt: skip
-    registry = StoreRegistry(target, place)
+    registry = NoRegistry() if target is None else StoreRegistry(target, place)
     try:
         last = await registry.last_generation()
     except StoreUnavailable as failure:

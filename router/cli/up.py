@@ -181,7 +181,8 @@ async def _up(values: dict[str, Any], replicas: int, time_scale: float, *, once:
         if settings.json:
             hosts = {"chat": "localhost", "policy": POLICY_HOST}
             line = ready_line(supervisor, hosts=hosts, store=cluster.store)
-            click.echo(json.dumps({**json.loads(line), "listen": supervisor.listen[0]}))
+            quic = supervisor.listen[-1] if ca else ""
+            click.echo(json.dumps({**json.loads(line), "listen": supervisor.listen[0], "quic": quic}))
         if check:
             target = Target(
                 supervisor.listen[0], cluster.engines[0], cluster.grpc[0], cluster.policy, POLICY_HOST,

@@ -1,7 +1,7 @@
-"""A client's QUIC connection on a UDP socket of its own: datagrams, timers, another socket if the network changes.
+"""A client's QUIC connection on a UDP socket: datagrams, timers, another socket if the network changes.
 
     start -> [heard] -> application's callbacks ... -> on_over
-    rebind: a new socket, and the connection goes on from there (RFC 9000 §9)
+    rebind: a new socket, and the connections on it go on from there (RFC 9000 §9)
 
 All that a tick produced leaves in as few writes as the kernel allows. Nothing is raised across a callback of the
 loop: an exception is our bug, is logged and costs this connection. Compiled with the engine, so it is told what to
@@ -11,18 +11,19 @@ make and whom to tell by callables.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-import socket
 from typing import TYPE_CHECKING, Final
 
+from router.client.port import ClientPort, PortUser
 from router.clock import Clock
 from router.transport.codec.quic.client import ClientConnection
 from router.transport.codec.quic.invariants import ID_BYTES
 from router.transport.codec.quic.limits import INTERNAL_ERROR
 from router.transport.codec.quic.seam import Owner
 from router.transport.codec.quic.state import OPEN
-from router.transport.udp import DatagramReceiver, UdpCounters, UdpSocket
+from router.transport.udp import find_local_host
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,7 @@ def _nothing(*_: object) -> None:
     """Stand for who does not want to know."""
 
 
-class QuicEndpoint(Owner, DatagramReceiver):
+class QuicEndpoint(Owner, PortUser):
     """One connection. `on_over` is called once, when nothing more will be sent."""
 
     __slots__ = (
@@ -54,30 +55,37 @@ class QuicEndpoint(Owner, DatagramReceiver):
         "_is_touched",
         "_loop",
         "_make",
-        "_sock",
         "_timer",
         "_timer_s",
         "application",
         "clock",
         "connection",
-        "counters",
         "local_host",
         "on_failed",
         "on_over",
         "on_ticket",
         "on_token",
+        "port",
     )
 
     def __init__(
-        self, config: QuicConfig, family: int, address: Address, make: Callable[[Bearer, float], Application]
+        self,
+        config: QuicConfig,
+        family: int,
+        address: Address,
+        make: Callable[[Bearer, float], Application],
+        port: ClientPort | None = None,
     ) -> None:
-        """`make` returns the protocol, which is the one that `config` asks for; set `on_…` before `start`."""
+        """`make` returns the protocol, which is the one that `config` asks for; set `on_…` before `start`.
+
+        `port`: of another connection, whose socket is used, too.
+        """
+        self.port = port or ClientPort(family)
         self._config = config
         self._family = family
         self._address = address
         self._make = make
         self._loop = asyncio.get_running_loop()
-        self._sock: UdpSocket | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_s = 0.0
         self._is_busy = False  # inside a callback that ends with a flush
@@ -86,7 +94,6 @@ class QuicEndpoint(Owner, DatagramReceiver):
         self.application: Application | None = None
         self.connection: ClientConnection | None = None
         self.clock = Clock()
-        self.counters = UdpCounters()
         self.local_host = ""  # which of this host's addresses leads to the server
         self.on_failed: Callable[[int, str], None] = _nothing  # before there was an application: code, reason
         self.on_over: Callable[[], None] = _nothing
@@ -96,7 +103,7 @@ class QuicEndpoint(Owner, DatagramReceiver):
     def start(self, token: bytes = b"") -> None:
         """Open the socket and say hello. OSError if there is no way to the address."""
         self.local_host = find_local_host(self._family, self._address)
-        self._sock = self._open()
+        self.port.join(self, self._address)
         now = self.clock.read()
         self.connection = ClientConnection(
             self._config, self, now, self._address, token, on_ticket=self.on_ticket, on_token=self.on_token
@@ -125,13 +132,17 @@ class QuicEndpoint(Owner, DatagramReceiver):
 
     def rebind(self) -> None:
         """Go on from a new socket: the network, or what a NAT remembers of us, has changed. May raise OSError."""
+        if self.connection is not None:
+            find_local_host(self._family, self._address)
+            self.port.rebind()
+
+    def moved(self) -> None:
+        """Go on from the new socket."""
         connection = self.connection
-        if connection is None or self._sock is None:
+        if connection is None:
             return
-        self.local_host = find_local_host(self._family, self._address)
-        fresh = self._open()
-        self._sock.close()
-        self._sock = fresh
+        with contextlib.suppress(OSError):  # else what it was: the next look sees another one
+            self.local_host = find_local_host(self._family, self._address)
         connection.now = self.clock.read()
         connection.local_address_changed(b"")
         self.touch()
@@ -142,9 +153,7 @@ class QuicEndpoint(Owner, DatagramReceiver):
             self._timer.cancel()
             self._timer = None
         self._timer_s = 0.0
-        if self._sock is not None:
-            self._sock.close()
-            self._sock = None
+        self.port.leave(self)
         connection = self.connection
         if connection is None:
             return
@@ -153,22 +162,9 @@ class QuicEndpoint(Owner, DatagramReceiver):
         connection.let_go()
         self.on_over()
 
-    def _open(self) -> UdpSocket:
-        sock = socket.socket(self._family, socket.SOCK_DGRAM)
-        try:
-            sock.bind(("::" if self._family == socket.AF_INET6 else "0.0.0.0", 0))  # noqa: S104 - it is a client
-            made = UdpSocket(sock, self, self.counters)
-        except BaseException:
-            sock.close()
-            raise
-        made.start_reading()
-        return made
+    # -- for the port ---------------------------------------------------------------------------------
 
-    # -- for the socket -------------------------------------------------------------------------------
-
-    def receive(
-        self, sock: UdpSocket, data: bytes, segment_bytes: int, address: Address, local: bytes, ecn: int
-    ) -> None:
+    def receive(self, data: bytes, segment_bytes: int, address: Address) -> None:
         """Hand datagrams to the engine."""
         connection = self.connection
         if connection is None:
@@ -228,7 +224,7 @@ class QuicEndpoint(Owner, DatagramReceiver):
     def flush(self) -> None:
         """Send all that is to be sent, tell of room, and set the timer."""
         connection = self.connection
-        sock = self._sock
+        sock = self.port.sock
         if connection is None or sock is None:
             return
         self._is_touched = False
@@ -313,10 +309,3 @@ class QuicEndpoint(Owner, DatagramReceiver):
         except Exception:
             _log.exception("and could not be ended in order")
         self.close()
-
-
-def find_local_host(family: int, address: Address) -> str:
-    """Return the address of this host from which the kernel would send there; OSError if there is no route."""
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.connect(address)  # of UDP: nothing is sent
-        return str(sock.getsockname()[0])

@@ -11,17 +11,20 @@ import asyncio
 from typing import TYPE_CHECKING, Final, Literal
 
 from router.client.carrier import Carrier
-from router.client.endpoint import QuicEndpoint, find_local_host
+from router.client.endpoint import QuicEndpoint
 from router.client.words import LINK_LOST, TLS_FAILED, RobotError
 from router.transport.codec.quic.config import QuicConfig
 from router.transport.codec.robot import wire
 from router.transport.codec.robot.client import RobotCalls, RobotClient
+from router.transport.udp import find_local_host
 
 if TYPE_CHECKING:
     from aioquic.tls import SessionTicket
 
     from router.client.memory import Memory
+    from router.client.port import ClientPort
     from router.client.target import Target
+    from router.transport.codec.attach.control import Offer
     from router.transport.codec.quic.seam import Application, Bearer
     from router.transport.codec.robot import control
     from router.transport.codec.robot.wire import Command
@@ -53,8 +56,12 @@ class QuicCarrier(Carrier):
         *,
         silence_s: float,
         ping_every_s: float,
+        port: ClientPort | None = None,
     ) -> None:
-        """`place` is a family and an address; `early` a state message, which leaves with the first packets."""
+        """`place` is a family and an address; `early` a state message, which leaves with the first packets.
+
+        `port`: of the connection to the router, for one that goes to the replica itself.
+        """
         super().__init__()
         self._target = target
         self._memory = memory
@@ -67,7 +74,9 @@ class QuicCarrier(Carrier):
         self._moved_s = 0.0
         self._has_sent_early = False
         self.ticket, self._token = memory.take(target.trust)
-        self.endpoint = QuicEndpoint(self._config(), *place, self._make)
+        self.is_direct = port is not None
+        self._offer: asyncio.Future[Offer] | None = None
+        self.endpoint = QuicEndpoint(self._config(), *place, self._make, port)
         self.endpoint.on_ticket = self._keep_ticket
         self.endpoint.on_token = self._keep_token
         self.endpoint.on_failed = self._failed
@@ -89,6 +98,7 @@ class QuicCarrier(Carrier):
         calls.epoch = self._epoch
         calls.message = self._message
         calls.pong = self.hear_pong
+        calls.offer = self._offered
         calls.closed = self._closed
         self._client = client = RobotClient(bearer, self._hello, calls, self.meter, now, self._ping_every_s)
         if self._early is not None:
@@ -132,6 +142,16 @@ class QuicCarrier(Carrier):
         """Return what never left."""
         return ([], None) if self._client is None else self._client.unsent()
 
+    async def ask_direct(self) -> Offer:
+        """Ask where the replica is; cancel it to wait no longer."""
+        endpoint = self.endpoint
+        self._offer = asyncio.get_running_loop().create_future()
+        sock = endpoint.port.sock
+        if self._client is not None and sock is not None:
+            endpoint.clock.read()
+            self._client.ask_direct([(endpoint.local_host.removeprefix("::ffff:"), int(sock.address()[1]))])
+        return await self._offer
+
     def leave(self) -> None:
         """Say goodbye."""
         if self._client is not None and self.endpoint.is_live:
@@ -168,6 +188,10 @@ class QuicCarrier(Carrier):
 
     def _epoch(self, body: control.Epoch) -> None:
         self.hear_epoch(body.epoch, body.replica)
+
+    def _offered(self, body: Offer) -> None:
+        if self._offer is not None and not self._offer.done():
+            self._offer.set_result(body)
 
     def _message(self, lane: int, sequence: int, payload: bytes, is_text: bool) -> None:
         self.hear("state" if lane == wire.STATE else "command", sequence, payload, is_text)

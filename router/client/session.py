@@ -69,23 +69,28 @@ class RobotSession:
         websocket_url: str | None = None,
         transport: Literal["auto", "quic", "websocket"] = "auto",
         server_name: str | None = None,
+        authority: str | None = None,
         connect_timeout_s: float = 10.0,
         silence_s: float = 5.0,
         ping_every_s: float | None = None,
+        direct: bool = False,
         on_epoch: Callable[[int, str], None] | None = None,
         on_round_trip: Callable[[float], None] | None = None,
     ) -> None:
         """`url` is quic://HOST:PORT/PATH; `token` the router's, `headers` the replica's.
 
         `ca`: PEM certificates, or a file of them, instead of the usual ones. `websocket_url` is where to go when
-        UDP is blocked: wss:// at the same place if None, nowhere if empty. `silence_s`: a router that is not heard
-        for so long is gone. `ping_every_s`: 0.2 over QUIC, 1 over a WebSocket if None. `on_epoch(epoch, replica)`:
-        another replica serves from here on; what it knew of the one before is lost. `on_round_trip` gets the
-        seconds of each that is measured. ValueError and OSError say what is wrong with the options.
+        UDP is blocked: wss:// at the same place if None, nowhere if empty. `authority`: the host that routes go by
+        over QUIC, if it is not the URL's. `silence_s`: a router that is not heard for so long is gone.
+        `ping_every_s`: 0.2 over QUIC, 1 over a WebSocket if None. `direct`: a replica that attached to the router
+        is looked for behind its NAT, and spoken to without the router if it is found; until then, and for any other
+        replica, the router relays. `on_epoch(epoch, replica)`: another replica serves from here on; what it knew of
+        the one before is lost. `on_round_trip` gets the seconds of each that is measured. ValueError and OSError
+        say what is wrong with the options.
         """
         self._target = read_target(
             url, token=token, headers=headers, ca=ca, verify=verify, replies=replies, websocket_url=websocket_url,
-            server_name=server_name,
+            server_name=server_name, authority=authority,
         )  # fmt: skip
         if transport not in ("auto", "quic", "websocket"):
             raise ValueError("the transport is auto, quic or websocket")
@@ -95,6 +100,7 @@ class RobotSession:
         self._connect_timeout_s = connect_timeout_s
         self._silence_s = silence_s
         self._ping_every_s = ping_every_s
+        self._is_direct_wanted = direct
         self.on_epoch = on_epoch
         self.on_round_trip = on_round_trip
         self.epoch = 0
@@ -248,6 +254,7 @@ class RobotSession:
             meter.add(carrier.meter)
         return Link(
             transport=carrier.transport if carrier is not None else "",
+            is_direct=isinstance(carrier, QuicCarrier) and carrier.is_direct,
             epoch=self.epoch,
             replica=carrier.replica if carrier is not None else "",
             connections=self._connections,
@@ -303,13 +310,39 @@ class RobotSession:
             await asyncio.sleep(delay_s * random.uniform(0.5, 1.5))
 
     async def _serve(self, carrier: Carrier) -> RobotError:
-        """Use a connection while it lasts; return why it ended."""
+        """Use a connection while it lasts, then one to the replica itself if that is found; return why it ended."""
         self._attach(carrier)
         try:
-            return await carrier.lost
+            direct = await self._look_for_direct(carrier)
+            if direct is None:
+                return await carrier.lost
         finally:
             self._detach(carrier)
-            await carrier.end()
+            if not carrier.lost.done():
+                carrier.leave()  # what the router still has for us is heard meanwhile
+                self._leaving = spawn(_end(carrier), "end of the relayed session")
+            else:
+                await carrier.end()
+        return await self._serve(direct)
+
+    async def _look_for_direct(self, carrier: Carrier) -> Carrier | None:
+        """Return a carrier to the replica; None if it is not wanted, or this one was lost before."""
+        if not self._is_direct_wanted or not isinstance(carrier, QuicCarrier) or carrier.is_direct:
+            return None
+        from router.client.direct import find_direct  # noqa: PLC0415 - few ask for it
+
+        looking = spawn(
+            find_direct(
+                carrier, self._target, silence_s=self._silence_s, ping_every_s=self._ping_every_s or PING_S
+            ),
+            "look for a direct way",
+        )
+        try:
+            await asyncio.wait([carrier.lost, looking], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            if not looking.done():
+                looking.cancel()
+        return looking.result() if looking.done() and not looking.cancelled() else None
 
     async def _race(self) -> Carrier:
         runners: list[tuple[float, Callable[[], Carrier]]] = []
@@ -410,6 +443,12 @@ class RobotSession:
         if self._first is not None and not self._first.done():
             self._first.set_exception(self._failure)
             self._first.exception()
+
+
+async def _end(carrier: Carrier) -> None:
+    """Wait for a carrier's goodbye."""
+    await asyncio.wait([carrier.lost], timeout=2 * GOODBYE_S + 0.5)
+    await carrier.end()
 
 
 async def _resolve(target: Target) -> list[tuple[int, Address]]:

@@ -61,6 +61,7 @@ def read_target(
     replies: Literal["state", "command"],
     websocket_url: str | None,
     server_name: str | None,
+    authority: str | None = None,
 ) -> Target:
     """Return the target; ValueError says what is wrong with it, OSError if `ca` cannot be read."""
     parts = urlsplit(url)
@@ -69,6 +70,8 @@ def read_target(
     port = parts.port or DEFAULT_PORT  # ValueError where it is none
     if replies not in ("state", "command"):
         raise ValueError("replies come on the lane state or command")
+    if authority is not None and not (authority.isascii() and authority.isprintable() and " " not in authority):
+        raise ValueError(f"{authority!r} is no host")
     fields = [(name.lower(), value) for name, value in headers]
     if token is not None:
         # A replica's own Authorization (openpi's is an API key) goes through to it.
@@ -87,5 +90,6 @@ def read_target(
     pem = ca if isinstance(ca, bytes) else Path(ca).read_bytes() if ca is not None else b""
     name = server_name or parts.hostname
     return Target(
-        parts.hostname, port, parts.netloc, path, tuple(fields), replies, name, pem, verify, websocket_url
+        parts.hostname, port, authority or parts.netloc, path, tuple(fields), replies, name, pem, verify,
+        websocket_url,
     )  # fmt: skip

@@ -62,10 +62,11 @@ class Link:
 
     Round trips are to the router over QUIC, to the replica over a WebSocket. `gaps` counts times between two
     replies by `GAP_BOUNDS_S`. `late`: messages whose deadline had passed; `stale`: state messages that a newer one
-    overtook; `refused`: messages for which there was no room.
+    overtook; `is_direct`: to the replica, without the router; `refused`: messages for which there was no room.
     """
 
     transport: Literal["quic", "websocket", ""]
+    is_direct: bool
     epoch: int
     replica: str
     connections: int

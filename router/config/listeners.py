@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from router.config.addresses import is_loopback, parse_listen, unix_path
 from router.config.static import ConfigError
 from router.routing.spec import TlsSpec
+from router.transport.attached import is_name
 from router.transport.certificates import TlsFileError
 from router.transport.codec.grammar import AUTHORITY, PATH
 from router.transport.server_tls import read_server_tls
@@ -56,6 +57,12 @@ def check_listeners(settings: Settings) -> None:
         if not settings.listen_quic:
             raise ConfigError("--quic-portal: is for --listen-quic, which is not given")
         portal_target(settings.quic_portal)
+    for pair in settings.may_attach:
+        name, _, token = pair.partition("=")
+        if not (is_name(name) and token.strip()):
+            raise ConfigError(f"--may-attach: {name!r} is not of the form NAME=TOKEN, NAME of a-z, 0-9 and -")
+        if not settings.listen_quic:
+            raise ConfigError("--may-attach: is for --listen-quic, which is not given")
     if settings.proxy_protocol_from and not settings.proxy_protocol:
         raise ConfigError("--proxy-protocol-from: is for --proxy-protocol, which is not given")
     proxies(settings)

@@ -30,6 +30,7 @@ from router.routing.spec import (
     State,
     TokenSpec,
 )
+from router.transport.attached import is_name
 
 if TYPE_CHECKING:
     from router.config.wire import Key, Row
@@ -40,6 +41,7 @@ _DIGEST_BYTES = 32  # SHA-256
 PIN = "pin"
 """The scope that allows to name the replica."""
 ENDPOINT_SCOPE = "endpoint:"
+ATTACH_SCOPE = "attach:"
 MAX_KEYS = 8
 MIN_RATE_PER_S, MAX_RATE_PER_S = 1e-6, 1e6
 
@@ -205,9 +207,13 @@ def read_token(key: Key, row: Row) -> TokenSpec | None:
 
 def check_scope(scope: Any) -> None:
     """Refuse what is no scope."""
+    if isinstance(scope, str) and scope.startswith(ATTACH_SCOPE):
+        if not is_name(scope.removeprefix(ATTACH_SCOPE)):
+            raise RowError(f"Scopes: {scope!r} names no label of letters, digits and hyphens")
+        return
     name = scope.removeprefix(ENDPOINT_SCOPE) if isinstance(scope, str) else ""
     if scope != PIN and (name == scope or not name):
-        raise RowError(f"Scopes: {scope!r} is neither {ENDPOINT_SCOPE}NAME nor {PIN}")
+        raise RowError(f"Scopes: {scope!r} is none of {ENDPOINT_SCOPE}NAME, {ATTACH_SCOPE}NAME and {PIN}")
     if name != scope:
         _check(check_name, name, "Scopes")
 

@@ -33,7 +33,7 @@ from router.transport.codec.h1.limits import ServerLimits
 from router.transport.server_tls import MinVersion, ServerTls
 
 DEFAULT_ENDPOINT = "default"
-SECRETS = frozenset(("admin_token", "auth_token"))
+SECRETS = frozenset(("admin_token", "auth_token", "may_attach"))
 
 
 class Settings(msgspec.Struct, forbid_unknown_fields=True):
@@ -43,6 +43,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     listen_tls: list[str] = []
     listen_quic: list[str] = []
     quic_portal: str = ""
+    may_attach: list[str] = []
     tls_cert: list[str] = []
     tls_key: list[str] = []
     tls_client_ca: str = ""

@@ -19,8 +19,12 @@ DROP_REASONS = (
     "forward_full",  # another process does not take so many
     "forward_gone",  # the process that it belonged to has ended
     "forward_hops",  # sent round and round
+    "stun",  # STUN that asks for nothing, or is not as it should be
+    "stun_limit",  # too many Binding requests
 )
 DROPS = tuple(f"quic_drop_{reason}" for reason in DROP_REASONS)
+ATTACH_NUMBERS = ("attached_replicas", "attach_refused", "attach_streams")
+"""Of replicas that dialled; see `attach_server`. The first also falls."""
 QUIC_NUMBERS = (
     "quic_connections_open",
     "quic_handshaking",
@@ -39,6 +43,9 @@ QUIC_NUMBERS = (
     "quic_packets_received",
     "quic_packets_sent",
     "quic_packets_lost",
+    "stun_answers",
+    "stun_refusals",
+    "stun_checks",
     *DROPS,
 )
 
@@ -66,6 +73,9 @@ class QuicCounters:
         self.quic_packets_received = 0
         self.quic_packets_sent = 0
         self.quic_packets_lost = 0
+        self.stun_answers = 0
+        self.stun_refusals = 0
+        self.stun_checks = 0
         self.quic_drop_malformed = 0
         self.quic_drop_small = 0
         self.quic_drop_junk = 0
@@ -77,4 +87,6 @@ class QuicCounters:
         self.quic_drop_forward_full = 0
         self.quic_drop_forward_gone = 0
         self.quic_drop_forward_hops = 0
+        self.quic_drop_stun = 0
+        self.quic_drop_stun_limit = 0
         self.rtt = Histogram()  # smoothed, of each connection when it ends

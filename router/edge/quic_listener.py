@@ -29,6 +29,7 @@ from router.transport.udp import UDP_NUMBERS, DatagramReceiver, UdpCounters, Udp
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from router.core import Core
     from router.edge.headcount import Headcount
@@ -74,6 +75,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
     __slots__ = (
         "_by_id",
         "_core",
+        "_dialled",
         "_forwarding",
         "_headcount",
         "_incarnation",
@@ -90,6 +92,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         "handshaking",
         "is_retired",
         "keyring",
+        "on_check",
         "reactor",
         "timers",
         "touched",
@@ -126,10 +129,12 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         self.counters = QuicCounters()
         self.udp = UdpCounters()
         self.handshaking = 0
+        self.on_check: Callable[[bytes, bytes, Address], bytes] | None = None
         self.accepts = True
         self.is_retired = False
         self._by_id: dict[bytes, QuicShell] = {}
         self._shells: set[QuicShell] = set()
+        self._dialled: dict[Address, QuicShell] = {}  # by the server's address
         self._postponed: list[QuicShell] = []
         self._sockets: dict[bytes, UdpSocket] = {}
         self._strangers = Strangers(
@@ -159,7 +164,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         elif segment_bytes:
             self._sort(Datagrams(sock, data, segment_bytes, address, local, ecn, 0), now)
         else:
-            self._strangers.take(Datagrams(sock, data, 0, address, local, ecn, 0), now)
+            self._take_unknown(Datagrams(sock, data, 0, address, local, ecn, 0), now)
 
     def received(self) -> None:
         """Flush what the wake-up touched."""
@@ -215,8 +220,16 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
             if shell is not None:
                 shell.receive(run.data, run.segment_bytes, run.address, run.local, now)
             else:
-                self._strangers.take(run, now)
+                self._take_unknown(run, now)
             at = end
+
+    def _take_unknown(self, arrived: Datagrams, now: float) -> None:
+        """Ask the connection that we dialled there, if any: a stateless reset names nobody (RFC 9000 §10.3)."""
+        shell = self._dialled.get(arrived.address)
+        if shell is not None and arrived.data and not arrived.data[0] & 0x80:
+            shell.receive(arrived.data, arrived.segment_bytes, arrived.address, arrived.local, now)
+        else:
+            self._strangers.take(arrived, now)
 
     # -- new connections ------------------------------------------------------------------------------
 
@@ -239,6 +252,26 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
             self._strangers.note_junk(now)
             shell.discard()
         return True
+
+    def dial(self, shell: QuicShell, connect: Callable[[float], QuicConnection]) -> bool:
+        """Begin a connection of ours from a listening socket, so that a NAT maps both alike; False: no room."""
+        if not self._headcount.enter(shell.counted):
+            return False
+        self._shells.add(shell)
+        self._dialled[shell.address] = shell
+        self.handshaking += 1
+        shell.connection = connect(self.reactor.clock.read())
+        shell.touch()
+        self._outbox.flush()
+        return True
+
+    def first_socket(self) -> UdpSocket:
+        """Return the one that connections of ours begin from."""
+        return next(iter(self._sockets.values()))
+
+    def take_check(self, user: bytes, arrived: Datagrams) -> bytes:
+        """Ask who expects robots here, if anybody does."""
+        return self.on_check(user, arrived.data, arrived.address) if self.on_check is not None else b""
 
     # -- for shells -----------------------------------------------------------------------------------
 
@@ -300,6 +333,8 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         shell.ids.clear()
         self.timers.forget(shell)
         self._shells.discard(shell)
+        if self._dialled.get(shell.address) is shell:
+            del self._dialled[shell.address]
         self._headcount.leave(shell.counted)
         self._add(connection)
         connection.let_go()
@@ -358,7 +393,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
     @property
     def is_idle(self) -> bool:
         """Whether nobody is connected: who was told that it is over counts no more."""
-        return not any(shell.is_live for shell in self._shells)
+        return not any(shell.is_waited_for for shell in self._shells)
 
     @property
     def open_connections(self) -> int:

@@ -1,4 +1,4 @@
-"""Names the counts of QUIC listeners for Prometheus: `router_quic_*`. Imports names of counters only."""
+"""Names the counts of QUIC listeners for Prometheus, `router_quic_*` and `router_stun_*`. Imports names only."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ _GAUGES = (
     ("router_quic_connections_open", "QUIC connections, those among them that are being closed.",
      "quic_connections_open"),
     ("router_quic_handshakes_open", "QUIC handshakes under way.", "quic_handshaking"),
+    ("router_attached_replicas", "Replicas that dialled and are served through that.", "attached_replicas"),
     ("router_quic_sockets_without_gro", "UDP sockets that read datagrams one by one.", "udp_without_gro"),
     ("router_quic_sockets_without_gso", "UDP sockets that write datagrams one by one.", "udp_without_gso"),
 )  # fmt: skip
 QUIC_GAUGES = tuple(number for _, _, number in _GAUGES)
 # (name without `_total`, help, number)
 _COUNTERS = (
+    ("router_attach_refused", "Replicas that may not attach.", "attach_refused"),
+    ("router_attach_streams", "Connections spliced to a stream of an attached replica.", "attach_streams"),
     ("router_quic_retries", "Clients asked to prove their address (Retry).", "quic_retries"),
     ("router_quic_retries_answered", "Clients that did.", "quic_retries_answered"),
     ("router_quic_invalid_tokens", "Answers to a Retry that were forged or too late.", "quic_invalid_tokens"),
@@ -43,6 +46,9 @@ _COUNTERS = (
     ("router_quic_writes", "System calls that wrote datagrams.", "udp_writes"),
     ("router_quic_forwarded", "Reads passed on to the process that has the connection.", "quic_forwarded"),
     ("router_quic_taken_over", "Reads that another process passed on.", "quic_taken_over"),
+    ("router_stun_answers", "STUN clients that were told their address.", "stun_answers"),
+    ("router_stun_refusals", "STUN requests with attributes that are not understood.", "stun_refusals"),
+    ("router_stun_checks", "STUN requests with a name: checks of a way.", "stun_checks"),
 )
 QUIC_HISTOGRAM = (
     "router_quic_rtt_seconds", "Smoothed round-trip time of QUIC connections when they ended.", "quic_rtt",

@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from router.edge.attach_server import AttachServer
 from router.edge.quic_listener import Protocols
+from router.edge.quic_shell import host_of
+from router.edge.rendezvous import Rendezvous
+from router.transport.codec.attach.control import ALPN as ATTACH
+from router.transport.codec.attach.control import MAX_PLACES
 from router.transport.codec.h3.server import H3Server
 from router.transport.codec.portal.server import PortalServer
 from router.transport.codec.quic.config import QuicConfig
@@ -24,8 +29,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from router.counters import WorkerCounters
+    from router.edge.attach_server import AttachedReplicas
     from router.edge.quic_shell import QuicShell
     from router.errors import ProxyError
+    from router.transport.codec.attach.control import Offer, Place
     from router.transport.codec.h1.limits import ServerLimits
     from router.transport.codec.quic.connection import QuicConnection
     from router.transport.codec.quic.seam import Application, Bearer
@@ -67,7 +74,10 @@ class RobotHost(SessionHost):
 class ServedProtocols(Protocols):
     """HTTP/3, robots; and clients of quic-portal, who name no protocol, where a host is set for them."""
 
-    __slots__ = ("_config", "_counters", "_limits", "_note_refused", "_portal", "_tickets", "robots")
+    __slots__ = (
+        "_attached", "_config", "_counters", "_limits", "_note_refused", "_portal", "_rendezvous", "_tickets",
+        "robots",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -75,6 +85,7 @@ class ServedProtocols(Protocols):
         limits: ServerLimits,
         counters: WorkerCounters,
         note_refused: Callable[[ProxyError], None],
+        attached: AttachedReplicas,
         portal: tuple[str, str] | None = None,
     ) -> None:
         """`note_refused` learns of requests that were malformed or late before they had an exchange.
@@ -82,6 +93,8 @@ class ServedProtocols(Protocols):
         `portal`: host and path of what clients of quic-portal ask for; None: there are none.
         """
         self._portal = portal
+        self._attached = attached
+        self._rendezvous = Rendezvous(attached.sockets, attached.reactor)
         self._limits = limits
         self._counters = counters
         self._note_refused = note_refused
@@ -107,13 +120,27 @@ class ServedProtocols(Protocols):
             host, path = self._portal
             return PortalServer(bearer, shell.on_request, host.encode(), path.encode())
         if alpn == ROBOT:
-            return RobotServer(bearer, shell.on_request, self._note_refused, self.robots, now)
+            find = self._finder(shell)
+            return RobotServer(bearer, shell.on_request, self._note_refused, self.robots, now, None, find)
+        if alpn == ATTACH:
+            return AttachServer(bearer, self._attached, shell.address, now)
         assert alpn == H3, "nothing else was offered"
         robots = RobotHost(shell, self._note_refused, self.robots)
         return H3Server(bearer, shell.on_request, self._note_refused, self._on_flood, self._limits, now, robots)
 
+    def _finder(
+        self, shell: QuicShell
+    ) -> Callable[[str, list[Place], Callable[[Offer], None]], None]:
+        """Return how a robot's replica is asked, with where we see the robot before what it says of itself."""
+
+        def find(host: str, places: list[Place], answer: Callable[[Offer], None]) -> None:
+            seen = host_of(shell.address).decode(), int(shell.address[1])
+            self._rendezvous.ask(host, [seen, *places][:MAX_PLACES], answer)
+
+        return find
+
     def _make_config(self, tls: ServerTls) -> QuicConfig:
-        config = QuicConfig(is_server=True, alpn=[H3, ROBOT])
+        config = QuicConfig(is_server=True, alpn=[H3, ROBOT, ATTACH])
         config.identities = ServedIdentities(tls)
         config.tickets = self._tickets
         config.takes_no_alpn = self._portal is not None

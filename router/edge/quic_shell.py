@@ -40,6 +40,7 @@ class QuicShell(Timed, Owner, Shell):
         "_listener",
         "_local",
         "_told_handshake",
+        "address",
         "application",
         "connection",
         "counted",
@@ -57,6 +58,7 @@ class QuicShell(Timed, Owner, Shell):
         self._is_flushing = False
         self._told_handshake = False
         self.sock = sock
+        self.address = address
         self.peer = Peer(host_of(address), _HTTPS)
         self.counted = self.peer.address  # as whose connection the listener counts it, wherever it moves
         self.ids: set[bytes] = set()
@@ -158,6 +160,7 @@ class QuicShell(Timed, Owner, Shell):
     def peer_moved(self, address: object) -> None:
         """Tell requests from now on where the client is."""
         assert isinstance(address, tuple)
+        self.address = address
         self.peer = self._listener.make_peer(host_of(address))
         self._listener.counters.quic_migrations += 1
 
@@ -176,8 +179,7 @@ class QuicShell(Timed, Owner, Shell):
         self._is_flushing = True
         try:
             for burst in connection.datagrams_to_send(now):
-                local = burst.local
-                assert isinstance(local, bytes)
+                local = burst.local if isinstance(burst.local, bytes) else b""
                 self.sock.send(burst.pieces, burst.segment_bytes, local, burst.address)
             connection.deliver_drained()
         except Exception:
@@ -229,6 +231,11 @@ class QuicShell(Timed, Owner, Shell):
         """Whether anything may still begin or go on here: it has not been closed by either side."""
         return self.connection is not None and self.connection.phase <= OPEN
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Whether a process that drains has to wait for it."""
+        return self.is_live and (self.application is None or not self.application.may_be_left())
+
     def _settle(self) -> None:
         """See how far the connection has come."""
         connection = self.connection
@@ -272,8 +279,7 @@ class QuicShell(Timed, Owner, Shell):
         with contextlib.suppress(Exception):
             connection.abort(INTERNAL_ERROR, "internal error")
             for burst in connection.datagrams_to_send(self._listener.reactor.clock.now):
-                local = burst.local
-                assert isinstance(local, bytes)
+                local = burst.local if isinstance(burst.local, bytes) else b""
                 self.sock.send(burst.pieces, burst.segment_bytes, local, burst.address)
         self.let_go()
 

@@ -4,11 +4,12 @@
     an id that another made        passed on to that process: a sibling, a predecessor, a successor
     an id of ours, unknown         its connection is gone: stateless reset (§10.3), within a rate
     an unknown version             Version Negotiation (§6.1), within a rate
+    a Binding request of STUN      its sender's address (RFC 8489), within a rate; with a name it is the host's
     anything else                  dropped
 
-Each outcome is counted. Nothing is remembered of a stranger, and nothing sent that is larger than what came, until
-its Initial is authentic; while many handshakes are unfinished, or many Initials are not authentic, not before it
-has answered a Retry.
+Each outcome is counted. Nothing is remembered of a stranger, and nothing sent that is larger than what came (STUN's
+answer is, by 24 bytes), until its Initial is authentic; while many handshakes are unfinished, or many Initials are
+not authentic, not before it has answered a Retry.
 """
 
 from __future__ import annotations
@@ -40,6 +41,14 @@ from router.transport.codec.quic.invariants import (
 from router.transport.codec.quic.limits import CONNECTION_REFUSED, INVALID_TOKEN
 from router.transport.codec.quic.refusal import make_refusal
 from router.transport.codec.quic.retry import Tokens, make_retry
+from router.transport.codec.stun import (
+    BINDING_REQUEST,
+    UNKNOWN_ATTRIBUTE,
+    binding_error,
+    binding_success,
+    is_stun,
+    read_message,
+)
 
 if TYPE_CHECKING:
     from router.edge.quic_counters import QuicCounters
@@ -63,6 +72,12 @@ RETURNED_HOPS: Final = 2
 """Hops after which an Initial has been where its id says, and come back."""
 RESET_BURST: Final = 128
 RESET_RATE: Final = 64.0
+STUN_BURST: Final = 256
+STUN_RATE: Final = 512.0
+"""Answers a second to Binding requests. An answer is at most 24 bytes larger than what it answers: with the headers
+of UDP and IPv6 1.35 times the smallest request there is."""
+STUN_BEFORE: Final = 4
+"""STUN begins with a smaller byte, which no packet of QUIC does (RFC 9443 §3)."""
 
 
 class Datagrams:
@@ -101,6 +116,10 @@ class Host:
         """Begin a connection; False if there is no room for it. `destination_id` is what the client sends to."""
         raise NotImplementedError
 
+    def take_check(self, user: bytes, arrived: Datagrams) -> bytes:
+        """Take a Binding request with a USERNAME, as RFC 8445 §7 checks a way; return the answer, or nothing."""
+        raise NotImplementedError
+
 
 class Strangers:
     """One per listener. `worker` and `incarnation` are this process's, as its ids have them."""
@@ -114,6 +133,7 @@ class Strangers:
         "_keyring",
         "_negotiations",
         "_resets",
+        "_stun",
         "_suspicious_until_s",
         "_tokens",
         "_walltime",
@@ -143,12 +163,16 @@ class Strangers:
         self._suspicious_until_s = 0.0
         self._negotiations = Allowance(NEGOTIATION_BURST, NEGOTIATION_RATE, now)
         self._resets = Allowance(RESET_BURST, RESET_RATE, now)
+        self._stun = Allowance(STUN_BURST, STUN_RATE, now)
 
     def take(self, arrived: Datagrams, now: float) -> None:
         """Deal with datagrams to one id that leads to no connection here."""
         data = arrived.data
         if not data:
             self._counters.quic_drop_malformed += 1
+            return
+        if data[0] < STUN_BEFORE:
+            self._each(arrived, now)
             return
         if not is_long(data, 0):
             found = short_id(data, 0, arrived.segment_bytes or len(data))
@@ -157,17 +181,31 @@ class Strangers:
             elif not self._is_forwarded(arrived, found):
                 self._reset(arrived, found, now)
             return
-        if not arrived.segment_bytes:
-            self._take_long(arrived, now)
+        self._each(arrived, now)
+
+    def _each(self, arrived: Datagrams, now: float) -> None:
+        """Deal with what is looked at one by one."""
+        data, size = arrived.data, arrived.segment_bytes
+        if not size:
+            self._take_one(arrived, now)
             return
-        for at in range(0, len(data), arrived.segment_bytes):
-            piece = data[at : at + arrived.segment_bytes]
-            self._take_long(
+        for at in range(0, len(data), size):
+            piece = data[at : at + size]
+            self._take_one(
                 Datagrams(
                     arrived.sock, piece, 0, arrived.address, arrived.local, arrived.ecn, arrived.hops
                 ),
                 now,
             )  # fmt: skip
+
+    def _take_one(self, arrived: Datagrams, now: float) -> None:
+        data = arrived.data
+        if is_long(data, 0):
+            self._take_long(arrived, now)
+        elif is_stun(data):
+            self._take_stun(arrived, now)
+        else:
+            self._counters.quic_drop_unknown += 1  # RFC 9443: nothing of QUIC's
 
     def note_junk(self, now: float) -> None:
         """Count an Initial that turned out to be nobody's."""
@@ -197,6 +235,28 @@ class Strangers:
             counters.quic_drop_early += 1  # RFC 9000 §5.2.2; the client repeats early data behind its Initial
         else:
             counters.quic_drop_malformed += 1  # a Retry, to a server
+
+    # -- STUN -----------------------------------------------------------------------------------------
+
+    def _take_stun(self, arrived: Datagrams, now: float) -> None:
+        """Tell a client its address. Who sends an indication or a response has asked for nothing."""
+        counters = self._counters
+        request = read_message(arrived.data)
+        if request is None or request.kind != BINDING_REQUEST:
+            counters.quic_drop_stun += 1
+        elif request.username:
+            counters.stun_checks += 1
+            answer = self._host.take_check(request.username, arrived)
+            if answer:
+                self._answer(arrived, answer)
+        elif not self._stun.take(now):
+            counters.quic_drop_stun_limit += 1
+        elif request.unknown:
+            counters.stun_refusals += 1
+            self._answer(arrived, binding_error(request, UNKNOWN_ATTRIBUTE, request.unknown))
+        else:
+            counters.stun_answers += 1
+            self._answer(arrived, binding_success(request, arrived.address))
 
     # -- a new connection -----------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from router.routing.spec import TokenSpec
 
 _ENDPOINT_SCOPE: Final = "endpoint:"
 _PIN: Final = "pin"
+_ATTACH_SCOPE: Final = "attach:"
 _NS: Final = 1e9
 MAX_TOLERANCE_NS: Final = 2**61  # a cell has 63 bits
 
@@ -48,6 +49,7 @@ class Credential:
         "_interval_ns",
         "_slot",
         "_tolerance_ns",
+        "attaches",
         "can_pin",
         "digest",
         "endpoints",
@@ -68,7 +70,11 @@ class Credential:
         self.key = spec.key.encode()
         self.environment = spec.environment
         names = frozenset(s.removeprefix(_ENDPOINT_SCOPE) for s in spec.scopes if s.startswith(_ENDPOINT_SCOPE))
-        self.endpoints = names or None
+        self.attaches = frozenset(
+            s.removeprefix(_ATTACH_SCOPE) for s in spec.scopes if s.startswith(_ATTACH_SCOPE)
+        )
+        """Names under which it lets a replica attach; it is then for no endpoint that it does not name."""
+        self.endpoints = names if names or self.attaches else None
         self.can_pin = _PIN in spec.scopes
         self.not_after_s = spec.not_after_us / 1e6
         self._slot = spec.slot if spec.rate_per_s else -1

@@ -224,8 +224,9 @@ class TokenSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A client's credential, of which only the hash is known.
 
     `digest` is SHA-256 of `KEY.SECRET`. `scopes`: `endpoint:NAME` for each endpoint it is limited to, none for all
-    of its environment; `pin`: it may name the replica. `not_after_us`: Unix time, 0 for never. `rate_per_s`:
-    requests, 0 for no limit, of which `burst` may come at once; `slot` is its cell in the rate board.
+    of its environment; `pin`: it may name the replica; `attach:NAME`: a replica may attach with it as that, and it
+    is for nothing else that it does not name. `not_after_us`: Unix time, 0 for never. `rate_per_s`: requests, 0 for
+    no limit, of which `burst` may come at once; `slot` is its cell in the rate board.
     """
 
     digest: bytes

@@ -96,6 +96,29 @@ class StoreRegistry:
         return _opened(self._target, self._on_fenced)
 
 
+class NoRegistry:
+    """Implements `ports.Registry` where an operator keeps the row, or a file names the replica."""
+
+    async def last_generation(self) -> int:
+        """There is none."""
+        return 0
+
+    def attach(self, on_lapsed: Callable[[], None], on_fenced: Callable[[], None]) -> None:
+        """There is no lease to renew."""
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+    async def register(self, generation: int) -> None:
+        """Nobody is told."""
+
+    async def set_state(self, state: str) -> None:
+        """Nobody is told: routers see by their checks of health."""
+
+    async def remove(self) -> None:
+        """Nobody is told."""
+
+
 @asynccontextmanager
 async def _opened(target: Target, on_fenced: Callable[[], None] | None) -> AsyncIterator[Writer]:
     try:

@@ -117,7 +117,6 @@ class UdpSocket:
     __slots__ = (
         "_control",
         "_controls",
-        "_family",
         "_has_gso",
         "_is_reading",
         "_is_wildcard",
@@ -129,6 +128,7 @@ class UdpSocket:
         "_unsent_count",
         "_waits",
         "counters",
+        "family",
         "name",
     )
 
@@ -140,7 +140,7 @@ class UdpSocket:
         self.counters = counters
         self.name = name
         self._loop = asyncio.get_running_loop()
-        self._family = int(sock.family)
+        self.family = int(sock.family)
         self._is_reading = False
         self._waits = False
         self._unsent: deque[tuple[list[bytes], int, bytes, Address]] = deque()
@@ -165,12 +165,12 @@ class UdpSocket:
         # An IPv6 socket may carry IPv4 (mapped addresses), for which the options of IPv4 count.
         _set(sock, _SOL_IP, IP_MTU_DISCOVER, _PMTUDISC_PROBE)
         _set(sock, _SOL_IP, IP_RECVTOS, 1)
-        if self._family == socket.AF_INET6:
+        if self.family == socket.AF_INET6:
             _set(sock, _SOL_IPV6, IPV6_MTU_DISCOVER, _PMTUDISC_PROBE)
             _set(sock, _SOL_IPV6, IPV6_RECVTCLASS, 1)
         if not self._is_wildcard:
             return
-        if self._family == socket.AF_INET6:
+        if self.family == socket.AF_INET6:
             _set(sock, _SOL_IPV6, IPV6_RECVPKTINFO, 1)
         else:
             _set(sock, _SOL_IP, IP_PKTINFO, 1)
@@ -394,3 +394,10 @@ def _has_gso(sock: socket.socket) -> bool:
 
 def _is_wildcard(sock: socket.socket) -> bool:
     return sock.getsockname()[0] in ("0.0.0.0", "::")  # noqa: S104 - what was bound, not a binding
+
+
+def find_local_host(family: int, address: Address) -> str:
+    """Return the address of this host from which the kernel would send there; OSError if there is no route."""
+    with socket.socket(family, socket.SOCK_DGRAM) as sock:
+        sock.connect(address)  # of UDP: nothing is sent
+        return str(sock.getsockname()[0])

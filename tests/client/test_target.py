@@ -23,6 +23,7 @@ def test_the_parts():
     assert hello.headers == [("x-session-id", "7"), ("authorization", "Bearer t")]
     assert hello.resume == "r"
     assert read("quic://h").port == 443
+    assert read("quic://h").hello("").authority == "h" and read("quic://h", authority="other").hello("").authority == "other"
     assert read("quic://[::1]:9/").host == "::1"
 
 
@@ -41,6 +42,8 @@ def test_a_replicas_own_authorization_is_left_to_it():
         ({"websocket_url": "http://h"}, "ws://"),
         ({"headers": [("a", "b\r\nc: d")]}, "cannot be sent"),
         ({"headers": [("Host", "h")]}, "cannot be sent"),
+        ({"authority": "a b"}, "no host"),
+        ({"authority": "ä"}, "no host"),
         ({"headers": [("x", "y")] * 101}, "at most 100"),
     ],
 )

@@ -15,7 +15,9 @@ from certkit import Authority
 from quickit import Rig
 from udpkit import until
 
+from router.edge.attach_server import AttachedReplicas
 from router.edge.quic_protocols import ServedProtocols
+from router.transport.attached import NOWHERE
 from router.transport.codec.h1.limits import ServerLimits
 from router.transport.server_tls import CertificatePair, ServerTls
 
@@ -33,7 +35,9 @@ def tls_of(authority, name="localhost"):
 @pytest_asyncio.fixture
 async def rig(authority):
     refused = []
-    rig = Rig(protocols=lambda rig: ServedProtocols(tls_of(authority), ServerLimits(), rig.counters, refused.append)).start()
+    rig = Rig(protocols=lambda rig: ServedProtocols(
+        tls_of(authority), ServerLimits(), rig.counters, refused.append, AttachedReplicas(NOWHERE, None, rig.reactor)
+    )).start()  # fmt: skip
     rig.refused = refused
     yield rig
     rig.close()

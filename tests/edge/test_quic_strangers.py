@@ -1,9 +1,11 @@
 """Datagrams of nobody's connection: answered with less than they cost, bounded, each outcome counted."""
 
 import asyncio
+import struct
 
 import pytest
 import pytest_asyncio
+from aioice import stun as ice
 from aioquic.quic.configuration import QuicConfiguration
 from aioquic.quic.connection import QuicConnection as AioquicConnection
 from aioquic.quic.events import ConnectionTerminated
@@ -17,6 +19,7 @@ from router.edge.quic_strangers import (
     NEGOTIATION_BURST,
     RESET_BURST,
     RETRY_FROM,
+    STUN_BURST,
     SUSPICION_S,
 )
 from router.transport.codec.quic.invariants import read_long
@@ -317,6 +320,105 @@ class TestReset:
             client.send(short(rig.keyring.make_id(0, 7), size=60))
         await until(lambda: rig.count("resets") + rig.count("drop_reset_limit") == RESET_BURST + 50)
         assert rig.count("drop_reset_limit") > 0
+
+
+def binding(kind=ice.Class.REQUEST, **attributes):
+    return ice.Message(ice.Method.BINDING, kind, attributes={n.replace("_", "-"): v for n, v in attributes.items()})
+
+
+class TestStun:
+    def count(self, rig, name):
+        return getattr(rig.listener.counters, "stun_" + name)
+
+    async def test_a_client_is_told_its_address(self, rig):
+        client = rig.client()
+        for fingerprint in (False, True):
+            request = binding(SOFTWARE="aioice")
+            if fingerprint:
+                request.add_fingerprint()
+            client.send(bytes(request))
+            answer = ice.parse_message(await answered(client))
+            assert (answer.message_class, answer.transaction_id) == (ice.Class.RESPONSE, request.transaction_id)
+            assert answer.attributes["XOR-MAPPED-ADDRESS"] == client.getsockname()
+            assert ("FINGERPRINT" in answer.attributes) is fingerprint
+        assert self.count(rig, "answers") == 2 and not rig.engines
+
+    async def test_what_has_to_be_understood_and_is_not(self, rig):
+        client = rig.client()
+        request = binding(PRIORITY=1, USE_CANDIDATE=None)
+        client.send(bytes(request))
+        data = await answered(client)
+        assert ice.parse_message(data).error_code == 420 and data[-8:] == b"\0\x0a\0\4\0\x24\0\x25"
+        assert self.count(rig, "refusals") == 1 and self.count(rig, "answers") == 0
+
+    @pytest.mark.parametrize(
+        "data",
+        [
+            bytes(binding(ice.Class.INDICATION)),
+            bytes(binding(ice.Class.RESPONSE, XOR_MAPPED_ADDRESS=("192.0.2.1", 1))),
+            bytes(binding(ice.Class.ERROR, ERROR_CODE=(400, ""))),
+            bytes(ice.Message(ice.Method.ALLOCATE, ice.Class.REQUEST)),
+            bytes(binding(FINGERPRINT=1)),
+        ],
+    )
+    async def test_dropped(self, rig, data):
+        client = rig.client()
+        client.send(data)
+        await until(lambda: rig.count("drop_stun") == 1)
+        await silence(client)
+
+    async def test_one_with_a_name_is_the_hosts(self, rig):
+        taken = []
+        rig.listener.on_check = lambda *check: taken.append(check) or b"the answer"
+        client = rig.client()
+        request = binding(USERNAME="a:b")
+        client.send(bytes(request))
+        await until(lambda: self.count(rig, "checks") == 1)
+        await until(lambda: taken)
+        assert taken == [(b"a:b", bytes(request), client.getsockname())]
+        assert await asyncio.get_running_loop().sock_recv(client, 100) == b"the answer"
+
+    async def test_nobody_waits_for_a_check(self, rig):
+        client = rig.client()
+        client.send(bytes(binding(USERNAME="a:b")))
+        await until(lambda: self.count(rig, "checks") == 1)
+        await silence(client)
+
+    async def test_many_in_one_buffer(self, rig):
+        """The kernel joins datagrams of one size, of STUN and of QUIC alike."""
+        client, engine, own_id = await rig.connected()
+        requests = [binding(SOFTWARE="x" * 76) for _ in range(3)]
+        again = bytes(requests[0])
+        pieces = [bytes(requests[0]), again, short(own_id, size=100), bytes(requests[1]), short(own_id, size=100), bytes(requests[2])]
+        assert {len(piece) for piece in pieces} == {100}
+        client.sendmsg([b"".join(pieces)], [(17, 103, struct.pack("H", 100))])
+        await until(lambda: self.count(rig, "answers") == 4)
+        transactions, pongs = [], 0
+        while len(transactions) + pongs < 5:
+            data = await answered(client)
+            if data[:4] == b"pong":
+                pongs += 1
+            else:
+                transactions.append(ice.parse_message(data).transaction_id)
+        assert sorted(transactions) == sorted(r.transaction_id for r in (*requests, requests[0]))
+        assert len(engine.received) == 3 and rig.listener.udp.reads == 2
+
+    async def test_not_without_end(self, rig):
+        client = rig.client()
+        data = bytes(binding())
+        for i in range(STUN_BURST + 100):
+            client.send(data)
+            if not i % 20:
+                await asyncio.sleep(0)
+        await until(lambda: self.count(rig, "answers") + rig.count("drop_stun_limit") == STUN_BURST + 100)
+        assert self.count(rig, "answers") >= STUN_BURST and rig.count("drop_stun_limit") > 0
+
+    async def test_a_flood_leaves_checks_alone(self, rig):
+        client = rig.client()
+        for _ in range(STUN_BURST + 100):
+            client.send(bytes(binding()))
+        client.send(bytes(binding(USERNAME="a:b")))
+        await until(lambda: self.count(rig, "checks") == 1)
 
 
 def test_limits_are_in_order():

@@ -63,7 +63,7 @@ def command(stand_in, folder, *more):
 
 def test_a_whole_run_leaves_a_report_and_no_process(stand_in, tmp_path):
     before = set(process_tree(os.getpid()))
-    result = CliRunner().invoke(main, command(stand_in, tmp_path / "report", "--quick"))
+    result = CliRunner().invoke(main, command(stand_in, tmp_path / "report", "--quick", "--work", "http1,h2,tls"))
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     measured = {slot["measure"] for slot in report["slots"]}

@@ -14,11 +14,11 @@ from loadtest.pins import choose_pins
 from loadtest.processes import free_ports
 from loadtest.rounds import Plan
 
-WIRES = ("http1", "h2", "tls")
+WIRES = ("http1", "h2", "tls", "h3")
 
 
 def site(folder, wire="http1"):
-    if wire == "tls":
+    if wire in {"tls", "h3"}:
         return Site(folder, *free_ports(3), wire, make_certificate(folder))
     return Site(folder, *free_ports(3), wire)
 
@@ -33,7 +33,7 @@ def validate(peer, where):
     ("peer", "wire"),
     [
         (peer, wire)
-        for peer, wires in ((Envoy(), WIRES), (Nginx(), WIRES), (HAProxy(), WIRES[:1]))
+        for peer, wires in ((Envoy(), WIRES), (Nginx(), WIRES[:3]), (HAProxy(), WIRES[:1]))
         for wire in wires
     ],
     ids=lambda value: value if isinstance(value, str) else value.name,
@@ -41,7 +41,7 @@ def validate(peer, where):
 def test_configuration_validates(peer, wire, tmp_path):
     if peer.binary() is None:
         pytest.skip(f"{peer.name} is not installed")
-    if wire == "tls" and openssl() is None:
+    if wire in {"tls", "h3"} and openssl() is None:
         pytest.skip("openssl is not installed")
     where = site(tmp_path, wire)
     command = peer.configure(where)
@@ -128,6 +128,8 @@ def test_ours_speaks_what_the_site_speaks(tmp_path):
     command = Ours().configure(Site(tmp_path, 1, 2, 3, "tls", tmp_path))
     assert command[command.index("--listen-tls") + 1] == "127.0.0.1:1"
     assert command[command.index("--tls-key") + 1] == str(tmp_path / "key.pem")
+    command = Ours().configure(Site(tmp_path, 1, 2, 3, "h3", tmp_path))
+    assert command[command.index("--listen-quic") + 1] == "127.0.0.1:1" and "--listen-tls" not in command
     assert command[command.index("--replica") + 1] == "http://127.0.0.1:3"
 
 

@@ -63,7 +63,8 @@ def test_actions_and_tracebacks_are_told_apart():
 
 def test_the_ready_line_is_found_among_others():
     line = '{"event":"ready","listen":"http://127.0.0.1:8","admin":"http://127.0.0.1:9","hosts":{}}'
-    assert announced(f"starting\n{{not json\n{line}\n") == "http://127.0.0.1:8"
+    assert announced(f"starting\n{{not json\n{line}\n") == ("http://127.0.0.1:8", "")
+    assert announced(line[:-1] + ',"quic":"quic://127.0.0.1:7"}') == ("http://127.0.0.1:8", "quic://127.0.0.1:7")
     assert announced(line[:-4]) is None
 
 
@@ -190,6 +191,39 @@ def test_http2_users_through_the_router(tmp_path, engine):
         child.send_signal(2)
     assert result.exit_code == 0, result.output
     assert entries_of(folder)["H2 chat completion"].num_requests > 5
+
+
+@pytest.fixture
+def up():
+    """`router up`, as the load test starts it, with HTTP/3."""
+    child, ready = started("router", "up", "--no-check", "--json", "--listen", "127.0.0.1:0", "--replicas", "1")
+    with child:
+        yield ready
+        child.send_signal(2)
+
+
+def test_users_over_quic(tmp_path, up):
+    assert up["quic"].startswith("quic://127.0.0.1:")
+    result, folder = locust(
+        tmp_path, "--run-time", "2", "--kind", "h3,robot", "--target", up["listen"], "--quic-target", up["quic"]
+    )
+    assert result.exit_code == 0, result.output
+    entries = entries_of(folder)
+    for name in ("H3 connect", "H3 chat completion", "Robot connect", "Robot infer"):
+        assert entries[name].num_requests and not entries[name].num_failures, name
+    assert entries["H3 chat completion"].num_requests > 5 and entries["Robot infer"].num_requests > 5
+
+
+def test_users_over_quic_of_whom_nobody_is_there(tmp_path, unused_udp_port, replica_url):
+    where = ("--target", replica_url, "--quic-target", f"quic://127.0.0.1:{unused_udp_port}")
+    result, folder = locust(tmp_path, "--run-time", "1", "--kind", "h3", *where)
+    assert result.exit_code == 1
+    assert "no h3 user was served" in result.output
+    result, folder = locust(tmp_path, "--run-time", "1", "--kind", "http,h3", "--target", replica_url)
+    assert result.exit_code == 0, result.output
+    assert "without h3 users" in result.output and "POST chat completion" in entries_of(folder)
+    result, _ = locust(tmp_path, "--run-time", "1", "--kind", "h3", "--target", replica_url)
+    assert result.exit_code == 1 and "--quic-target" in result.output
 
 
 def test_a_refused_target_fails_the_run(tmp_path, unused_tcp_port):

@@ -160,6 +160,10 @@ class MessageTunnel(DownstreamStream):
         else:
             receiver.request_reset(_GONE)
 
+    def replica_host(self) -> str:
+        """Return the replica's host, as the table has it; empty while there is none."""
+        return "" if self._receiver is None else self._receiver.replica_host()
+
     def pause(self) -> None:
         """Have the replica stop sending: the client takes no more for now."""
         if self._receiver is not None:

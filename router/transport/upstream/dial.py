@@ -160,17 +160,23 @@ class Dial:
         replica, spec, connection = self.replica, self.spec, self._connection
         self._pool.reactor.counters.upstream_connects += 1
         loop = asyncio.get_running_loop()
+        path = self._pool.attached.path_of(replica.host)
         try:
             tls = client_context(spec.tls) if replica.scheme == "https" else None
             name = server_name(spec.tls, replica.host) if tls is not None else None
             async with asyncio.timeout(spec.connect_s):
-                await loop.create_connection(
-                    lambda: connection,  # type: ignore[type-var]
-                    replica.host,
-                    replica.port,
-                    ssl=tls,
-                    server_hostname=name,
-                )
+                if path:
+                    await loop.create_unix_connection(
+                        lambda: connection, path, ssl=tls, server_hostname=name  # type: ignore[type-var]
+                    )
+                else:
+                    await loop.create_connection(
+                        lambda: connection,  # type: ignore[type-var]
+                        replica.host,
+                        replica.port,
+                        ssl=tls,
+                        server_hostname=name,
+                    )
         except TimeoutError:
             if connection.transport is not None:
                 connection.connection_lost(None)  # timed out in the moment it was made: see `leave`
@@ -185,6 +191,8 @@ class Dial:
             _log.error("tls.%s of %s: %s", failure.field, replica.address, failure)
             return _failed("its TLS settings cannot be used")
         except OSError as failure:
+            if path:
+                return _failed("it is not attached")
             number = failure.errno or 0
             reason = "its name has no address" if isinstance(failure, socket.gaierror) else "no address accepts"
             return _failed(os.strerror(number).lower() if number > 0 else reason)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 
+from router.transport.attached import NOWHERE
 from router.transport.tasks import spawn
 from router.transport.upstream.question import fetch_http
 
@@ -77,6 +78,7 @@ class EngineLoadPoller:
     """
 
     def __init__(self, image: TableImage, on_loads: Callable[[str, dict[str, float]], None]) -> None:
+        self.attached = NOWHERE  # set once it is known where replicas attach
         self._image = image
         self._on_loads = on_loads
         self._tasks: dict[str, asyncio.Task[None]] = {}
@@ -120,7 +122,7 @@ class EngineLoadPoller:
         async with free:
             try:
                 async with asyncio.timeout(LIMIT_S):
-                    status, body = await fetch_http(replica.address, PATH, tls)
+                    status, body = await fetch_http(replica.address, PATH, tls, self.attached)
                     return score(body) if status == 200 else None
             # TimeoutError among them; nested too deep
             except (OSError, ValueError, RecursionError) as failure:

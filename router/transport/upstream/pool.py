@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from router.errors import Kind, ProxyError, Retry, Source
 from router.stream import PendingStream
+from router.transport.attached import NOWHERE, AttachedSockets
 from router.transport.codec.h2.limits import ASSUMED_STREAMS
 from router.transport.upstream.dial import Dial, PendingConnect
 from router.transport.upstream.opening import Pool
@@ -61,10 +62,11 @@ class Kept:
 class ConnectionPool(Pool):
     """Warm and fresh connections. Lives in one worker's event loop."""
 
-    __slots__ = ("_is_closed", "_kept", "reactor")
+    __slots__ = ("_is_closed", "_kept", "attached", "reactor")
 
-    def __init__(self, reactor: Reactor) -> None:
+    def __init__(self, reactor: Reactor, attached: AttachedSockets = NOWHERE) -> None:
         self.reactor = reactor
+        self.attached = attached
         self._kept: dict[Replica, Kept] = {}
         self._is_closed = False
 

@@ -22,6 +22,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from router.routing.spec import TlsSpec
+from router.transport.attached import NOWHERE, AttachedSockets
 from router.transport.certificates import TlsFileError
 from router.transport.tasks import spawn
 from router.transport.upstream.question import ask_grpc_health, ask_http, check_port
@@ -76,6 +77,7 @@ class HealthMonitor:
         max_checks_per_s: float = MAX_CHECKS_PER_S,
         max_parallel: int = MAX_PARALLEL,
     ) -> None:
+        self.attached = NOWHERE  # set once it is known where replicas attach
         self._on_change = on_change
         self._gap_s = 1.0 / max_checks_per_s
         self._free = asyncio.Semaphore(max_parallel)
@@ -193,7 +195,7 @@ class HealthMonitor:
 
     async def _run(self, due: Check) -> None:
         try:
-            complaint = await check(due.address, due.spec, due.tls)
+            complaint = await check(due.address, due.spec, due.tls, self.attached)
         except Exception:  # our bug: it must not end this replica's checks
             _log.exception("a health check failed by itself")
             complaint = "the check failed by itself"
@@ -223,18 +225,20 @@ class HealthMonitor:
             self._on_change(*due.name, is_good)
 
 
-async def check(address: str, spec: HealthSpec, tls: TlsSpec = _NO_TLS) -> str:
+async def check(
+    address: str, spec: HealthSpec, tls: TlsSpec = _NO_TLS, attached: AttachedSockets = NOWHERE
+) -> str:
     """Check once; return why it failed, or an empty text."""
     try:
         async with asyncio.timeout(spec.timeout_s):
             if spec.kind == "tcp":
-                await check_port(address)
+                await check_port(address, attached)
                 return ""
             if spec.kind == "grpc":
-                return await ask_grpc_health(address, tls)
-            status = await ask_http(address, spec.path, tls)
+                return await ask_grpc_health(address, tls, attached)
+            status = await ask_http(address, spec.path, tls, attached)
             if status == 404 and spec.fallback_path:
-                status = await ask_http(address, spec.fallback_path, tls)
+                status = await ask_http(address, spec.fallback_path, tls, attached)
             return "" if 200 <= status < 300 else f"status {status}"
     except TimeoutError:
         return f"no answer in {spec.timeout_s:g} s"

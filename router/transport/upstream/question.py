@@ -16,6 +16,7 @@ from router.http import NO_GRPC_STATUS, RequestHead, RequestShape
 from router.routing.load import split_address
 from router.routing.spec import TlsSpec
 from router.stream import ResponseReceiver, Shell
+from router.transport.attached import NOWHERE, AttachedSockets
 from router.transport.codec.h1.head import MAX_HEAD_BYTES, parse_response
 from router.transport.codec.h2.client import H2Client
 from router.transport.tls import ALPN, ALPN_HTTP2, client_context, server_name
@@ -31,23 +32,25 @@ _NO_SERVICE: Final = b"\0\0\0\0\0"  # an uncompressed message without fields: th
 _SERVING: Final = b"\0\0\0\0\x02\x08\x01"  # status = SERVING
 
 
-async def check_port(address: str) -> None:
+async def check_port(address: str, attached: AttachedSockets = NOWHERE) -> None:
     """Connect, and nothing more."""
     _, host, port = split_address(address)
-    _, writer = await asyncio.open_connection(host, port)
+    _, writer = await _open(host, port, attached)
     writer.close()
 
 
-async def ask_http(address: str, path: str, tls: TlsSpec = NO_TLS) -> int:
+async def ask_http(
+    address: str, path: str, tls: TlsSpec = NO_TLS, attached: AttachedSockets = NOWHERE
+) -> int:
     """Return the status of GET `path`."""
-    return (await fetch_http(address, path, tls, wants_body=False))[0]
+    return (await fetch_http(address, path, tls, attached, wants_body=False))[0]
 
 
 async def fetch_http(
-    address: str, path: str, tls: TlsSpec = NO_TLS, *, wants_body: bool = True
+    address: str, path: str, tls: TlsSpec = NO_TLS, attached: AttachedSockets = NOWHERE, *, wants_body: bool = True
 ) -> tuple[int, bytes]:
     """Return status and body of GET `path`, of which no more than `MAX_ANSWER_BYTES` is read."""
-    reader, writer, authority, is_h2 = await _connect(address, tls, ALPN)
+    reader, writer, authority, is_h2 = await _connect(address, tls, ALPN, attached)
     try:
         if not is_h2:
             status = await _ask_h1(reader, writer, authority, path)
@@ -68,9 +71,9 @@ async def _read_to_end(reader: asyncio.StreamReader) -> bytes:
     return bytes(body)
 
 
-async def ask_grpc_health(address: str, tls: TlsSpec) -> str:
+async def ask_grpc_health(address: str, tls: TlsSpec, attached: AttachedSockets = NOWHERE) -> str:
     """Ask grpc.health.v1; return why the server does not serve, or an empty text."""
-    reader, writer, authority, is_h2 = await _connect(address, tls, ALPN_HTTP2)
+    reader, writer, authority, is_h2 = await _connect(address, tls, ALPN_HTTP2, attached)
     try:
         if not is_h2:
             raise ValueError("gRPC needs HTTP/2, as h2c:// or by the TLS handshake")
@@ -91,17 +94,30 @@ async def ask_grpc_status(address: str, path: str) -> int:  # noqa: ARG001 - ask
 
 
 async def _connect(
-    address: str, tls: TlsSpec, protocols: tuple[str, ...]
+    address: str, tls: TlsSpec, protocols: tuple[str, ...], attached: AttachedSockets
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes, bool]:
     scheme, host, port = split_address(address)
     over: dict[str, Any] = {}
     if scheme == "https":
         over = {"ssl": client_context(tls, protocols), "server_hostname": server_name(tls, host)}
-    reader, writer = await asyncio.open_connection(host, port, limit=MAX_HEAD_BYTES, **over)
+    reader, writer = await _open(host, port, attached, limit=MAX_HEAD_BYTES, **over)
     session = writer.get_extra_info("ssl_object")
     is_h2 = scheme == "h2c" or (session is not None and session.selected_alpn_protocol() == "h2")
     authority = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     return reader, writer, authority.encode(), is_h2
+
+
+async def _open(
+    host: str, port: int, attached: AttachedSockets, **over: Any
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Connect as requests do: to a replica that attached by its socket on this host."""
+    path = attached.path_of(host)
+    if not path:
+        return await asyncio.open_connection(host, port, **over)
+    try:
+        return await asyncio.open_unix_connection(path, **over)
+    except OSError:
+        raise OSError(0, "it is not attached") from None
 
 
 async def _ask_h1(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, authority: bytes, path: str) -> int:

@@ -36,7 +36,7 @@ class Rig:
         self.monitor = HealthMonitor(lambda *change: self.changes.append(change), **options)
         self.image = TableImage()
 
-    async def _check(self, address, spec, tls):
+    async def _check(self, address, spec, tls, attached):
         self.asked.append((address, monotonic()))
         self.running += 1
         self.most = max(self.most, self.running)
@@ -246,7 +246,7 @@ async def test_a_removed_replica_takes_no_place_in_the_queue(make_rig):
 async def test_a_check_that_fails_with_a_bug_does_not_stop_the_others(make_rig, monkeypatch):
     rig = make_rig()
 
-    async def check(address, spec, tls):
+    async def check(address, spec, tls, attached):
         rig.asked.append((address, monotonic()))
         if address == url("a"):
             raise ZeroDivisionError

@@ -35,6 +35,7 @@ from router.transport.codec.quic.packet import (
 )
 from router.transport.codec.quic.path import Address, Mtu, Path
 from router.transport.codec.quic.state import CLOSING, DRAINING, HANDSHAKING, OPEN, OVER
+from router.transport.codec.stun import is_stun
 
 _NUMBER_AT: Final = 1 + ID_BYTES
 _SAMPLE_AT: Final = _NUMBER_AT + 4
@@ -186,7 +187,11 @@ class PacketReader(FrameReader):
         return source in peer_ids.sequences
 
     def _receive_short(self, data: bytes, at: int, end: int, path: Path) -> None:
-        if end - at < _SMALLEST or not data[at] & 0x40:
+        if not data[at] & 0x40:
+            if is_stun(data[at:end]):  # RFC 9443: it has the same socket, and the kernel joins by addresses
+                self.owner.stray(data[at:end], path.address)
+            return
+        if end - at < _SMALLEST:
             return
         used = data[at + 1 : at + _NUMBER_AT]
         if used not in self.own_ids.known:

@@ -159,6 +159,10 @@ class Application:
         """As `drain`, but serve what a client sends that cannot know of it yet."""
         raise NotImplementedError
 
+    def may_be_left(self) -> bool:
+        """Whether a process that comes to its end need not wait for this connection, although it is open."""
+        return False
+
     def cut(self, error: ProxyError) -> None:
         """End now, telling every exchange under way."""
         raise NotImplementedError

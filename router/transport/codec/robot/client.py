@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from router.transport.codec.attach.control import Offer
 from router.transport.codec.h2.calm import Allowance
 from router.transport.codec.quic.seam import Application
 from router.transport.codec.robot import control, wire
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from router.errors import ProxyError
+    from router.transport.codec.attach.control import Place
     from router.transport.codec.quic.seam import Bearer, Flow
     from router.transport.codec.robot.link import LinkMeter
     from router.transport.codec.robot.wire import Frame
@@ -57,13 +59,14 @@ def _nothing(*_: object) -> None:
 class RobotCalls:
     """Who is told of what. Each is called inside the connection's `receive`, or its deadlines."""
 
-    __slots__ = ("closed", "epoch", "message", "pong", "welcome")
+    __slots__ = ("closed", "epoch", "message", "offer", "pong", "welcome")
 
     def __init__(self) -> None:
         self.welcome: Callable[[control.Welcome], None] = _nothing
         self.epoch: Callable[[control.Epoch], None] = _nothing
         # lane, sequence (0 on the command lane), payload, whether it is text; commands are to be `took`
         self.message: Callable[[int, int, bytes, bool], None] = _nothing
+        self.offer: Callable[[Offer], None] = _nothing
         self.pong: Callable[[float], None] = _nothing  # a round trip, seconds
         # code, reason, whether the peer ended it, and why if the router refused; the last word
         self.closed: Callable[[int, str, bool, control.Refused | None], None] = _nothing
@@ -202,6 +205,11 @@ class RobotClient(Application):
         commands = [command for _, command in self._commands_unsent]
         self._commands_unsent.clear()
         return commands, self._state_out.take_waiting()
+
+    def ask_direct(self, places: list[Place]) -> None:
+        """Ask where the replica is, that we may come to it from one of these places. `RobotCalls.offer` follows."""
+        if self.phase == OPEN:
+            self._say(control.Direct(places))
 
     def leave(self, now: float) -> None:
         """Say goodbye once all commands are the router's, or after `GOODBYE_S`."""
@@ -367,6 +375,8 @@ class RobotClient(Application):
                 self._calls.epoch(body)
         elif isinstance(body, control.Refused):
             self._refused = body
+        elif isinstance(body, Offer):
+            self._calls.offer(body)
         else:
             self._fault(wire.BROKEN, b"a control frame that clients send")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
+from router.transport.codec.attach.control import Offer, Places
 from router.transport.codec.robot import wire
 
 if TYPE_CHECKING:
@@ -88,7 +89,13 @@ class Epoch(msgspec.Struct):
     replica: str = ""
 
 
-Body: TypeAlias = Hello | Ping | Pong | Link | Bye | Welcome | Refused | Epoch
+class Direct(msgspec.Struct):
+    """The client would come to the replica itself, from one of these places."""
+
+    places: Places
+
+
+Body: TypeAlias = Hello | Ping | Pong | Link | Bye | Direct | Welcome | Refused | Epoch | Offer
 
 _TYPES: Final[dict[type[Body], int]] = {
     Hello: wire.HELLO,
@@ -96,9 +103,11 @@ _TYPES: Final[dict[type[Body], int]] = {
     Pong: wire.PONG,
     Link: wire.LINK,
     Bye: wire.BYE,
+    Direct: wire.DIRECT,
     Welcome: wire.WELCOME,
     Refused: wire.REFUSED,
     Epoch: wire.EPOCH,
+    Offer: wire.OFFER,
 }
 _decoders: Final = {kind: msgspec.msgpack.Decoder(body) for body, kind in _TYPES.items()}
 _encoder: Final = msgspec.msgpack.Encoder()

@@ -18,6 +18,8 @@ CONTROL_RATE: Final = 8.0
 DATAGRAM_BURST: Final = 64.0
 DATAGRAM_RATE: Final = 64.0
 """PINGs and PONGs in DATAGRAMs at once, and a second. More are not answered: to who asks, they are lost."""
+DIRECT_EVERY_S: Final = 5.0
+"""Between two questions of a robot for its replica's place: each has us send to places that the robot names."""
 MAX_UNREAD_BYTES: Final = 16_384
 """Of control frames that the client's window does not take; ours are a hundred bytes a second."""
 PING_S: Final = 1.0

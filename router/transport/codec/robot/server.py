@@ -14,6 +14,7 @@ import os
 from typing import TYPE_CHECKING, Final
 
 from router.errors import WIRE, Kind, ProxyError, Source
+from router.transport.codec.attach.control import Offer
 from router.transport.codec.h2.calm import Allowance
 from router.transport.codec.message_tunnel import MessageTunnel, TunnelOwner, close_code
 from router.transport.codec.messages import NO_STATUS
@@ -36,6 +37,7 @@ from router.transport.codec.robot.limits import (
     CONTROL_RATE,
     DATAGRAM_BURST,
     DATAGRAM_RATE,
+    DIRECT_EVERY_S,
     GOODBYE_S,
     MAX_UNREAD_BYTES,
     PING_S,
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 
     from router.http import Headers, ResponseHead
     from router.stream import DownstreamStream, RequestReceiver
+    from router.transport.codec.attach.control import Place
     from router.transport.codec.quic.seam import Bearer, Flow
     from router.transport.codec.robot.counters import RobotCounters
     from router.transport.codec.robot.wire import Frame, StateReader
@@ -76,6 +79,8 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         "_command",
         "_command_in",
         "_datagram_allowance",
+        "_direct_from_s",
+        "_find_replica",
         "_frames",
         "_is_connected",
         "_is_draining",
@@ -98,13 +103,17 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         counters: RobotCounters,
         now: float,
         asked: Asked | None = None,
+        find_replica: Callable[[str, list[Place], Callable[[Offer], None]], None] | None = None,
     ) -> None:
         """`on_refused` learns of sessions that were malformed or late before they had an exchange.
 
-        `asked`: the bearer is a WebTransport session, begun by this.
+        `asked`: the bearer is a WebTransport session, begun by this. `find_replica` asks a replica, by its host in
+        the table, where a robot may come to it directly.
         """
         super().__init__(bearer, on_refused, counters, now, asked)
         self._on_request = on_request
+        self._find_replica = find_replica
+        self._direct_from_s = 0.0  # when the next question for that is answered
         self._now = now
         self._is_connected = False
         self._is_draining = False
@@ -301,6 +310,8 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             self._reports.take(body)
         elif isinstance(body, control.Bye):
             self._bye()
+        elif isinstance(body, control.Direct):
+            self._take_direct(body)
         else:
             self.fault(wire.BROKEN, "a control frame that the router sends")
 
@@ -319,6 +330,19 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             headers.append(_EARLY)
         self._request = authority, path, headers
         self._open(OPENING)
+
+    def _take_direct(self, body: control.Direct) -> None:
+        """Ask the replica where it is, if it is one that attached; not too often."""
+        host = self.tunnel.replica_host() if self.tunnel is not None and self.phase == OPEN else ""
+        if self._find_replica is None or not host or self._now < self._direct_from_s:
+            self._offer(Offer("", b"", ""))
+            return
+        self._direct_from_s = self._now + DIRECT_EVERY_S
+        self._find_replica(host, body.places, self._offer)
+
+    def _offer(self, offer: Offer) -> None:
+        if self.phase < ENDING:
+            self.say(offer)
 
     def _bye(self) -> None:
         """End once the replica has the commands that wait."""

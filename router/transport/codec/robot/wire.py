@@ -23,9 +23,11 @@ PING: Final = 0x02
 PONG: Final = 0x03
 LINK: Final = 0x04
 BYE: Final = 0x05
+DIRECT: Final = 0x06
 WELCOME: Final = 0x11
 REFUSED: Final = 0x12
 EPOCH: Final = 0x13
+OFFER: Final = 0x14
 
 # First bytes of lanes.
 COMMAND: Final = 0x43

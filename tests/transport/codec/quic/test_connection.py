@@ -429,3 +429,16 @@ class TestRecovery:
         assert len(dropped) == 3
         assert rig.client.connection.recovery.lost_packets <= 3 + 2  # probes of the MTU are not counted
         assert rig.client.connection.recovery.spurious_packets == 0
+
+
+def test_stun_among_the_datagrams_of_a_connection_is_the_owners():
+    """The kernel joins by addresses (GRO); what is not STUN and has no fixed bit is nobody's (RFC 9000 §17.3.1)."""
+    rig = Rig().connect()
+    rig.run(limit_s=0.5)
+    stun = b"\x00\x01\x00\x50\x21\x12\xa4\x42" + bytes(12 + 80)
+    other = b"\x00\x01\x00\x50\x21\x12\xa4\x43" + bytes(12 + 80)
+    server = rig.server.connection
+    before = server.received_packets
+    server.receive(stun + other + stun[:40], 100, CLIENT, None, rig.now)
+    assert rig.server.strays == [(stun, CLIENT)]
+    assert server.received_packets == before and server.phase == OPEN

@@ -4,8 +4,8 @@ import hypothesis.strategies as st
 from bearer import CONNECT as WEBSOCKET
 from bearer import GET, data, headers
 from hypothesis import given, settings
-from sessionkit import CONNECT, SessionBench, capsule, one_way, two_way
-from test_robot import RobotBench, said
+from robotsessionkit import RobotBench, said
+from webtransportkit import CONNECT, SessionBench, capsule, one_way, two_way
 
 from router.errors import Kind, ProxyError, Source
 from router.transport.codec.quic.varint import varint

@@ -2,7 +2,7 @@
 
 import pytest
 from bearer import GET, POST, data, frame, headers, parse
-from sessionkit import CONNECT, SessionBench, capsule, one_way, two_way
+from webtransportkit import CONNECT, SessionBench, capsule, one_way, two_way
 
 from router.transport.codec.h3 import frames
 from router.transport.codec.h3.limits import IDLE_BURST, RESET_BURST

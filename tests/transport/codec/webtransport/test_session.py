@@ -2,7 +2,7 @@
 
 import pytest
 from bearer import GET, POST, data, headers, parse, settings
-from sessionkit import CONNECT, SessionBench, capsule, one_way, two_way
+from webtransportkit import CONNECT, SessionBench, capsule, one_way, two_way
 
 from router.errors import Kind, ProxyError, Source
 from router.transport.codec.h3 import frames

@@ -1,0 +1,321 @@
+"""The router's side of replicas that attached (`router-attach/1`): a socket of this host for each, spliced to it.
+
+    WAITING --ATTACH: name and token are right--> ATTACHED --LEAVING, lost--> OVER
+       +------anything else, ATTACH_LIMIT_S-----------------------------------^
+
+A second replica of the same name takes its place: it is the same one, come back before the first connection was
+known to be dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final
+
+from router.edge.quic_counters import ATTACH_NUMBERS
+from router.edge.rendezvous import serve_questions
+from router.edge.splice import Splice
+from router.transport.codec.attach import control
+from router.transport.codec.quic.seam import Application
+from router.transport.codec.robot.wire import FrameReader
+from router.transport.tasks import spawn
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
+    from router.edge.attach_gate import AttachGate
+    from router.errors import ProxyError
+    from router.transport.attached import AttachedSockets, ListeningSocket
+    from router.transport.codec.quic.seam import Bearer, Flow
+    from router.transport.shell import Reactor
+    from router.transport.udp import Address
+
+_log = logging.getLogger("router.attach")
+
+ATTACH_LIMIT_S: Final = 10.0
+"""From the connection's beginning to its ATTACH."""
+LEAVE_S: Final = 2.0
+"""For a replica that is told to attach anew; so long it can be reached here all the same."""
+MAX_ATTACHED: Final = 4_096
+"""Replicas attached to one worker."""
+MAX_ASKED: Final = 64
+"""Robots that a replica is being asked about."""
+MAX_UNREAD_BYTES: Final = 65_536
+"""Of control frames that the replica does not take."""
+
+
+class AttachedReplicas:
+    """Who is attached to this worker, by name."""
+
+    def __init__(self, sockets: AttachedSockets, gate: AttachGate, reactor: Reactor) -> None:
+        self.sockets = sockets
+        self.gate = gate
+        self.reactor = reactor
+        self.by_name: dict[str, AttachServer] = {}
+        self.refused = 0
+        self.splices = 0
+
+    def numbers(self) -> dict[str, int]:
+        """Return every count by name."""
+        return dict(zip(ATTACH_NUMBERS, (len(self.by_name), self.refused, self.splices), strict=True))
+
+
+async def _no() -> control.Punching:
+    return control.Punching(0, [])
+
+
+class AttachServer(Application):
+    """One replica's connection."""
+
+    __slots__ = (
+        "_asked", "_asked_count", "_attached", "_bearer", "_by_s", "_control", "_frames", "_is_leaving", "_is_over",
+        "_leave_by_s", "_listening", "_questions", "_server", "_splices", "address", "certificate", "name",
+    )  # fmt: skip
+
+    def __init__(self, bearer: Bearer, attached: AttachedReplicas, address: Address, now: float) -> None:
+        """`address`: where the connection comes from."""
+        self._bearer = bearer
+        self._attached = attached
+        self.address = address
+        self.name = ""
+        self.certificate = ""
+        self._asked: dict[int, asyncio.Future[control.Punching]] = {}
+        self._asked_count = 0
+        self._questions: Any = None
+        self._control: Flow | None = None
+        self._frames = FrameReader()
+        self._splices: dict[int, Splice] = {}
+        self._listening: ListeningSocket | None = None
+        self._server: Any = None
+        self._by_s = now + ATTACH_LIMIT_S
+        self._is_leaving = False
+        self._leave_by_s = 0.0
+        self._is_over = False
+        bearer.watch()
+
+    # -- the connection -------------------------------------------------------------------------------
+
+    def connected(self) -> None:
+        """Wait for the replica's word."""
+
+    def stream_opened(self, flow: Flow) -> None:
+        """Take the first two-way stream as control, and no other."""
+        if self._control is None and not flow.id & 2:
+            self._control = flow
+        else:
+            self.end(control.BROKEN, "a second stream")
+
+    def stream_data(self, flow: Flow, data: bytes, end: bool) -> None:
+        """Hand on what belongs to a splice; read control."""
+        splice = self._splices.get(flow.id)
+        if splice is not None:
+            splice.take(data, end)
+        elif flow is self._control:
+            flow.credit(len(data))
+            self._read(data, end)
+        else:
+            flow.credit(len(data))
+
+    def stream_reset(self, flow: Flow, code: int) -> None:
+        """Close the socket of it; without control there is no attachment."""
+        self._cut(flow)
+
+    def stream_stopped(self, flow: Flow, code: int) -> None:
+        """Close the socket of it."""
+        self._cut(flow)
+
+    def _cut(self, flow: Flow) -> None:
+        splice = self._splices.get(flow.id)
+        if splice is not None:
+            splice.cut()
+        elif flow is self._control:
+            self.end(control.BROKEN, "control was reset")
+
+    def stream_drained(self, flow: Flow) -> None:
+        """Read on."""
+        splice = self._splices.get(flow.id)
+        if splice is not None:
+            splice.drained()
+
+    def stream_gone(self, flow: Flow) -> None:
+        """Forget it."""
+        self._splices.pop(flow.id, None)
+
+    def datagram(self, data: bytes) -> None:
+        """There are none."""
+
+    def streams_available(self) -> None:
+        """Who found none was refused."""
+
+    def before_send(self, now: float) -> None:
+        """Nothing waits."""
+
+    def connection_lost(self, code: int, reason: str, by_peer: bool) -> None:
+        """Close every socket."""
+        if self.name:
+            _log.info("replica %s is not attached any more: %s", self.name, reason or f"code {code}")
+        self._let_go()
+
+    def next_deadline(self) -> float | None:
+        """When ATTACH has to be there."""
+        return self._by_s or None
+
+    def handle_deadline(self, now: float) -> None:
+        """End who did not say who it is."""
+        if 0.0 < self._by_s <= now:
+            self.end(control.BROKEN, "no ATTACH")
+
+    def drain(self) -> None:
+        """Send the replica to another router, or this one once it is back; serve what is under way."""
+        self._leave()
+
+    def retire(self, now: float) -> None:
+        """Send the replica to the successor, whose socket takes the place of ours."""
+        self._leave()
+
+    def cut(self, error: ProxyError) -> None:
+        """End now."""
+        self.end(control.DONE, error.kind.value)
+
+    def may_be_left(self) -> bool:
+        """Once nothing is under way here, and the replica had time to attach to the successor."""
+        return self._is_leaving and not self._splices and self._attached.reactor.clock.now >= self._leave_by_s
+
+    # -- control --------------------------------------------------------------------------------------
+
+    def say(self, body: control.Body) -> None:
+        """Write a control frame; who reads none is no replica at work."""
+        flow = self._control
+        if flow is None or self._is_over:
+            return
+        if flow.unsent_bytes > MAX_UNREAD_BYTES:
+            self.end(control.BROKEN, "control is not read")
+        else:
+            flow.send(control.encode(body), False)
+
+    def ask(self, asked: control.Punch) -> Awaitable[control.Punching]:
+        """Ask the replica where a robot may come to. It may never answer: the caller limits the time."""
+        if not self.certificate or len(self._asked) >= MAX_ASKED:
+            return _no()
+        self._asked_count += 1
+        n = self._asked_count
+        self._asked[n] = waiting = asyncio.get_running_loop().create_future()
+        waiting.add_done_callback(lambda _: self._asked.pop(n, None))
+        self._attached.reactor.clock.read()
+        self.say(control.Punch(n, asked.user, asked.key, asked.ticket, asked.places))
+        self._attached.reactor.outbox.flush()
+        return waiting
+
+    def _read(self, data: bytes, end: bool) -> None:
+        for frame in self._frames.read(data):
+            if self._is_over:
+                return
+            if not control.is_known(frame.kind):
+                continue
+            body = control.decode(frame)
+            if isinstance(body, control.Attach) and not self.name:
+                self._attach(body)
+            elif isinstance(body, control.Punching):
+                waiting = self._asked.pop(body.n, None)
+                if waiting is not None and not waiting.done():
+                    waiting.set_result(body)
+            else:
+                self.end(control.BROKEN, "a control frame is malformed or out of place")
+        if self._frames.fault or end:
+            self.end(control.BROKEN if self._frames.fault else control.DONE, "")
+
+    def _attach(self, body: control.Attach) -> None:
+        attached = self._attached
+        if self._bearer.is_early:  # a replay must not take the name from who has it (RFC 9001 §9.2)
+            self.end(control.BROKEN, "ATTACH in early data")
+            return
+        refusal = attached.gate.refusal(body.name, body.token, self._bearer.now)
+        if not refusal and len(attached.by_name) >= MAX_ATTACHED:
+            refusal = f"{MAX_ATTACHED} replicas are attached already"
+        if not refusal:
+            try:
+                self._listening = attached.sockets.listen(body.name)
+            except OSError as failure:
+                _log.error("the socket of %s: %s", body.name, failure)
+                refusal = "the router cannot listen for it"
+        if refusal:
+            attached.refused += 1
+            _log.warning("a replica at %s may not attach as %r: %s", self.address[0], body.name[:80], refusal)
+            self.end(control.REFUSED, refusal)
+            return
+        self._by_s = 0.0
+        self.name = body.name
+        self.certificate = body.certificate
+        before = attached.by_name.get(self.name)
+        attached.by_name[self.name] = self
+        if before is not None:
+            before.end(control.REPLACED, "attached anew")
+        spawn(self._serve(), f"attached {self.name}")
+
+    async def _serve(self) -> None:
+        """Listen; then the replica may be told."""
+        assert self._listening is not None
+        loop = asyncio.get_running_loop()
+        create: Any = loop.create_unix_server  # takes any protocol, whatever its type says
+        self._server = await create(self._accept, sock=self._listening.sock)
+        try:
+            self._questions = await serve_questions(self, self._listening.punch_path)
+        except OSError as failure:
+            _log.error("robots cannot come to %s directly: %s", self.name, failure)
+        if self._is_over:
+            self._stop_listening()
+            return
+        self._attached.reactor.clock.read()
+        host, port = self.address[:2]
+        self.say(control.Attached((str(host), int(port))))
+        self._attached.reactor.outbox.flush()
+        _log.info("replica %s is attached, from %s port %d", self.name, host, port)
+
+    def _accept(self) -> Splice:
+        """Open a stream for who connects; there may be none to be had."""
+        flow = None if self._is_over else self._bearer.open_stream(unidirectional=False)
+        splice = Splice(self._attached.reactor, flow)
+        if flow is not None:
+            self._attached.splices += 1
+            self._splices[flow.id] = splice
+        return splice
+
+    # -- the end --------------------------------------------------------------------------------------
+
+    def _leave(self) -> None:
+        if self._is_leaving or self._is_over:
+            return
+        self._is_leaving = True
+        if not self.name:
+            self.end(control.DONE, "the router is going")
+            return
+        self._leave_by_s = self._attached.reactor.clock.now + LEAVE_S
+        # The socket stays until the successor's is there, or nothing goes on here: others may still connect to it.
+        self.say(control.Leaving())
+
+    def _stop_listening(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+        for server in (self._server, self._questions):
+            if server is not None:
+                server.close()
+
+    def end(self, code: int, reason: str) -> None:
+        """Close, with a code of `control`."""
+        if self._is_over:
+            return
+        self._let_go()
+        self._bearer.close(code, reason.encode())
+
+    def _let_go(self) -> None:
+        """Nobody connects to it here any more; who is connected is cut."""
+        self._is_over = True
+        self._by_s = 0.0
+        attached = self._attached
+        if attached.by_name.get(self.name) is self:
+            del attached.by_name[self.name]
+        self._stop_listening()
+        for splice in self._splices.values():
+            splice.cut()
+        self._splices.clear()

@@ -1,0 +1,111 @@
+"""At an attached replica: who may come directly, and the checks that open the NAT for it.
+
+A robot shows a ticket that the router gave to both of us. Without one nobody is served who comes over QUIC; what
+the router itself forwards was let in there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Final
+
+from router.core import Gate
+from router.errors import Kind, ProxyError, Source
+from router.routing.credentials import ANYBODY
+from router.transport.codec.punch import CHECK_S, CHECKS_S, Checks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.http import RequestHead
+    from router.routing.credentials import Credential, Credentials
+    from router.routing.table import Endpoint
+    from router.transport.codec.attach import control
+    from router.transport.udp import Address
+
+MAX_TICKETS: Final = 1_024
+"""Of robots that were announced, or have come; the one longest unused goes for a new one."""
+TICKET_S: Final = 30.0
+"""For a robot to come after it was announced."""
+SESSION_S: Final = 86_400.0
+"""For it to ask for another WebSocket with the same ticket, since the last time."""
+MAX_CHECKED: Final = 64
+"""Robots that the NAT is being opened for."""
+_OVER_QUIC: Final = frozenset((b"HTTP/3", b"ROBOT/1"))
+_MISSING: Final = ProxyError(Kind.UNAUTHENTICATED, Source.DOWNSTREAM)
+
+
+class DirectRobots:
+    """One per sidecar. `send` writes a datagram from the listener's socket."""
+
+    def __init__(self, send: Callable[[bytes, Address], None]) -> None:
+        self._send = send
+        self._tickets: OrderedDict[bytes, float] = OrderedDict()
+        self._checks: dict[bytes, Checks] = {}
+        self._loop = asyncio.get_running_loop()
+
+    def expect(self, body: control.Punch, places: list[Address]) -> bool:
+        """Let a robot in that will come from one of these; False if too many are expected."""
+        if len(self._checks) >= MAX_CHECKED:
+            return False
+        self._tickets[body.ticket.encode()] = self._loop.time() + TICKET_S
+        while len(self._tickets) > MAX_TICKETS:
+            self._tickets.popitem(last=False)
+        user = body.user.encode()
+        self._checks[user] = checks = Checks(user, body.key, places)
+        self._check(checks, self._loop.time() + CHECKS_S)
+        return True
+
+    def _check(self, checks: Checks, until_s: float) -> None:
+        if self._loop.time() >= until_s:
+            del self._checks[checks.user]
+            return
+        for request, place in checks.due():
+            self._send(request, place)
+        self._loop.call_later(CHECK_S, self._check, checks, until_s)
+
+    def take_check(self, user: bytes, data: bytes, address: Address) -> bytes:
+        """Return the answer to a robot's check; empty for one that we do not know."""
+        checks = self._checks.get(user)
+        return b"" if checks is None else checks.take(data, address)
+
+    def admits(self, ticket: bytes) -> bool:
+        """Whether a robot was announced with this ticket. One that came in time may come again: with an epoch."""
+        until_s = self._tickets.get(ticket, 0.0)
+        if self._loop.time() >= until_s:
+            return False
+        self._tickets[ticket] = self._loop.time() + SESSION_S
+        self._tickets.move_to_end(ticket)
+        return True
+
+
+class TicketGate(Gate):
+    """Asks for tickets over QUIC, and leaves the rest to the gate that there is."""
+
+    __slots__ = ("_gate", "_robots")
+
+    def __init__(self, gate: Gate, robots: DirectRobots) -> None:
+        self._gate = gate
+        self._robots = robots
+
+    def check(
+        self, head: RequestHead, endpoint: Endpoint | None, credentials: Credentials, now: float
+    ) -> Credential | ProxyError:
+        """See `core.Gate`."""
+        shape = head.shape
+        if shape.version in _OVER_QUIC:
+            return ANYBODY if self._robots.admits(shape.known.get(b"x-router-key", b"")) else _MISSING
+        return self._gate.check(head, endpoint, credentials, now)
+
+    def check_session(
+        self, head: RequestHead, endpoint: Endpoint, credentials: Credentials, minter: bytes, now: float
+    ) -> Credential | ProxyError:
+        """See `core.Gate`."""
+        if head.shape.version in _OVER_QUIC:
+            return self.check(head, endpoint, credentials, now)
+        return self._gate.check_session(head, endpoint, credentials, minter, now)
+
+    def admit(self, found: Credential | ProxyError, endpoint: Endpoint, now: float) -> Credential | ProxyError:
+        """See `core.Gate`."""
+        return self._gate.admit(found, endpoint, now)

@@ -1,0 +1,95 @@
+"""Who may come to a replica without the router, and for how long its NAT is held open."""
+
+import asyncio
+
+import pytest
+import pytest_asyncio
+
+from router.edge import direct_robots
+from router.edge.direct_robots import MAX_CHECKED, DirectRobots, TicketGate
+from router.errors import Kind
+from router.http import RequestHead, RequestShape
+from router.routing.credentials import ANYBODY
+from router.transport.codec.attach.control import Punch
+from router.transport.codec.punch import Checks
+
+pytestmark = pytest.mark.asyncio
+PLACE = ("192.0.2.1", 9)
+
+
+class FakeGate:
+    def check(self, *asked):
+        return "the other gate's"
+
+    check_session = admit = check
+
+
+@pytest_asyncio.fixture
+async def robots(monkeypatch):
+    monkeypatch.setattr(direct_robots, "CHECKS_S", 0.12)
+    robots = DirectRobots(lambda data, address: robots.sent.append((data, address)))
+    robots.sent = []
+    yield robots
+    await asyncio.sleep(0.2)  # the last of its timers
+    assert not robots._checks
+
+
+def punch(n=1):
+    return Punch(n, f"user{n}", b"k" * 32, f"ticket{n}", [])
+
+
+def head(version, ticket=b""):
+    shape = RequestShape(b"GET", b"/", b"h")
+    shape.version = version
+    if ticket:
+        shape.known = {b"x-router-key": ticket}
+    return RequestHead(shape)
+
+
+def verdict(robots, version, ticket=b""):
+    return TicketGate(FakeGate(), robots).check(head(version, ticket), None, None, 0.0)
+
+
+async def test_the_nat_is_held_open_for_a_while(robots):
+    assert robots.expect(punch(), [PLACE])
+    await asyncio.sleep(0.3)
+    count = len(robots.sent)
+    assert 2 <= count <= 4
+    assert {address for _, address in robots.sent} == {PLACE}
+
+
+async def test_a_robots_check_is_answered_while_it_is_expected(robots):
+    robots.expect(punch(), [])
+    ((request, _),) = Checks(b"user1", b"k" * 32, [PLACE]).due()
+    assert robots.take_check(b"user1", request, PLACE)
+    assert robots.take_check(b"user2", request, PLACE) == b""
+    await asyncio.sleep(0.2)
+    assert robots.take_check(b"user1", request, PLACE) == b""
+
+
+async def test_tickets(robots):
+    robots.expect(punch(), [])
+    for version in (b"ROBOT/1", b"HTTP/3"):
+        for wrong in (b"", b"ticket2", b"ticket1 "):
+            assert verdict(robots, version, wrong).kind is Kind.UNAUTHENTICATED
+    assert verdict(robots, b"ROBOT/1", b"ticket1") is ANYBODY
+    assert verdict(robots, b"ROBOT/1", b"ticket1") is ANYBODY  # another replica's WebSocket in the same session
+
+
+async def test_a_ticket_that_comes_too_late(robots, monkeypatch):
+    monkeypatch.setattr(direct_robots, "TICKET_S", -1.0)
+    robots.expect(punch(), [])
+    assert verdict(robots, b"ROBOT/1", b"ticket1").kind is Kind.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2"])
+async def test_what_the_router_forwards_is_the_other_gates(robots, version):
+    assert verdict(robots, version) == "the other gate's"
+
+
+async def test_robots_are_bounded(robots, monkeypatch):
+    monkeypatch.setattr(direct_robots, "MAX_TICKETS", 3)
+    assert all(robots.expect(punch(n), []) for n in range(MAX_CHECKED))
+    assert not robots.expect(punch(MAX_CHECKED), [])
+    assert verdict(robots, b"ROBOT/1", b"ticket0").kind is Kind.UNAUTHENTICATED  # the oldest went
+    assert verdict(robots, b"ROBOT/1", b"ticket63") is ANYBODY
