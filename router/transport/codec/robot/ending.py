@@ -19,7 +19,7 @@ from router.transport.codec.webtransport.codes import to_http3
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from router.transport.codec.message_tunnel import MessageTunnel
+    from router.transport.codec.message_tunnel import Tunnel
     from router.transport.codec.quic.seam import Bearer, Flow
     from router.transport.codec.robot.counters import RobotCounters
     from router.transport.codec.webtransport.host import Asked
@@ -73,7 +73,7 @@ class RobotEnding:
         self.counters = counters
         self.phase = WAITING
         self.epochs = Epochs()
-        self.tunnel: MessageTunnel | None = None
+        self.tunnel: Tunnel | None = None
         self.control: Flow | None = None
         self.command_out = CommandOut()
         self.state_out = StateOut(bearer, stale=self.stream_code(wire.STALE))
