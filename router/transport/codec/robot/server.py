@@ -330,7 +330,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             return
         authority, path, headers = make_request(hello, self.asked)
         headers = [field for field in headers if field[0] not in _OURS]
-        if not self._is_connected:
+        if not self._is_connected and not self._is_post:  # a POST is not asked before it can be no replay
             headers.append(_EARLY)
         self._request = authority, path, headers
         self._open(OPENING)
@@ -408,7 +408,8 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
                 counters.robot_command_in += 1
                 tunnel.send(command.data, is_text=command.is_text)
         state = self._state_waiting
-        if state is not None and tunnel is not None and not tunnel.is_full():
+        may_ask = self._is_connected or not self._is_post
+        if state is not None and may_ask and tunnel is not None and not tunnel.is_full():
             self._state_waiting = None
             if self._clock.is_late(state.deadline, now_us):
                 counters.robot_late_in += 1
