@@ -114,6 +114,7 @@ HOT = (
     "transport/codec/message_tunnel",
     "transport/codec/messages",
     "transport/codec/portal/server",
+    "transport/codec/post_tunnel",
     "transport/codec/preface",
     "transport/codec/quic/client",
     "transport/codec/quic/config",

@@ -346,7 +346,8 @@ def delete_route(target: Target, as_json: bool, host: str, prefix: str) -> None:
 @click.argument("subject")
 @click.option("--environment", default="main", show_default=True, help="Tenant whose endpoints it opens.")
 @click.option("--scope", multiple=True, metavar="SCOPE",
-              help="`endpoint:NAME` limits it to that endpoint, `pin` lets it name the replica; repeatable.")
+              help="`endpoint:NAME` limits it to that endpoint, `pin` lets it name the replica, `attach:NAME` "
+                   "lets a replica attach as that, and nothing else; repeatable.")
 @click.option("--rate", type=click.FloatRange(0.0, min_open=True), help="Requests a second, on each router.")
 @click.option("--burst", type=click.IntRange(1), help="How many may come at once. [default: a second's worth]")
 @click.option("--not-after", metavar="TIME", help="When it ends, as 2027-01-31T00:00:00Z.")

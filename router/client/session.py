@@ -66,6 +66,7 @@ class RobotSession:
         ca: bytes | str | Path | None = None,
         verify: bool = True,
         replies: Literal["state", "command"] = "state",
+        upstream: Literal["websocket", "post"] = "websocket",
         websocket_url: str | None = None,
         transport: Literal["auto", "quic", "websocket"] = "auto",
         server_name: str | None = None,
@@ -79,7 +80,8 @@ class RobotSession:
     ) -> None:
         """`url` is quic://HOST:PORT/PATH; `token` the router's, `headers` the replica's.
 
-        `ca`: PEM certificates, or a file of them, instead of the usual ones. `websocket_url` is where to go when
+        `ca`: PEM certificates, or a file of them, instead of the usual ones. `upstream`: how the router speaks
+        to the replica; with `post` each message is a request of its own. `websocket_url` is where to go when
         UDP is blocked: wss:// at the same place if None, nowhere if empty. `authority`: the host that routes go by
         over QUIC, if it is not the URL's. `silence_s`: a router that is not heard for so long is gone.
         `ping_every_s`: 0.2 over QUIC, 1 over a WebSocket if None. `direct`: a replica that attached to the router
@@ -89,8 +91,8 @@ class RobotSession:
         say what is wrong with the options.
         """
         self._target = read_target(
-            url, token=token, headers=headers, ca=ca, verify=verify, replies=replies, websocket_url=websocket_url,
-            server_name=server_name, authority=authority,
+            url, token=token, headers=headers, ca=ca, verify=verify, replies=replies, upstream=upstream,
+            websocket_url=websocket_url, server_name=server_name, authority=authority,
         )  # fmt: skip
         if transport not in ("auto", "quic", "websocket"):
             raise ValueError("the transport is auto, quic or websocket")

@@ -28,6 +28,7 @@ class Target:
     path: str
     headers: tuple[tuple[str, str], ...]
     replies: Literal["state", "command"]
+    upstream: Literal["websocket", "post"]
     server_name: str
     ca: bytes
     verify: bool
@@ -40,7 +41,7 @@ class Target:
 
     def hello(self, resume: str) -> Hello:
         """Return the first word."""
-        return Hello(self.authority, self.path, list(self.headers), self.replies, resume)
+        return Hello(self.authority, self.path, list(self.headers), self.replies, resume, self.upstream)
 
     def tls(self) -> ssl.SSLContext:
         """Return what a WebSocket over TLS trusts."""
@@ -59,6 +60,7 @@ def read_target(
     ca: bytes | str | Path | None,
     verify: bool,
     replies: Literal["state", "command"],
+    upstream: Literal["websocket", "post"] = "websocket",
     websocket_url: str | None,
     server_name: str | None,
     authority: str | None = None,
@@ -70,6 +72,10 @@ def read_target(
     port = parts.port or DEFAULT_PORT  # ValueError where it is none
     if replies not in ("state", "command"):
         raise ValueError("replies come on the lane state or command")
+    if upstream not in ("websocket", "post"):
+        raise ValueError("upstream is websocket or post")
+    if upstream == "post" and websocket_url is None:
+        websocket_url = ""  # a WebSocket of ours would be the replica's
     if authority is not None and not (authority.isascii() and authority.isprintable() and " " not in authority):
         raise ValueError(f"{authority!r} is no host")
     fields = [(name.lower(), value) for name, value in headers]
@@ -90,6 +96,6 @@ def read_target(
     pem = ca if isinstance(ca, bytes) else Path(ca).read_bytes() if ca is not None else b""
     name = server_name or parts.hostname
     return Target(
-        parts.hostname, port, authority or parts.netloc, path, tuple(fields), replies, name, pem, verify,
+        parts.hostname, port, authority or parts.netloc, path, tuple(fields), replies, upstream, name, pem, verify,
         websocket_url,
     )  # fmt: skip

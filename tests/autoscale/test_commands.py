@@ -40,7 +40,7 @@ def commands(launch, timeout_s=5.0):
 
 
 async def test_a_command_that_does_its_work(tmp_path):
-    await commands(f"touch {tmp_path}/started").start(ORDER)
+    await commands(f"sh -c 'touch {tmp_path}/started'").start(ORDER)
     assert (tmp_path / "started").exists()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
 import sys
 import threading
@@ -469,3 +470,41 @@ async def test_cancelling_what_waits_leaves_nothing_behind(start_router, files):
                 await waiting
             robot.send(b"x")
             assert (await robot.recv(5)).data == b"a x"
+
+
+async def test_a_policy_over_http(start_router, start_server, files):
+    """As OpenVLA's or GR00T's servers: an observation is a POST, the actions are its answer."""
+    asked = []
+
+    async def act(reader, writer):
+        try:
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = int(re.search(rb"content-length: (\d+)", head, re.IGNORECASE)[1])
+                body = await reader.readexactly(length)
+                asked.append((head.split(b" ")[:2], body[:5], b"x-api-key: k" in head))
+                answer = b"actions for %b" % body[:5]
+                status = b"503 Service Unavailable" if body == b"stuck" and len(asked) < 3 else b"200 OK"
+                writer.write(b"HTTP/1.1 %b\r\ncontent-length: %d\r\n\r\n%b" % (status, len(answer), answer))
+        except asyncio.IncompleteReadError:
+            writer.close()
+
+    router = await start_router(*quic_flags(files, "--auth-token", "s3cret"), replicas=[await start_server(act)])
+    options = {"upstream": "post", "headers": [("x-api-key", "k")], "replies": "command"}
+    async with session(router, files, token="s3cret", **options) as robot:
+        for size in (5, 300_000):
+            assert robot.send(b"%05d" % size + bytes(size - 5))
+            assert (await robot.recv(5)).data == b"actions for " + (b"%05d" % size)[:5]
+        assert asked == [([b"POST", b"/"], b"00005", True), ([b"POST", b"/"], b"300000"[:5], True)]
+        asked.clear()
+        assert robot.send(b"stuck", "command")  # lost with its replica; the robot hears of an epoch and asks again
+        async with asyncio.timeout(5):
+            while robot.epoch < 2:
+                await asyncio.sleep(0.02)
+        assert robot.send(b"again", "command")
+        assert (await robot.recv(5)).data == b"actions for again"
+    with pytest.raises(RobotError) as failure:
+        async with session(router, files, token="wrong", **options) as robot:
+            robot.send(b"12345")
+            await robot.recv(5)
+    assert failure.value.status == 401

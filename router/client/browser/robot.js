@@ -56,7 +56,7 @@ export class RobotSession {
   error = null; // once it is over
   closed = null; // a promise of `error`
 
-  #transport; #maxMessageBytes; #control; #command; #commandTail = Promise.resolve(); #datagrams;
+  #transport; #isOver = false; #maxMessageBytes; #control; #command; #datagrams;
   #welcome = Promise.withResolvers(); #over = Promise.withResolvers();
   #sequence = 0; #sending = null; #waiting = null; #gaveUp = false; #underWay = new Set();
   #newest = 0; #readers = new Map(); #state = null; #commands = []; #commandNumber = 0; #taker = null; #room = null;
@@ -68,9 +68,13 @@ export class RobotSession {
     this.closed = this.#over.promise;
     this.#welcome.promise.catch(() => {});
     transport.ready.catch(() => {});
+    const over = (error) => {
+      this.#isOver = true;
+      this.#end(error);
+    };
     transport.closed.then(
-      ({ closeCode, reason }) => this.#end(new RobotError(closeCode || 1_000, reason)),
-      (error) => this.#end(new RobotError(1_006, String(error))),
+      ({ closeCode, reason }) => over(new RobotError(closeCode || 1_000, reason)),
+      (error) => over(new RobotError(1_006, String(error))),
     );
   }
 
@@ -78,17 +82,18 @@ export class RobotSession {
     const transport = this.#transport;
     await transport.ready;
     const control = await transport.createBidirectionalStream();
-    this.#control = control.writable.getWriter();
-    this.#say(HELLO, hello);
     const command = await transport.createBidirectionalStream();
+    this.#control = control.writable.getWriter();
     this.#command = command.writable.getWriter();
-    this.#command.write(Uint8Array.of(COMMAND)).catch(() => {});
     this.#datagrams = transport.datagrams.writable.getWriter();
     const failed = (error) => this.#fail(error);
     this.#readControl(control.readable).catch(failed);
     this.#readCommands(command.readable).catch(failed);
     this.#readStates(transport.incomingUnidirectionalStreams).catch(failed);
     this.#readDatagrams(transport.datagrams.readable).catch(failed);
+    // Behind both streams: Chromium 156 may crash where a session is closed while one is being opened.
+    this.#command.write(Uint8Array.of(COMMAND)).catch(() => {});
+    this.#say(HELLO, hello);
     await this.#welcome.promise;
     this.#timer = setInterval(() => this.#tick(), PING_MS);
     this.#ask();
@@ -124,7 +129,7 @@ export class RobotSession {
       await Promise.race([this.#command.close().catch(() => {}), late]);
       this.#say(BYE, {});
       await Promise.race([this.closed, late]);
-      if (!this.error) this.#transport.close({ closeCode: 1_000, reason: "" });
+      if (!this.error) this.#close(1_000);
     }
     return this.closed;
   }
@@ -393,11 +398,11 @@ export class RobotSession {
     this.#over.resolve(this.error);
     this.#taker?.resolve();
     this.#room?.resolve();
-    try {
-      this.#transport.close({ closeCode: this.error.code, reason: "" });
-    } catch {
-      // it is over already
-    }
+    this.#close(this.error.code);
+  }
+
+  #close(closeCode) {
+    if (!this.#isOver) this.#transport.close({ closeCode, reason: "" });
   }
 }
 

@@ -72,7 +72,55 @@ class TunnelOwner:
         raise NotImplementedError
 
 
-class MessageTunnel(DownstreamStream):
+@trait
+class Tunnel:
+    """The way to a replica, as the protocol sees it: a WebSocket, or requests one after another."""
+
+    __slots__ = ()
+
+    failure: str  # the kind of error that ended it; empty if the replica said goodbye
+
+    def open(
+        self,
+        on_request: Callable[[DownstreamStream], RequestReceiver],
+        authority: bytes,
+        path: bytes,
+        headers: Headers,
+        version: bytes,
+    ) -> ProxyError | None:
+        """Begin; an error if these make no request. `headers` are lower-case, as HTTP has them."""
+        raise NotImplementedError
+
+    def is_full(self) -> bool:
+        """Whether a message would have to wait: the replica is not there yet, or takes no more for now."""
+        raise NotImplementedError
+
+    def send(self, data: bytes, *, is_text: bool = False) -> None:
+        """Send one message; only while it is not full."""
+        raise NotImplementedError
+
+    def close(self, code: int, reason: str = "", *, waits: bool = True) -> None:
+        """End it. The owner hears nothing more."""
+        raise NotImplementedError
+
+    def pause(self) -> None:
+        """Have the replica stop sending: the client takes no more for now."""
+        raise NotImplementedError
+
+    def resume(self) -> None:
+        """Let it go on."""
+        raise NotImplementedError
+
+    def replica_host(self) -> str:
+        """Return the replica's host, as the table has it; empty while there is none."""
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Send what was held; at the end of a tick."""
+        raise NotImplementedError
+
+
+class MessageTunnel(DownstreamStream, Tunnel):
     """One WebSocket."""
 
     __slots__ = (

@@ -30,6 +30,7 @@ class Hello(msgspec.Struct, omit_defaults=True):
     headers: Annotated[list[tuple[str, str]], msgspec.Meta(max_length=MAX_HEADERS)] = []
     replies: Literal["state", "command"] = "state"
     resume: str = ""
+    upstream: Literal["websocket", "post"] = "websocket"
 
 
 class Ping(msgspec.Struct):

@@ -12,14 +12,14 @@ from router.errors import WIRE, Kind, ProxyError, Source
 from router.transport.codec.robot import control, wire
 from router.transport.codec.robot.command_lane import CommandOut
 from router.transport.codec.robot.epochs import Epochs
-from router.transport.codec.robot.limits import GOODBYE_S, HELLO_LIMIT_S, MAX_REASON_BYTES
+from router.transport.codec.robot.limits import GOODBYE_S, HELLO_LIMIT_S, MAX_REASON_BYTES, PAGE_S
 from router.transport.codec.robot.state_lane import StateOut
 from router.transport.codec.webtransport.codes import to_http3
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from router.transport.codec.message_tunnel import MessageTunnel
+    from router.transport.codec.message_tunnel import Tunnel
     from router.transport.codec.quic.seam import Bearer, Flow
     from router.transport.codec.robot.counters import RobotCounters
     from router.transport.codec.webtransport.host import Asked
@@ -48,6 +48,7 @@ class RobotEnding:
         "goodbye",
         "goodbye_s",
         "hello_by_s",
+        "is_read_out",
         "on_refused",
         "phase",
         "ping_s",
@@ -55,6 +56,7 @@ class RobotEnding:
         "state_out",
         "tunnel",
         "unacknowledged",
+        "was_refused",
     )
 
     def __init__(
@@ -71,7 +73,7 @@ class RobotEnding:
         self.counters = counters
         self.phase = WAITING
         self.epochs = Epochs()
-        self.tunnel: MessageTunnel | None = None
+        self.tunnel: Tunnel | None = None
         self.control: Flow | None = None
         self.command_out = CommandOut()
         self.state_out = StateOut(bearer, stale=self.stream_code(wire.STALE))
@@ -81,6 +83,8 @@ class RobotEnding:
         self.bye_s = 0.0
         self.goodbye_s = 0.0
         self.goodbye = (wire.DONE, b"")
+        self.was_refused = False
+        self.is_read_out = False  # a page has all, and a moment to read it
         self.unacknowledged: set[int] = set()  # streams whose end is to arrive before the close
 
     def stream_code(self, code: int) -> int:
@@ -103,6 +107,7 @@ class RobotEnding:
     def say_refused(self, code: str, status: int, body: bytes, retry_after_s: int) -> None:
         """Send REFUSED."""
         self.counters.robot_refused += 1
+        self.was_refused = self.control is not None
         message = body[:MAX_REASON_BYTES].decode("utf-8", "replace")
         self.say(control.Refused(code, status, message, retry_after_s))
 
@@ -142,9 +147,17 @@ class RobotEnding:
         self.close()
 
     def see_goodbye(self, now: float) -> None:
-        """At a flush: close if the client has everything, else wait for that."""
-        if not self.unacknowledged:
+        """At a flush: close if the client has everything, else wait for that.
+
+        A browser acknowledges what its page has not read yet, and drops it at a close: a page gets a moment more.
+        One that was refused closes by itself.
+        """
+        if not self.unacknowledged and self.asked is None:
             self.close()
+        elif not self.unacknowledged and not self.was_refused and not self.is_read_out:
+            self.is_read_out = True
+            self.goodbye_s = now + PAGE_S
+            self.bearer.watch()
         elif self.goodbye_s < 0.0:
             self.goodbye_s = now + GOODBYE_S
             self.bearer.watch()

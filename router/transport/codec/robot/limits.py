@@ -27,6 +27,8 @@ MAX_PINGS: Final = 16
 """Measurements of the clock that are remembered, and PINGs that wait for an answer."""
 GOODBYE_S: Final = 2.0
 """For the client to acknowledge the last it was sent, for the replica to take the last commands."""
+PAGE_S: Final = 0.25
+"""For a page to read what its browser has acknowledged, before a session is closed."""
 STALL_S: Final = 10.0
 """That the command lane's replies stay above the high mark: a robot that stopped reading is no robot at work."""
 BACK_OFF_S: Final = (0.0, 0.1, 0.4, 1.0)

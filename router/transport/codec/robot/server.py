@@ -18,6 +18,7 @@ from router.transport.codec.attach.control import Offer
 from router.transport.codec.h2.calm import Allowance
 from router.transport.codec.message_tunnel import MessageTunnel, TunnelOwner, close_code
 from router.transport.codec.messages import NO_STATUS
+from router.transport.codec.post_tunnel import PostTunnel
 from router.transport.codec.quic.seam import Application
 from router.transport.codec.robot import control, wire
 from router.transport.codec.robot.asked import make_request
@@ -85,6 +86,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         "_is_connected",
         "_is_draining",
         "_is_first",
+        "_is_post",
         "_now",
         "_on_request",
         "_replies",
@@ -130,6 +132,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         self._state_waiting: StateReader | None = None  # the newest, which the replica does not take yet
         self._replies = wire.STATE  # the lane that the client wants them on
         self._is_first = True  # of the replica's messages
+        self._is_post = False
         bearer.watch()
 
     # -- the connection -------------------------------------------------------------------------------
@@ -320,13 +323,14 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             self.fault(wire.BROKEN, "a second HELLO")
             return
         self.hello_by_s = 0.0
+        self._is_post = hello.upstream == "post"
         self._replies = wire.COMMAND if hello.replies == "command" else wire.STATE
         if hello.authority is None and self.asked is None:
             self.fault(wire.BROKEN, "a control frame is malformed")
             return
         authority, path, headers = make_request(hello, self.asked)
         headers = [field for field in headers if field[0] not in _OURS]
-        if not self._is_connected:
+        if not self._is_connected and not self._is_post:  # a POST is not asked before it can be no replay
             headers.append(_EARLY)
         self._request = authority, path, headers
         self._open(OPENING)
@@ -404,7 +408,8 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
                 counters.robot_command_in += 1
                 tunnel.send(command.data, is_text=command.is_text)
         state = self._state_waiting
-        if state is not None and tunnel is not None and not tunnel.is_full():
+        may_ask = self._is_connected or not self._is_post
+        if state is not None and may_ask and tunnel is not None and not tunnel.is_full():
             self._state_waiting = None
             if self._clock.is_late(state.deadline, now_us):
                 counters.robot_late_in += 1
@@ -423,8 +428,11 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         """Look for a replica."""
         self.phase = phase
         self.let_replica_go(wire.GOING)  # the one before, if it has not taken our answer to its close
-        self._is_first = True
-        self.tunnel = tunnel = MessageTunnel(self, wire.MAX_MESSAGE_BYTES)
+        is_post = self._is_post
+        self._is_first = not is_post  # the replica's first word, which a WebSocket may begin with
+        limit = wire.MAX_MESSAGE_BYTES
+        tunnel = PostTunnel(self, limit) if is_post else MessageTunnel(self, limit)
+        self.tunnel = tunnel
         authority, path, headers = self._request
         error = tunnel.open(self._on_request, authority, path, list(headers), _VERSION)
         if error is not None:

@@ -12,6 +12,7 @@ from websockets.streams import StreamReader
 from router.errors import Kind, ProxyError, Source
 from router.http import ResponseHead, ResponseShape
 from router.stream import RequestReceiver
+from router.transport.codec.message_tunnel import MessageTunnel
 from router.transport.codec.quic.invariants import ID_BYTES
 from router.transport.codec.quic.server import ServerConnection
 from router.transport.codec.quic.state import OPEN
@@ -44,6 +45,9 @@ class Replica(RequestReceiver):
         assert not self.ended
         assert self.error is None
         self.ended = end
+        if self.head.shape.method == b"POST":
+            self.messages.append(data)
+            return
         if data:
             self._reader.feed_data(data)
         while True:
@@ -83,6 +87,11 @@ class Replica(RequestReceiver):
         head.shape.accepts_tunnel = True
         head.added.append((b"x-router-replica", name.encode()))
         self.stream.send_head(head, False)
+
+    def answer(self, data, status=200):
+        """Answer a POST."""
+        self.stream.send_head(ResponseHead(ResponseShape(status)), False)
+        self.stream.send_data(data, True)
 
     def refuse(self, status, code="", retry_after_s=0, body=b""):
         head = ResponseHead(ResponseShape(status))
@@ -189,7 +198,8 @@ class Robot(Rig):
     def _act(self):
         """What happens between ticks: replicas accept, the robot reads."""
         for replica in self.replicas:
-            if self.auto and replica.head is not None and replica.stream._state == 0 and not replica.is_over:  # noqa: SLF001
+            is_handshake = isinstance(replica.stream, MessageTunnel) and replica.stream._state == 0  # noqa: SLF001
+            if self.auto and replica.head is not None and is_handshake and not replica.is_over:  # noqa: SLF001
                 replica.accept(f"r{self.replicas.index(replica) + 1}")
         self._listen()
 

@@ -880,6 +880,53 @@ class TestReports:
         assert counters.robot_reported_stale == 5 + limits.MAX_REPORTED
 
 
+class TestPosts:
+    def test_the_newest_waits_while_one_is_asked(self):
+        robot = Robot()
+        robot.hello(upstream="post")
+        assert robot.run(lambda: robot.heard)
+        assert robot.heard[0][0] == wire.WELCOME
+        for n in range(3):
+            robot.state(b"observation %d" % n)
+            robot.run(limit_s=0.05)
+        assert [replica.messages for replica in robot.replicas] == [[b"observation 0"]]
+        robot.replica.answer(b"actions 0")
+        assert robot.run(lambda: len(robot.replicas) == 2, limit_s=1)
+        assert robot.replica.messages == [b"observation 2"]
+        assert robot.counters.robot_stale_in == 1
+
+    def test_commands_are_asked_in_order(self):
+        robot = Robot()
+        robot.hello(upstream="post", replies="command")
+        for n in range(3):
+            robot.order(b"%d" % n)
+        for n in range(3):
+            assert robot.run(lambda n=n: len(robot.replicas) == n + 1, limit_s=1)
+            assert robot.replica.messages == [b"%d" % n]
+            robot.replica.answer(b"done %d" % n)
+
+    @pytest.mark.parametrize(("status", "ends"), [(503, False), (429, False), (404, True), (400, True)])
+    def test_a_refusal_ends_it_or_is_an_epoch(self, status, ends):
+        robot = Robot()
+        robot.hello(upstream="post")
+        robot.state(b"observation")
+        assert robot.run(lambda: robot.replicas, limit_s=1)
+        robot.replica.answer(b"no", status)
+        wanted = wire.REFUSED if ends else wire.EPOCH
+        assert robot.run(lambda: any(frame[0] == wanted for frame in robot.heard), limit_s=3)
+        if not ends:
+            robot.state(b"again")
+            assert robot.run(lambda: len(robot.replicas) == 2, limit_s=3)
+
+    def test_what_is_asked_is_given_up_with_the_robot(self):
+        robot = Robot()
+        robot.hello(upstream="post")
+        robot.state(b"observation")
+        assert robot.run(lambda: robot.replicas, limit_s=1)
+        robot.client.connection.close(wire.DONE)
+        assert robot.run(lambda: robot.replica.error is not None, limit_s=3)
+
+
 class TestEarlyData:
     def again(self, **kwargs):
         first = Robot().welcome()
@@ -908,6 +955,16 @@ class TestEarlyData:
         assert robot.session._is_connected
         assert robot.client.connection.was_early_refused is False
         assert robot.heard[0][0] == wire.WELCOME
+
+    def test_nothing_is_posted_that_may_be_a_replay(self):
+        robot = self.again()
+        robot.hello(upstream="post")
+        robot.state(b"observation")
+        robot.order(b"move")
+        assert robot.run(lambda: robot.replicas, limit_s=1)
+        assert robot.session._is_connected
+        assert robot.replica.messages == [b"move"]
+        assert (b"early-data", b"1") not in robot.replica.head.shape.fields
 
     def test_who_never_completes_the_handshake_commands_nothing(self):
         robot = self.again()

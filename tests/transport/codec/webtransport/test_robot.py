@@ -11,7 +11,7 @@ from router.transport.codec.quic.varint import varint
 from router.transport.codec.robot import wire
 from router.transport.codec.robot.asked import make_request
 from router.transport.codec.robot.control import Hello
-from router.transport.codec.robot.limits import GOODBYE_S, HELLO_LIMIT_S
+from router.transport.codec.robot.limits import GOODBYE_S, HELLO_LIMIT_S, PAGE_S
 from router.transport.codec.webtransport.codes import CLOSE_SESSION, SESSION_GONE, to_http3
 from router.transport.codec.webtransport.host import Asked
 
@@ -116,6 +116,8 @@ class TestEnds:
         bench.allow(8, 1_000)
         bench.reset(4)  # what a client answers to STOP_SENDING
         bench.reset(8)
+        assert not bench.capsules(), "the page may not have read it yet"
+        assert bench.expire() == pytest.approx(PAGE_S)
         assert bench.flow(8).sent.endswith(b"last words") and bench.closed() == 4_001
 
     def test_a_client_that_does_not_take_them(self, bench):
@@ -138,6 +140,7 @@ class TestEnds:
         bench.connect()
         bench.codec.drain()
         bench.flush()
+        bench.expire()
         kinds = [kind for kind, _ in bench.capsules()]
         assert kinds[-1] == CLOSE_SESSION and bench.capsules()[-1][1][:4] == (1012).to_bytes(4, "big")
 
@@ -157,7 +160,9 @@ class TestEnds:
         bench.replica.refuse(401, "unauthorized")
         bench.flush()
         assert bench.told()[wire.REFUSED]["status"] == 401
-        bench.expire()
+        bench.reset(4)
+        bench.reset(8)
+        assert bench.expire() == pytest.approx(GOODBYE_S), "a page closes by itself, and only then"
         assert bench.closed() == 1008
 
 
