@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import deque
 from typing import Any
 
 
@@ -27,6 +28,7 @@ class _Way:
         self._delay_s, self._jitter_s, self._loss = delay_s, jitter_s, loss
         self._random = random.Random(seed)
         self._last_s = 0.0
+        self._waiting: deque[bytes] = deque()
         self._loop = asyncio.get_running_loop()
 
     def carry(self, deliver: Any, data: bytes) -> None:
@@ -35,7 +37,11 @@ class _Way:
             return
         at = self._loop.time() + self._delay_s + self._random.random() * self._jitter_s
         self._last_s = at = max(at, self._last_s)
-        self._loop.call_at(at, deliver, data)
+        self._waiting.append(data)
+        self._loop.call_at(at, self._deliver_next, deliver)  # timers of one moment fire in no order
+
+    def _deliver_next(self, deliver: Any) -> None:
+        deliver(self._waiting.popleft())
 
 
 class Relay:

@@ -180,6 +180,7 @@ async def test_a_stream_that_is_cut_again_and_again_loses_and_repeats_nothing(st
     assert len(moves) == len(set(moves)), "a change came into force twice"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("messages", [1, 2, 4])
 async def test_a_cut_keeps_the_place(make_store, make_agent, messages):
     """On one server: no snapshot is read again, and each change comes into force once."""

@@ -125,6 +125,7 @@ async def test_who_is_idle_here_and_everywhere_ends_on_time(routers, store, monk
     assert router.keeper.ended == {("e", "idle"): 1}
 
 
+@pytest.mark.slow
 async def test_use_at_another_router_counts(routers, store, monkeypatch):
     monkeypatch.setattr(module, "SLACK_S", 0.3)
     one, other = routers(), routers()

@@ -82,7 +82,8 @@ async def download(sock, size, pause_s):
 
 
 @pytest.mark.parametrize(
-    "size", [256 * MIB, 1024 * MIB], ids=["256MiB", "1GiB"]
+    "size",
+    [pytest.param(256 * MIB, id="256MiB"), pytest.param(1024 * MIB, id="1GiB", marks=pytest.mark.slow)],
 )
 async def test_a_slow_reader_costs_no_memory(start_router, engine, connection, size, record_property):
     router = await start_router(replicas=[engine.url])
@@ -96,6 +97,7 @@ async def test_a_slow_reader_costs_no_memory(start_router, engine, connection, s
     await router.settled()
 
 
+@pytest.mark.slow
 async def test_many_readers_that_stopped(start_router, engine, connection, until, record_property):
     """Each may hold what its watermark allows, and no more, of the 64 MiB that it asked for."""
     router = await start_router(replicas=[engine.url])
@@ -166,6 +168,7 @@ class Idle(asyncio.Protocol):
             self.open.set_exception(exc or ConnectionError("closed"))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(150)
 async def test_idle_websockets_are_cheap(start_router, raise_file_limit, until, record_property):
     """10,000 of them, or as many as the limit on open files allows: both of this process and of the worker."""

@@ -163,6 +163,7 @@ async def test_gateway_errors_eject_but_4xx_do_not(start_router, start_server, e
     assert (await router.row(bad))["is_ejected"]
 
 
+@pytest.mark.slow
 async def test_no_request_is_lost_to_a_keep_alive_cut(start_router, start_engine, client):
     """Engines that cut idle connections after 0.5 s, and users who pause for about that long."""
     urls = [(await start_engine(keep_alive_s=0.5)).url for _ in range(2)]

@@ -74,6 +74,7 @@ async def made_late(pid):
         await task
 
 
+@pytest.mark.slow
 async def test_a_loop_that_is_late_refuses_what_is_new_and_goes_on_with_the_rest(
     start_router, start_server, start_grpc, policy, until
 ):

@@ -251,6 +251,7 @@ async def test_drain_by_the_admin_listener(start_router, engine):
     assert await router.wait() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 @pytest.mark.parametrize("version", ["--http1.1", "--http2-prior-knowledge"])
 async def test_a_drain_lets_slow_readers_have_what_was_sent(start_router, start_server, version):

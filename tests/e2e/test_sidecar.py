@@ -274,6 +274,7 @@ async def test_a_rolling_exchange_of_all_replicas_fails_no_stream(store, beside,
     assert streams.failures == []
 
 
+@pytest.mark.slow
 async def test_a_killed_engine_is_out_of_every_table_within_a_second_and_comes_back_newer(
     store, beside, router, client, until
 ):
@@ -326,6 +327,7 @@ async def test_a_store_killed_and_started_again_costs_no_request(store, beside, 
     assert await rows(store)() == {}
 
 
+@pytest.mark.slow
 async def test_an_older_incarnation_does_not_speak_for_a_newer_one(store, beside, router, until):
     older = await beside("s1")
     await row_is(store, until, "s1", "READY", 1)

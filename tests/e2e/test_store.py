@@ -208,6 +208,7 @@ async def test_a_commit_reaches_every_worker(store, serve, engines, client, unti
     await stamp(router, client)
 
 
+@pytest.mark.slow
 async def test_rows_that_churn_under_traffic_fail_no_request(store, serve, engines, client, until):
     await fill(store, engines)
     router = await serve(workers=2)
@@ -380,6 +381,7 @@ async def test_a_router_behind_a_relay(store, start_router, engines, folder, cli
 # -- drain -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_draining_a_replica_by_command_waits_for_what_is_on_it(
     store, serve, engines, run_router, folder, client, until
 ):

@@ -465,6 +465,7 @@ def authority_days(days):
     return dt.timedelta(days=days)
 
 
+@pytest.mark.slow
 async def test_bad_new_certificates_are_refused_and_the_old_go_on(start_router, engine, rotated, authority, until, gone):
     other = await start_router(*tls_flags(rotated), replicas=[engine.url])
     before = await serial(other, rotated)

@@ -78,6 +78,7 @@ async def test_three_in_a_row_under_load_fail_nothing(
     assert "Traceback" not in router.stderr()
 
 
+@pytest.mark.slow
 async def test_connections_in_a_tight_loop_are_never_refused(start_router, start_server, until, gone):
     router = await start_router(
         *FLAGS, "--health", "none", replicas=[await start_server(loadkit.replica)], workers=2

@@ -131,6 +131,7 @@ def test_where_udp_is_blocked_it_is_a_websocket(world):
     assert told["replies"] >= 0.9 * told["sent"] - 2
 
 
+@pytest.mark.slow
 def test_a_nat_that_forgets_costs_no_attachment(world):
     """From another port from then on: the connection goes on, since its id is known (RFC 9000 §9)."""
     world.replica("random")
@@ -142,6 +143,7 @@ def test_a_nat_that_forgets_costs_no_attachment(world):
     assert errors.read_text().count("attached to") == before
 
 
+@pytest.mark.slow
 def test_the_direct_way_outlives_the_router(world):
     world.replica("masquerade")
     robot = world.start("masquerade", "masquerade", "--direct", seconds=4.0)
