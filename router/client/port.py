@@ -53,7 +53,7 @@ class ClientPort(DatagramReceiver):
         self._heard: list[PortUser] = []
 
     def join(self, user: PortUser, address: Address) -> None:
-        """Give it what comes from there. OSError: no socket is to be had, or another user speaks to that address."""
+        """Give it what comes from there. OSError: there is no socket, or another user speaks to that address."""
         place = address[0], address[1]
         if self._users.get(place, user) is not user:
             raise OSError(errno.EADDRINUSE, "there is a connection to this address")

@@ -26,6 +26,8 @@ _log = logging.getLogger("router.attach")
 
 ATTACH_LIMIT_S: Final = 10.0
 """From the connection's beginning to the router's answer."""
+MAX_UNREAD_BYTES: Final = 65_536
+"""Of answers that the router does not take."""
 _ONE_WAY: Final = 0x2
 
 
@@ -52,8 +54,8 @@ class AttachClient(Application):
     """One connection to a router. Requests are the listener's, as if they had come over TCP from there."""
 
     __slots__ = (
-        "_bearer", "_by_s", "_calls", "_control", "_frames", "_hello", "_is_draining", "_is_over", "_listener",
-        "_peer", "_splices",
+        "_bearer", "_by_s", "_calls", "_control", "_frames", "_hello", "_is_draining", "_is_left", "_is_over",
+        "_listener", "_peer", "_splices",
     )  # fmt: skip
 
     def __init__(
@@ -75,6 +77,7 @@ class AttachClient(Application):
         self._splices: dict[int, Splice] = {}
         self._by_s = now + ATTACH_LIMIT_S
         self._is_draining = False
+        self._is_left = False  # by the router's word
         self._is_over = False
 
     # -- the connection -------------------------------------------------------------------------------
@@ -200,10 +203,14 @@ class AttachClient(Application):
             self._by_s = 0.0
             self._calls.attached(body)
         elif isinstance(body, control.Leaving):
-            self._calls.leaving()
+            if not self._is_left:
+                self._is_left = True
+                self._calls.leaving()
         elif isinstance(body, control.Punch):
             flow = self._control
-            if flow is not None:
+            if flow is not None and flow.unsent_bytes > MAX_UNREAD_BYTES:
+                self._end(control.BROKEN, "control is not read")
+            elif flow is not None:
                 flow.send(control.encode(self._calls.punch(body)), False)
         else:
             self._end(control.BROKEN, "a control frame is malformed or out of place")

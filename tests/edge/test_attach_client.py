@@ -166,3 +166,18 @@ async def test_it_drains(rig):
     rig.client.stream_data(flow, b"", True)
     rig.client.stream_gone(flow)
     assert rig.bearer.closed == (control.DONE, "draining")
+
+
+async def test_a_router_says_once_that_it_leaves(rig):
+    """More often it would have us dial as often."""
+    rig.connect()
+    for _ in range(100):
+        rig.say(control.Leaving())
+    assert rig.told == [("leaving",)]
+
+
+async def test_a_router_that_takes_no_answers_is_left(rig):
+    rig.connect()
+    rig.control.unsent_bytes = attach_client.MAX_UNREAD_BYTES + 1
+    rig.say(control.Punch(5, "u", b"k", "t", []))
+    assert rig.bearer.closed[0] == control.BROKEN
