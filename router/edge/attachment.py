@@ -143,7 +143,7 @@ class Attachment:
         self.is_attached = True
         self._attached_s = self._quic.reactor.clock.now
         if self._left is not None:
-            self._left.drain()  # what is under way there goes on; nothing new comes
+            self._left.leave(self._quic.reactor.clock.now)  # what is under way there goes on; nothing new comes
             self._left = None
         _log.info("attached to %s as %s; it sees us at %s port %d", self._shown, self._start.name, *body.address)
 
