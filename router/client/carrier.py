@@ -35,6 +35,7 @@ class Carrier:
         self.replica = ""
         self.resume = ""
         self.moves = 0
+        self.epoch = self.first_epoch = 0  # of the session: of what comes now, and of what came first
         self.on_round_trip: Callable[[float], None] | None = None
         self._kept: deque[Heard | tuple[int, str]] = deque()
         self._on_message: Callable[[Lane, int, bytes, bool], None] | None = None

@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
 import socket
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from router.client import memory
 from router.client.quic_carrier import QuicCarrier
 from router.client.words import RobotError
-from router.transport.codec.punch import CHECK_S, CHECKS_S, Checks
+from router.transport.codec.punch import CHECK_S, CHECKS_S, Checks, is_loopback, place_of
 
 if TYPE_CHECKING:
     from router.client.target import Target
@@ -30,14 +29,17 @@ OFFER_S: Final = 5.0
 UP_S: Final = 5.0
 """For the session with the replica, once a place is known to work."""
 AGAIN_S: Final = 30.0
-"""After a try that led nowhere: networks change."""
+"""After a try that led nowhere, or to a way that was soon lost: networks change."""
+MIN_KEY_BYTES: Final = 16
+"""Of what both sides prove themselves with: less proves nothing."""
 _NAME: Final = "localhost"  # in the certificate that a sidecar makes for itself; its authority is what counts
 
 
 async def find_direct(
-    relayed: QuicCarrier, target: Target, *, silence_s: float, ping_every_s: float
+    relayed: QuicCarrier, target: Target, *, silence_s: float, ping_every_s: float, delay_s: float = 0.0
 ) -> QuicCarrier:
     """Return a carrier to the replica that is up; tries again and again until it is cancelled."""
+    await asyncio.sleep(delay_s)
     while True:
         carrier = await _try(relayed, target, silence_s, ping_every_s)
         if carrier is not None:
@@ -53,7 +55,7 @@ async def _try(
             offer = await relayed.ask_direct()
     except TimeoutError:
         return None
-    if not offer.places:
+    if not (offer.places and offer.user and offer.certificate) or len(offer.key) < MIN_KEY_BYTES:
         return None
     place = await _check(relayed, offer)
     return None if place is None else await _connect(relayed, target, offer, place, silence_s, ping_every_s)
@@ -62,7 +64,10 @@ async def _try(
 async def _check(relayed: QuicCarrier, offer: Offer) -> Address | None:
     """Return the first place that answers."""
     port = relayed.endpoint.port
-    checks = Checks(offer.user.encode(), offer.key, await _addresses(port.family, offer.places))
+    is_v6 = port.family == socket.AF_INET6
+    may_be_here = is_loopback(relayed.endpoint.local_host)  # the router is here: so may a replica be
+    named = [place_of(host, number, is_v6=is_v6, may_be_here=may_be_here) for host, number in offer.places]
+    checks = Checks(offer.user.encode(), offer.key, [place for place in named if place is not None])
     found = asyncio.Event()
 
     def take(data: bytes, address: Address) -> None:
@@ -87,30 +92,11 @@ async def _check(relayed: QuicCarrier, offer: Offer) -> Address | None:
     return checks.found
 
 
-async def _addresses(family: int, places: list[tuple[str, int]]) -> list[Address]:
-    """Return places as this family's sockets have them; those of the other family are left out."""
-    loop = asyncio.get_running_loop()
-    found: list[Address] = []
-    for host, port in places:
-        with contextlib.suppress(OSError, ValueError):
-            flags = socket.AI_NUMERICHOST | (socket.AI_V4MAPPED if family == socket.AF_INET6 else 0)
-            more: Any = await loop.getaddrinfo(host, port, family=family, type=socket.SOCK_DGRAM, flags=flags)
-            found.append(more[0][4])
-    return found
-
-
 async def _connect(
     relayed: QuicCarrier, target: Target, offer: Offer, place: Address, silence_s: float, ping_every_s: float
 ) -> QuicCarrier | None:
     """Open the session with the replica from the same socket, with the ticket for a token."""
-    headers = tuple(field for field in target.headers if field[0] != "x-router-key")
-    to_replica = dataclasses.replace(
-        target,
-        headers=(*headers, ("x-router-key", offer.ticket)),
-        server_name=_NAME,
-        ca=offer.certificate.encode(),
-        verify=True,
-    )
+    to_replica = target.for_replica(offer.ticket, offer.certificate.encode(), _NAME)
     carrier = QuicCarrier(
         to_replica, (relayed.endpoint.port.family, place), memory.Memory(), None, "",
         silence_s=silence_s, ping_every_s=ping_every_s, port=relayed.endpoint.port,

@@ -6,6 +6,7 @@ told apart by where they come from; STUN's are those of the checks.
 
 from __future__ import annotations
 
+import errno
 import socket
 from typing import TYPE_CHECKING
 
@@ -52,10 +53,18 @@ class ClientPort(DatagramReceiver):
         self._heard: list[PortUser] = []
 
     def join(self, user: PortUser, address: Address) -> None:
-        """Give it what comes from there. OSError if there is no socket to be had."""
+        """Give it what comes from there. OSError: there is no socket, or another user speaks to that address."""
+        place = address[0], address[1]
+        if self._users.get(place, user) is not user:
+            raise OSError(errno.EADDRINUSE, "there is a connection to this address")
         if self.sock is None:
             self.sock = self._open()
-        self._users[address[0], address[1]] = user
+        self._users[place] = user
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether it has more than one user."""
+        return len(self._users) > 1
 
     def leave(self, user: PortUser) -> None:
         """Give it nothing more."""

@@ -2,7 +2,8 @@
 
 When the host's address changes (Wi-Fi to cellular, another cable), or nothing is heard for a while (a NAT forgot
 us), the connection goes on from a new socket; that costs a round trip, and no command. The kernel is asked for its
-route each second: no privilege and nothing of the platform is needed for that.
+route each second: no privilege and nothing of the platform is needed for that. Silence alone does not move one that
+goes to the replica itself: the replica's NAT would let nothing in from a new port.
 """
 
 from __future__ import annotations
@@ -154,6 +155,8 @@ class QuicCarrier(Carrier):
 
     def leave(self) -> None:
         """Say goodbye."""
+        if self.endpoint.port.is_shared:
+            self._stop_looking()  # from now on the port is the other one's to move
         if self._client is not None and self.endpoint.is_live:
             self._client.leave(self.endpoint.clock.read())
         else:
@@ -231,7 +234,7 @@ class QuicCarrier(Carrier):
         limit_s = max(SILENT_S, SILENT_ROUND_TRIPS * self.meter.rtt_s)
         is_silent = now - max(endpoint.last_heard_s, self._moved_s) > limit_s
         try:
-            if is_silent or find_local_host(*endpoint.place) != endpoint.local_host:
+            if (is_silent and not self.is_direct) or find_local_host(*endpoint.place) != endpoint.local_host:
                 self.rebind()
         except OSError:
             return  # no network at all: it may come back before the silence is too long

@@ -14,7 +14,7 @@ import random
 import socket
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from router.client import memory
 from router.client.carrier import Carrier, race
@@ -28,7 +28,7 @@ from router.transport.codec.robot.peer_clock import microseconds
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Coroutine, Iterable
     from pathlib import Path
     from types import TracebackType
 
@@ -47,6 +47,8 @@ ATTEMPT_S: Final = 30.0
 """For one race; the router may hold a session that long for a replica that starts."""
 BACK_OFF_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Before an attempt, by how many failed; each somewhat at random, so that a fleet does not come back as one."""
+AGAIN_S: Final = 30.0
+"""After a direct connection that did not even last `GOOD_S`: each costs the replica's memory of us."""
 GOOD_S: Final = 10.0
 """A connection that lasted so long was good: the next attempt is a first one."""
 MAX_PENDING_BYTES: Final = 1_048_576
@@ -112,6 +114,8 @@ class RobotSession:
         self._failure: RobotError | None = None  # that ended the session
         self._last_failure: RobotError | None = None
         self._is_closing = False
+        self._ends: set[asyncio.Task[None]] = set()  # of carriers that nobody uses any more; `close` waits for them
+        self._direct_from_s = 0.0  # when a direct way may be looked for again
         self._inbox: deque[Message] = deque()
         self._arrived = asyncio.Event()
         self._commands: deque[Command] = deque()  # for the next connection
@@ -168,6 +172,8 @@ class RobotSession:
         if task is not None and not task.done():
             task.cancel()
             await asyncio.wait([task])
+        if self._ends:
+            await asyncio.wait(self._ends)
         self._fail(RobotError(wire.DONE, _CLOSED))
 
     # -- messages -------------------------------------------------------------------------------------
@@ -231,8 +237,9 @@ class RobotSession:
 
     def _take(self) -> Message:
         message = self._inbox.popleft()
-        if message.lane == "command" and self._carrier is not None:
-            self._carrier.took(message.data)
+        carrier = self._carrier
+        if message.lane == "command" and carrier is not None and message.epoch >= carrier.first_epoch:
+            carrier.took(message.data)
         return message
 
     def _raise_failure(self) -> None:
@@ -320,31 +327,56 @@ class RobotSession:
                 return await carrier.lost
         finally:
             self._detach(carrier)
-            if not carrier.lost.done():
-                carrier.leave()  # what the router still has for us is heard meanwhile
-                self._leaving = spawn(_end(carrier), "end of the relayed session")
-            else:
+            if carrier.lost.done() or self._is_closing:  # `close` has given it its time
                 await carrier.end()
-        return await self._serve(direct)
+            else:
+                carrier.leave()  # what the router still has for us is heard meanwhile
+                self._end(_end(carrier))
+        return await self._serve_directly(direct)
+
+    async def _serve_directly(self, direct: Carrier) -> RobotError:
+        """Use a connection to the replica itself while it lasts."""
+        began_s = monotonic()
+        self._attach(direct)
+        try:
+            error = await direct.lost
+        finally:
+            self._detach(direct)
+            await direct.end()
+        if monotonic() - began_s < GOOD_S:
+            self._direct_from_s = monotonic() + AGAIN_S
+        if error.status or error.code == TLS_FAILED:  # it lets us in no more: that is not the router's word
+            return RobotError(LINK_LOST, f"the replica itself refuses: {error.reason}")
+        return error
 
     async def _look_for_direct(self, carrier: Carrier) -> Carrier | None:
         """Return a carrier to the replica; None if it is not wanted, or this one was lost before."""
-        if not self._is_direct_wanted or not isinstance(carrier, QuicCarrier) or carrier.is_direct:
+        if not self._is_direct_wanted or not isinstance(carrier, QuicCarrier):
             return None
         from router.client.direct import find_direct  # noqa: PLC0415 - few ask for it
 
         looking = spawn(
             find_direct(
-                carrier, self._target, silence_s=self._silence_s, ping_every_s=self._ping_every_s or PING_S
+                carrier, self._target, silence_s=self._silence_s, ping_every_s=self._ping_every_s or PING_S,
+                delay_s=max(0.0, self._direct_from_s - monotonic()),
             ),
             "look for a direct way",
-        )
+        )  # fmt: skip
+        is_taken = False
         try:
             await asyncio.wait([carrier.lost, looking], return_when=asyncio.FIRST_COMPLETED)
+            is_taken = looking.done() and not self._is_closing
         finally:
-            if not looking.done():
+            if not is_taken:
                 looking.cancel()
-        return looking.result() if looking.done() and not looking.cancelled() else None
+                self._end(_drop(looking))
+        # What went wrong in looking was reported; it is no reason to lose what there is.
+        return looking.result() if is_taken and looking.exception() is None else None
+
+    def _end(self, work: Coroutine[Any, Any, None]) -> None:
+        task = spawn(work, "end of a robot's connection")
+        self._ends.add(task)
+        task.add_done_callback(self._ends.discard)
 
     async def _race(self) -> Carrier:
         runners: list[tuple[float, Callable[[], Carrier]]] = []
@@ -381,7 +413,15 @@ class RobotSession:
         carrier.meter.follow(self._past)
         carrier.on_round_trip = self.on_round_trip
         self._resume = carrier.resume
-        carrier.listen(self._on_message, self._on_new_epoch)
+        carrier.first_epoch = self.epoch + 1
+
+        def on_message(lane: Lane, sequence: int, payload: bytes, is_text: bool) -> None:
+            self._on_message(Message(payload, lane, sequence, carrier.epoch, is_text))
+
+        def on_epoch(_: int, replica: str) -> None:
+            self._on_new_epoch(carrier, replica)
+
+        carrier.listen(on_message, on_epoch)
         now = monotonic()
         while self._commands:
             command = self._commands.popleft()
@@ -420,20 +460,25 @@ class RobotSession:
         self._commands_bytes += len(command.data)
         return True
 
-    def _on_message(self, lane: Lane, sequence: int, payload: bytes, is_text: bool) -> None:
+    def _on_message(self, message: Message) -> None:
         inbox = self._inbox
-        if lane == "state":
+        if message.lane == "state":
             for index, waiting in enumerate(inbox):
                 if waiting.lane == "state":
-                    del inbox[index]
                     self._past.stale += 1
+                    if waiting.epoch > message.epoch:
+                        return  # of the connection that is being left
+                    del inbox[index]
                     break
-        inbox.append(Message(payload, lane, sequence, self.epoch, is_text))
+        inbox.append(message)
         self._arrived.set()
 
-    def _on_new_epoch(self, _: int, replica: str) -> None:
-        """Count replicas over all connections: each begins anew with 1."""
+    def _on_new_epoch(self, carrier: Carrier, replica: str) -> None:
+        """Count replicas over all connections: each begins anew with 1. One that is being left counts no more."""
+        if carrier is not self._carrier:
+            return
         self.epoch += 1
+        carrier.epoch = self.epoch
         if self.epoch > 1 and self.on_epoch is not None:
             self.on_epoch(self.epoch, replica)
 
@@ -445,6 +490,13 @@ class RobotSession:
         if self._first is not None and not self._first.done():
             self._first.set_exception(self._failure)
             self._first.exception()
+
+
+async def _drop(looking: asyncio.Task[QuicCarrier]) -> None:
+    """Let go of what was found at the last moment, and is not wanted any more."""
+    await asyncio.wait([looking])
+    if not looking.cancelled() and looking.exception() is None:
+        await looking.result().end()
 
 
 async def _end(carrier: Carrier) -> None:

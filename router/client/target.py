@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
@@ -33,6 +33,18 @@ class Target:
     ca: bytes
     verify: bool
     websocket_url: str
+    token_header: str = ""
+    """Which of the headers has the router's token, which is nobody else's business."""
+
+    def for_replica(self, ticket: str, certificate: bytes, server_name: str) -> Target:
+        """Return where a replica itself is met: with its ticket, and without what only the router is to read."""
+        headers = tuple(
+            field
+            for field in self.headers
+            if field[0] != self.token_header and not field[0].startswith(("x-router-", "modal-"))
+        )
+        headers = (*headers, ("x-router-key", ticket))
+        return replace(self, headers=headers, server_name=server_name, ca=certificate, verify=True)
 
     @property
     def trust(self) -> tuple[str, int, str, str]:
@@ -79,10 +91,12 @@ def read_target(
     if authority is not None and not (authority.isascii() and authority.isprintable() and " " not in authority):
         raise ValueError(f"{authority!r} is no host")
     fields = [(name.lower(), value) for name, value in headers]
+    token_header = ""
     if token is not None:
         # A replica's own Authorization (openpi's is an API key) goes through to it.
-        name = "x-router-key" if any(name == "authorization" for name, _ in fields) else "authorization"
-        fields.append((name, token if name == "x-router-key" else f"Bearer {token}"))
+        has_own = any(name == "authorization" for name, _ in fields)
+        token_header = "x-router-key" if has_own else "authorization"
+        fields.append((token_header, token if has_own else f"Bearer {token}"))
     for name, value in fields:
         if name in _OURS or not name.isascii() or not value.isprintable():
             raise ValueError(f"the header {name!r} cannot be sent")
@@ -97,5 +111,5 @@ def read_target(
     name = server_name or parts.hostname
     return Target(
         parts.hostname, port, authority or parts.netloc, path, tuple(fields), replies, upstream, name, pem, verify,
-        websocket_url,
+        websocket_url, token_header,
     )  # fmt: skip

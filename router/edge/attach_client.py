@@ -26,6 +26,8 @@ _log = logging.getLogger("router.attach")
 
 ATTACH_LIMIT_S: Final = 10.0
 """From the connection's beginning to the router's answer."""
+MAX_UNREAD_BYTES: Final = 65_536
+"""Of answers that the router does not take."""
 _ONE_WAY: Final = 0x2
 
 
@@ -52,8 +54,8 @@ class AttachClient(Application):
     """One connection to a router. Requests are the listener's, as if they had come over TCP from there."""
 
     __slots__ = (
-        "_bearer", "_by_s", "_calls", "_control", "_frames", "_hello", "_is_draining", "_is_over", "_listener",
-        "_peer", "_splices",
+        "_bearer", "_by_s", "_calls", "_connections", "_control", "_frames", "_hello", "_is_abandoned",
+        "_is_draining", "_is_left", "_is_over", "_listener", "_peer", "_splices",
     )  # fmt: skip
 
     def __init__(
@@ -73,8 +75,11 @@ class AttachClient(Application):
         self._control: Flow | None = None
         self._frames = FrameReader()
         self._splices: dict[int, Splice] = {}
+        self._connections: dict[int, ServerConnection] = {}  # of the listener, at the splices' other ends
         self._by_s = now + ATTACH_LIMIT_S
         self._is_draining = False
+        self._is_left = False  # by the router's word
+        self._is_abandoned = False  # by ours: there is another connection
         self._is_over = False
 
     # -- the connection -------------------------------------------------------------------------------
@@ -94,11 +99,14 @@ class AttachClient(Application):
             return
         splice = Splice(self._listener.reactor, flow)
         self._splices[flow.id] = splice
-        spawn(self._connect(splice), "attached request")
-
-    async def _connect(self, splice: Splice) -> None:
-        loop = asyncio.get_running_loop()
         connection = ServerConnection(self._listener, Peer(self._peer.address, b"http"))
+        self._connections[flow.id] = connection
+        if self._is_abandoned:
+            connection.retire(self._listener.reactor.clock.now)
+        spawn(self._connect(splice, connection), "attached request")
+
+    async def _connect(self, splice: Splice, connection: ServerConnection) -> None:
+        loop = asyncio.get_running_loop()
         try:
             ours, theirs = socket.socketpair()
             ours.setblocking(False)
@@ -145,6 +153,7 @@ class AttachClient(Application):
     def stream_gone(self, flow: Flow) -> None:
         """Forget it; the last one ends a connection that drains."""
         self._splices.pop(flow.id, None)
+        self._connections.pop(flow.id, None)
         self._see_end()
 
     def datagram(self, data: bytes) -> None:
@@ -169,6 +178,17 @@ class AttachClient(Application):
         """Try again, or elsewhere."""
         if 0.0 < self._by_s <= now:
             self._end(control.BROKEN, "the router does not answer ATTACH")
+
+    def leave(self, now: float) -> None:
+        """Drain, as there is a better way to us: have what comes here again and again come there.
+
+        The router's workers, and its successor's, keep connections to us: the next answer on each is its last.
+        """
+        self._is_left = self._is_abandoned = True
+        for connection in list(self._connections.values()):
+            connection.retire(now)
+        self.drain()
+        self._listener.reactor.outbox.flush()
 
     def drain(self) -> None:
         """End once nothing is under way; the listener closes connections that are idle."""
@@ -200,10 +220,14 @@ class AttachClient(Application):
             self._by_s = 0.0
             self._calls.attached(body)
         elif isinstance(body, control.Leaving):
-            self._calls.leaving()
+            if not self._is_left:
+                self._is_left = True
+                self._calls.leaving()
         elif isinstance(body, control.Punch):
             flow = self._control
-            if flow is not None:
+            if flow is not None and flow.unsent_bytes > MAX_UNREAD_BYTES:
+                self._end(control.BROKEN, "control is not read")
+            elif flow is not None:
                 flow.send(control.encode(self._calls.punch(body)), False)
         else:
             self._end(control.BROKEN, "a control frame is malformed or out of place")
@@ -223,4 +247,5 @@ class AttachClient(Application):
         for splice in self._splices.values():
             splice.cut()
         self._splices.clear()
+        self._connections.clear()
         self._calls.lost(code, reason)

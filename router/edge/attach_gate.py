@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 MAX_TOKEN_BYTES: Final = 1_024
 
 
+def hash_of(token: str) -> bytes:
+    """Return what is kept of a token while its replica is attached."""
+    shown = token.encode()
+    return hashlib.sha256(shown).digest() if len(shown) <= MAX_TOKEN_BYTES else b""
+
+
 class AttachGate:
-    """Asked once a connection."""
+    """Asked at a connection's beginning, and again and again: a token may be revoked, or expire."""
 
     __slots__ = ("_core", "_own", "_walltime")
 
@@ -29,20 +35,16 @@ class AttachGate:
         self._core = core
         self._walltime = walltime
 
-    def refusal(self, name: str, token: str, now: float) -> str:
-        """Return why a replica may not attach under this name with this token; empty if it may."""
+    def refusal(self, name: str, digest: bytes, now: float) -> str:
+        """Return why a replica may not attach under this name with the token of this hash; empty if it may."""
         if not is_name(name):
             return "the name is no label of letters, digits and hyphens"
-        shown = token.encode()
-        if len(shown) > MAX_TOKEN_BYTES:
-            return "the token is not known"
-        digest = hashlib.sha256(shown).digest()
         may = False
         for own_name, own_digest in self._own:  # no early exit: the time must not tell which token came close
             may |= hmac.compare_digest(digest, own_digest) and own_name == name
         if may:
             return ""
-        found = self._core.table.credentials.find(shown)
+        found = self._core.table.credentials.hashed(digest)
         if found is None:
             return "the token is not known"
         if 0.0 < found.not_after_s <= self._walltime.at(now):

@@ -4,7 +4,8 @@
        +------anything else, ATTACH_LIMIT_S-----------------------------------^
 
 A second replica of the same name takes its place: it is the same one, come back before the first connection was
-known to be dead.
+known to be dead. Another worker sees that by the socket, whose file is not its own any more. The token is looked at
+all the time: a replica whose token was revoked, or has expired, is not attached any more.
 """
 
 from __future__ import annotations
@@ -13,16 +14,19 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, Final
 
+from router.edge.attach_gate import hash_of
 from router.edge.quic_counters import ATTACH_NUMBERS
+from router.edge.quic_shell import host_of
 from router.edge.rendezvous import serve_questions
 from router.edge.splice import Splice
 from router.transport.codec.attach import control
+from router.transport.codec.h2.calm import Allowance
 from router.transport.codec.quic.seam import Application
 from router.transport.codec.robot.wire import FrameReader
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Callable
 
     from router.edge.attach_gate import AttachGate
     from router.errors import ProxyError
@@ -43,6 +47,14 @@ MAX_ASKED: Final = 64
 """Robots that a replica is being asked about."""
 MAX_UNREAD_BYTES: Final = 65_536
 """Of control frames that the replica does not take."""
+LOOK_S: Final = 2.0
+"""Between two looks at a replica's token and socket."""
+CONTROL_BURST: Final = 128
+CONTROL_RATE: Final = 32.0
+"""A second, of control frames that answer nothing: late answers, and what is not known."""
+REFUSALS_BURST: Final = 20
+REFUSALS_RATE: Final = 0.5
+"""A second, that are logged: anybody may come and be refused. All are counted."""
 
 
 class AttachedReplicas:
@@ -54,6 +66,7 @@ class AttachedReplicas:
         self.reactor = reactor
         self.by_name: dict[str, AttachServer] = {}
         self.refused = 0
+        self.logged = Allowance(REFUSALS_BURST, REFUSALS_RATE, reactor.clock.now)
         self.splices = 0
 
     def numbers(self) -> dict[str, int]:
@@ -69,15 +82,18 @@ class AttachServer(Application):
     """One replica's connection."""
 
     __slots__ = (
-        "_asked", "_asked_count", "_attached", "_bearer", "_by_s", "_control", "_frames", "_is_leaving", "_is_over",
-        "_leave_by_s", "_listening", "_questions", "_server", "_splices", "address", "certificate", "name",
+        "_allowance", "_asked", "_asked_count", "_attached", "_bearer", "_by_s", "_control", "_digest", "_frames",
+        "_is_leaving", "_is_over", "_is_served", "_leave_by_s", "_listening", "_questions", "_seen", "_server",
+        "_splices", "certificate", "name",
     )  # fmt: skip
 
-    def __init__(self, bearer: Bearer, attached: AttachedReplicas, address: Address, now: float) -> None:
-        """`address`: where the connection comes from."""
+    def __init__(self, bearer: Bearer, attached: AttachedReplicas, seen: Callable[[], Address], now: float) -> None:
+        """`seen` says where the connection comes from now: a NAT may give it another port."""
         self._bearer = bearer
         self._attached = attached
-        self.address = address
+        self._seen = seen
+        self._allowance = Allowance(CONTROL_BURST, CONTROL_RATE, now)
+        self._digest = b""  # of its token
         self.name = ""
         self.certificate = ""
         self._asked: dict[int, asyncio.Future[control.Punching]] = {}
@@ -89,6 +105,7 @@ class AttachServer(Application):
         self._listening: ListeningSocket | None = None
         self._server: Any = None
         self._by_s = now + ATTACH_LIMIT_S
+        self._is_served = False  # both sockets were given to servers, or cannot be
         self._is_leaving = False
         self._leave_by_s = 0.0
         self._is_over = False
@@ -158,13 +175,28 @@ class AttachServer(Application):
         self._let_go()
 
     def next_deadline(self) -> float | None:
-        """When ATTACH has to be there."""
+        """When ATTACH has to be there; then, when to look again whether all is as it was."""
         return self._by_s or None
 
     def handle_deadline(self, now: float) -> None:
-        """End who did not say who it is."""
-        if 0.0 < self._by_s <= now:
+        """End who did not say who it is, and who may not be here any more."""
+        if not 0.0 < self._by_s <= now:
+            return
+        if not self.name:
             self.end(control.BROKEN, "no ATTACH")
+            return
+        self._by_s = now + LOOK_S
+        refusal = self._attached.gate.refusal(self.name, self._digest, now)
+        listening = self._listening
+        if refusal:
+            _log.warning("replica %s may not be attached any more: %s", self.name, refusal)
+            self.end(control.REFUSED, refusal)
+        elif listening is not None and not self._is_leaving and not listening.is_ours:
+            if listening.is_there:
+                self.end(control.REPLACED, "attached anew, to another worker")
+            else:
+                _log.error("the socket of %s was removed; it has to attach anew", self.name)
+                self.end(control.DONE, "its socket is gone")
 
     def drain(self) -> None:
         """Send the replica to another router, or this one once it is back; serve what is under way."""
@@ -184,6 +216,12 @@ class AttachServer(Application):
 
     # -- control --------------------------------------------------------------------------------------
 
+    @property
+    def place(self) -> control.Place:
+        """Where we see it."""
+        address = self._seen()
+        return host_of(address).decode(), int(address[1])
+
     def say(self, body: control.Body) -> None:
         """Write a control frame; who reads none is no replica at work."""
         flow = self._control
@@ -196,7 +234,7 @@ class AttachServer(Application):
 
     def ask(self, asked: control.Punch) -> Awaitable[control.Punching]:
         """Ask the replica where a robot may come to. It may never answer: the caller limits the time."""
-        if not self.certificate or len(self._asked) >= MAX_ASKED:
+        if self._is_over or not self.certificate or len(self._asked) >= MAX_ASKED:
             return _no()
         self._asked_count += 1
         n = self._asked_count
@@ -211,16 +249,16 @@ class AttachServer(Application):
         for frame in self._frames.read(data):
             if self._is_over:
                 return
-            if not control.is_known(frame.kind):
-                continue
-            body = control.decode(frame)
-            if isinstance(body, control.Attach) and not self.name:
-                self._attach(body)
-            elif isinstance(body, control.Punching):
-                waiting = self._asked.pop(body.n, None)
-                if waiting is not None and not waiting.done():
+            body = control.decode(frame) if control.is_known(frame.kind) else None
+            if isinstance(body, control.Punching) and body.n in self._asked:
+                waiting = self._asked.pop(body.n)
+                if not waiting.done():
                     waiting.set_result(body)
-            else:
+            elif not self._allowance.take(self._bearer.now):
+                self.end(control.BROKEN, "too many control frames")
+            elif isinstance(body, control.Attach) and not self.name:
+                self._attach(body)
+            elif not isinstance(body, control.Punching) and control.is_known(frame.kind):
                 self.end(control.BROKEN, "a control frame is malformed or out of place")
         if self._frames.fault or end:
             self.end(control.BROKEN if self._frames.fault else control.DONE, "")
@@ -230,7 +268,8 @@ class AttachServer(Application):
         if self._bearer.is_early:  # a replay must not take the name from who has it (RFC 9001 §9.2)
             self.end(control.BROKEN, "ATTACH in early data")
             return
-        refusal = attached.gate.refusal(body.name, body.token, self._bearer.now)
+        digest = hash_of(body.token)
+        refusal = attached.gate.refusal(body.name, digest, self._bearer.now)
         if not refusal and len(attached.by_name) >= MAX_ATTACHED:
             refusal = f"{MAX_ATTACHED} replicas are attached already"
         if not refusal:
@@ -241,10 +280,13 @@ class AttachServer(Application):
                 refusal = "the router cannot listen for it"
         if refusal:
             attached.refused += 1
-            _log.warning("a replica at %s may not attach as %r: %s", self.address[0], body.name[:80], refusal)
+            if attached.logged.take(attached.reactor.clock.now):
+                _log.warning("a replica at %s may not attach as %r: %s", self.place[0], body.name[:80], refusal)
             self.end(control.REFUSED, refusal)
             return
-        self._by_s = 0.0
+        self._by_s = self._bearer.now + LOOK_S
+        self._bearer.watch()
+        self._digest = digest
         self.name = body.name
         self.certificate = body.certificate
         before = attached.by_name.get(self.name)
@@ -255,22 +297,28 @@ class AttachServer(Application):
 
     async def _serve(self) -> None:
         """Listen; then the replica may be told."""
-        assert self._listening is not None
-        loop = asyncio.get_running_loop()
-        create: Any = loop.create_unix_server  # takes any protocol, whatever its type says
-        self._server = await create(self._accept, sock=self._listening.sock)
+        listening = self._listening
+        assert listening is not None
+        create: Any = asyncio.get_running_loop().create_unix_server  # takes any protocol, whatever its type says
+        failed = ""
         try:
-            self._questions = await serve_questions(self, self._listening.punch_path)
+            if not self._is_over:
+                self._server = await create(self._accept, sock=listening.sock)
+            if not self._is_over:
+                self._questions = await serve_questions(self, listening.questions)
         except OSError as failure:
-            _log.error("robots cannot come to %s directly: %s", self.name, failure)
+            failed = str(failure)
+        self._is_served = True
+        self._attached.reactor.clock.read()
         if self._is_over:
             self._stop_listening()
-            return
-        self._attached.reactor.clock.read()
-        host, port = self.address[:2]
-        self.say(control.Attached((str(host), int(port))))
+        elif failed:
+            _log.error("the sockets of %s: %s", self.name, failed)
+            self.end(control.DONE, "the router cannot listen for it")
+        else:
+            self.say(control.Attached(self.place))
+            _log.info("replica %s is attached, from %s port %d", self.name, *self.place)
         self._attached.reactor.outbox.flush()
-        _log.info("replica %s is attached, from %s port %d", self.name, host, port)
 
     def _accept(self) -> Splice:
         """Open a stream for who connects; there may be none to be had."""
@@ -295,11 +343,13 @@ class AttachServer(Application):
         self.say(control.Leaving())
 
     def _stop_listening(self) -> None:
-        if self._listening is not None:
-            self._listening.close()
-        for server in (self._server, self._questions):
-            if server is not None:
-                server.close()
+        listening = self._listening
+        if listening is None:
+            return
+        listening.close()
+        if self._is_served:  # else who serves sees that it is over
+            for server, sock in ((self._server, listening.sock), (self._questions, listening.questions)):
+                (sock if server is None else server).close()
 
     def end(self, code: int, reason: str) -> None:
         """Close, with a code of `control`."""
@@ -316,6 +366,9 @@ class AttachServer(Application):
         if attached.by_name.get(self.name) is self:
             del attached.by_name[self.name]
         self._stop_listening()
+        for waiting in list(self._asked.values()):
+            if not waiting.done():
+                waiting.set_result(control.Punching(0, []))
         for splice in self._splices.values():
             splice.cut()
         self._splices.clear()

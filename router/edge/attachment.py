@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from ipaddress import ip_address
 from random import random
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +19,7 @@ from router.edge.attach_client import AttachCalls, AttachClient
 from router.edge.quic_dialled import dial
 from router.edge.quic_shell import host_of
 from router.transport.codec.attach import control
+from router.transport.codec.punch import is_loopback, place_of
 from router.transport.codec.quic.config import QuicConfig
 from router.transport.tasks import spawn
 from router.transport.udp import find_local_host
@@ -143,17 +143,21 @@ class Attachment:
         self.is_attached = True
         self._attached_s = self._quic.reactor.clock.now
         if self._left is not None:
-            self._left.drain()  # what is under way there goes on; nothing new comes
+            self._left.leave(self._quic.reactor.clock.now)  # what is under way there goes on; nothing new comes
             self._left = None
         _log.info("attached to %s as %s; it sees us at %s port %d", self._shown, self._start.name, *body.address)
 
     def _leaving(self) -> None:
         _log.info("%s is leaving; attaching anew", self._shown)
-        self.is_attached = False
         self._dialled += 1
         self._left, self._current = self._current, None
-        self._pause_s = 0.0
+        # A router that is replaced leaves once; one that leaves whenever we come is not asked faster than others.
+        self._pause_s = 0.0 if self._has_lasted() else FIRST_PAUSE_S
+        self.is_attached = False
         self._again.set()
+
+    def _has_lasted(self) -> bool:
+        return self.is_attached and self._quic.reactor.clock.now - self._attached_s > GOOD_S
 
     def _lost(self, number: int, code: int, reason: str) -> None:
         """Try again after a pause."""
@@ -162,7 +166,7 @@ class Attachment:
         _log.warning("not attached to %s: %s", self._shown, reason)
         if code == control.REPLACED:
             self._pause_s = REPLACED_PAUSE_S
-        elif self.is_attached and self._quic.reactor.clock.now - self._attached_s > GOOD_S:
+        elif self._has_lasted():
             self._pause_s = FIRST_PAUSE_S
         else:
             self._pause_s = min(2.0 * self._pause_s, LONGEST_PAUSE_S)
@@ -173,25 +177,12 @@ class Attachment:
         """Expect a robot, and say where we are: the router adds from where it sees us."""
         sock = self._quic.first_socket()
         is_v6 = sock.family == socket.AF_INET6
-        places: list[Address] = []
-        for host, port in body.places:
-            address = _address(host, port, is_v6=is_v6)
-            if address is not None:
-                places.append(address)
-        if not self._robots.expect(body, places):
+        try:
+            own = find_local_host(sock.family, self._address).removeprefix("::ffff:")
+        except OSError:  # the network is just gone
             return control.Punching(body.n, [])
-        own = find_local_host(sock.family, self._address).removeprefix("::ffff:")
+        may_be_here = is_loopback(own)  # the router is here: so may its robots be
+        named = [place_of(host, port, is_v6=is_v6, may_be_here=may_be_here) for host, port in body.places]
+        if not self._robots.expect(body, [place for place in named if place is not None]):
+            return control.Punching(body.n, [])
         return control.Punching(body.n, [(own, int(sock.address()[1]))])
-
-
-def _address(host: str, port: int, *, is_v6: bool) -> Address | None:
-    """Return a place as the socket has addresses; None if it cannot be sent to from there."""
-    try:
-        found = ip_address(host)
-    except ValueError:
-        return None
-    if not port or found.is_multicast or found.is_unspecified:
-        return None
-    if is_v6:
-        return (str(found) if found.version == 6 else f"::ffff:{found}", port, 0, 0)
-    return (str(found), port) if found.version == 4 else None

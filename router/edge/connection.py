@@ -48,12 +48,13 @@ class ConnectionOwner(Protocol):
 class ServerConnection(TcpShell):
     """Accepted by its owner, which knows all of its connections."""
 
-    __slots__ = ("_owner", "is_counted", "peer")
+    __slots__ = ("_is_retiring", "_owner", "is_counted", "peer")
 
     def __init__(self, owner: ConnectionOwner, peer: Peer | None = None) -> None:
         super().__init__(owner.reactor)
         self._delivers_rest = False  # a request of a client that is gone is of no use
         self._owner = owner
+        self._is_retiring = False
         self.is_counted = False  # by the owner, as its peer's
         self.peer = peer or _UNKNOWN
         self.codec = Preface(self._choose, owner.limits, self, owner.reactor.clock.read())
@@ -76,6 +77,11 @@ class ServerConnection(TcpShell):
         elif protocol is not None:
             self._outbox.flush()  # SETTINGS, without waiting for the client's
 
+    def retire(self, now: float) -> None:
+        """Have the next answer be the last, as if the owner were retiring."""
+        self._is_retiring = True
+        self.codec.retire(now)
+
     def on_lost(self) -> None:
         """Leave the owner."""
         self._owner.forget(self)
@@ -93,7 +99,7 @@ class ServerConnection(TcpShell):
         else:
             codec = H1Server(self._on_request, owner.note_refused, owner.limits, self, now)
         self.codec = codec
-        if owner.is_retiring:
+        if owner.is_retiring or self._is_retiring:
             codec.retire(now)
         return codec
 

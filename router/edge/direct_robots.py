@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Final
 from router.core import Gate
 from router.errors import Kind, ProxyError, Source
 from router.routing.credentials import ANYBODY
+from router.transport.codec.h2.calm import Allowance
 from router.transport.codec.punch import CHECK_S, CHECKS_S, Checks
+from router.transport.codec.stun import MAX_USERNAME_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,7 +34,15 @@ SESSION_S: Final = 86_400.0
 """For it to ask for another WebSocket with the same ticket, since the last time."""
 MAX_CHECKED: Final = 64
 """Robots that the NAT is being opened for."""
-_OVER_QUIC: Final = frozenset((b"HTTP/3", b"ROBOT/1"))
+CHECKS_BURST: Final = 512
+CHECKS_RATE: Final = 2_000.0
+"""Checks a second, to all places of all robots: what others can have us send to whom they name."""
+MIN_KEY_BYTES: Final = 16
+MIN_TICKET_BYTES: Final = 16
+"""Less could be guessed."""
+_ROBOT: Final = b"ROBOT/1"
+_SPLICED: Final = frozenset((b"HTTP/1.0", b"HTTP/1.1", b"HTTP/2"))
+"""What the router's streams carry; everything else came over QUIC from somebody else."""
 _MISSING: Final = ProxyError(Kind.UNAUTHENTICATED, Source.DOWNSTREAM)
 
 
@@ -44,25 +54,30 @@ class DirectRobots:
         self._tickets: OrderedDict[bytes, float] = OrderedDict()
         self._checks: dict[bytes, Checks] = {}
         self._loop = asyncio.get_running_loop()
+        self._allowance = Allowance(CHECKS_BURST, CHECKS_RATE, self._loop.time())
 
     def expect(self, body: control.Punch, places: list[Address]) -> bool:
-        """Let a robot in that will come from one of these; False if too many are expected."""
-        if len(self._checks) >= MAX_CHECKED:
+        """Let a robot in that will come from one of these; False if it cannot be told, or too many are expected."""
+        user, ticket = body.user.encode(), body.ticket.encode()
+        if len(self._checks) >= MAX_CHECKED or user in self._checks or not 0 < len(user) <= MAX_USERNAME_BYTES:
             return False
-        self._tickets[body.ticket.encode()] = self._loop.time() + TICKET_S
+        if len(body.key) < MIN_KEY_BYTES or len(ticket) < MIN_TICKET_BYTES or ticket in self._tickets:
+            return False
+        self._tickets[ticket] = self._loop.time() + TICKET_S
         while len(self._tickets) > MAX_TICKETS:
             self._tickets.popitem(last=False)
-        user = body.user.encode()
         self._checks[user] = checks = Checks(user, body.key, places)
         self._check(checks, self._loop.time() + CHECKS_S)
         return True
 
     def _check(self, checks: Checks, until_s: float) -> None:
-        if self._loop.time() >= until_s:
+        now = self._loop.time()
+        if now >= until_s:
             del self._checks[checks.user]
             return
         for request, place in checks.due():
-            self._send(request, place)
+            if self._allowance.take(now):
+                self._send(request, place)
         self._loop.call_later(CHECK_S, self._check, checks, until_s)
 
     def take_check(self, user: bytes, data: bytes, address: Address) -> bytes:
@@ -81,7 +96,7 @@ class DirectRobots:
 
 
 class TicketGate(Gate):
-    """Asks for tickets over QUIC, and leaves the rest to the gate that there is."""
+    """Asks robots for tickets, leaves what the router forwards to the gate that there is, and refuses the rest."""
 
     __slots__ = ("_gate", "_robots")
 
@@ -94,17 +109,18 @@ class TicketGate(Gate):
     ) -> Credential | ProxyError:
         """See `core.Gate`."""
         shape = head.shape
-        if shape.version in _OVER_QUIC:
-            return ANYBODY if self._robots.admits(shape.known.get(b"x-router-key", b"")) else _MISSING
-        return self._gate.check(head, endpoint, credentials, now)
+        if shape.version in _SPLICED:
+            return self._gate.check(head, endpoint, credentials, now)
+        is_robot = shape.version == _ROBOT
+        return ANYBODY if is_robot and self._robots.admits(shape.known.get(b"x-router-key", b"")) else _MISSING
 
     def check_session(
         self, head: RequestHead, endpoint: Endpoint, credentials: Credentials, minter: bytes, now: float
     ) -> Credential | ProxyError:
         """See `core.Gate`."""
-        if head.shape.version in _OVER_QUIC:
-            return self.check(head, endpoint, credentials, now)
-        return self._gate.check_session(head, endpoint, credentials, minter, now)
+        if head.shape.version in _SPLICED:
+            return self._gate.check_session(head, endpoint, credentials, minter, now)
+        return self.check(head, endpoint, credentials, now)
 
     def admit(self, found: Credential | ProxyError, endpoint: Endpoint, now: float) -> Credential | ProxyError:
         """See `core.Gate`."""

@@ -123,7 +123,7 @@ class ServedProtocols(Protocols):
             find = self._finder(shell)
             return RobotServer(bearer, shell.on_request, self._note_refused, self.robots, now, None, find)
         if alpn == ATTACH:
-            return AttachServer(bearer, self._attached, shell.address, now)
+            return AttachServer(bearer, self._attached, lambda: shell.address, now)
         assert alpn == H3, "nothing else was offered"
         robots = RobotHost(shell, self._note_refused, self.robots)
         return H3Server(bearer, shell.on_request, self._note_refused, self._on_flood, self._limits, now, robots)

@@ -21,6 +21,7 @@ from router.transport.codec.robot.wire import FrameReader
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Awaitable, Callable
 
     from router.edge.attach_server import AttachServer
@@ -90,7 +91,7 @@ async def _read(reader: asyncio.StreamReader) -> control.Body | None:
     return None
 
 
-async def serve_questions(server: AttachServer, path: str) -> asyncio.AbstractServer:
+async def serve_questions(server: AttachServer, sock: socket.socket) -> asyncio.AbstractServer:
     """Listen for robots that want to come directly."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -105,7 +106,7 @@ async def serve_questions(server: AttachServer, path: str) -> asyncio.AbstractSe
         finally:
             writer.close()
 
-    return await asyncio.start_unix_server(answer, path)
+    return await asyncio.start_unix_server(answer, sock=sock)
 
 
 async def _ask_replica(server: AttachServer, asked: control.Punch) -> control.Offer:
@@ -114,7 +115,6 @@ async def _ask_replica(server: AttachServer, asked: control.Punch) -> control.Of
     found = await asking
     offer = control.Offer(asked.user, asked.key, asked.ticket)
     if found.places:
-        host, port = server.address[:2]
-        offer.places = [(str(host), int(port)), *found.places][: control.MAX_PLACES]
+        offer.places = [server.place, *found.places][: control.MAX_PLACES]
         offer.certificate = server.certificate
     return offer

@@ -141,6 +141,9 @@ class Credentials:
 
     def find(self, key_and_secret: bytes) -> Credential | None:
         """Return the token of `KEY.SECRET`."""
-        digest = hashlib.sha256(key_and_secret).digest()
+        return self.hashed(hashlib.sha256(key_and_secret).digest())
+
+    def hashed(self, digest: bytes) -> Credential | None:
+        """Return the token whose hash this is."""
         found = self._by_digest.get(digest)
         return found if found is not None and compare_digest(found.digest, digest) else None

@@ -72,29 +72,53 @@ NOWHERE: Final = AttachedSockets(b"")
 
 
 class ListeningSocket:
-    """One name's socket. Its file is removed by `close`, unless another one has taken its place."""
+    """One name's two sockets. Their files are removed by `close`, unless another one has taken their place."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.punch_path = f"{path}{PUNCH_SUFFIX}"
-        """For another socket of the same owner, whose file is removed with this one."""
-        self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        fresh = path.with_name(f".{secrets.token_hex(4)}")
+        self._inodes: dict[Path, int] = {}
+        self.sock = self._bind(path)
         try:
-            self.sock.setblocking(False)
-            self.sock.bind(str(fresh))
-            self.sock.listen(_BACKLOG)
-            self._inode = fresh.stat().st_ino
-            fresh.replace(path)  # in one step: there is no moment without a socket
+            self.questions = self._bind(path.with_name(path.name + PUNCH_SUFFIX))
         except BaseException:
+            self.close()
             self.sock.close()
-            fresh.unlink(missing_ok=True)
             raise
 
+    def _bind(self, path: Path) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        fresh = path.with_name(f".{secrets.token_hex(4)}")
+        try:
+            sock.setblocking(False)
+            sock.bind(str(fresh))
+            sock.listen(_BACKLOG)
+            self._inodes[path] = fresh.stat().st_ino  # nobody else's while the socket is open
+            fresh.replace(path)  # in one step: there is no moment without a socket
+        except BaseException:
+            sock.close()
+            fresh.unlink(missing_ok=True)
+            raise
+        return sock
+
+    @property
+    def is_there(self) -> bool:
+        """Whether anybody listens under this name."""
+        return self._path.exists()
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether who connects under this name comes here."""
+        try:
+            return self._path.stat().st_ino == self._inodes.get(self._path)
+        except OSError:
+            return False
+
     def close(self) -> None:
-        """Remove what is ours. The socket itself is closed by whom it was given to."""
+        """Remove what is ours, once. The sockets themselves are closed by whom they were given to, and later."""
+        inodes, self._inodes = self._inodes, {}
+        for path, inode in inodes.items():
+            with contextlib.suppress(OSError):
+                if path.stat().st_ino == inode:
+                    path.unlink()
         with contextlib.suppress(OSError):
-            if self._path.stat().st_ino == self._inode:
-                self._path.unlink()
-                Path(self.punch_path).unlink(missing_ok=True)
             self._path.parent.rmdir()  # fails while others are in it

@@ -108,3 +108,18 @@ def test_old_tickets_are_passed_over_and_servers_are_bounded():
 )
 def test_which_errors_are_final(error, is_final):
     assert error.is_final is is_final
+
+
+@pytest.mark.parametrize(
+    ("options", "left"),
+    [
+        ({"token": "secret"}, []),
+        ({"token": "secret", "headers": [("authorization", "Api-Key k")]}, [("authorization", "Api-Key k")]),
+        ({"headers": [("authorization", "Api-Key k"), ("x-session-id", "7")]}, [("authorization", "Api-Key k"), ("x-session-id", "7")]),
+        ({"headers": [("X-Router-Key", "secret"), ("x-router-session", "secret"), ("modal-secret", "secret")]}, []),
+    ],
+)
+def test_a_replica_is_not_told_what_is_the_routers(options, left):
+    met = read(ca=b"", **options).for_replica("ticket", b"pem", "localhost")
+    assert met.hello("").headers == [*left, ("x-router-key", "ticket")]
+    assert (met.server_name, met.ca, met.verify) == ("localhost", b"pem", True)

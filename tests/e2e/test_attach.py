@@ -211,8 +211,10 @@ async def test_it_comes_back_to_a_router_that_was_killed(start_router, start_sid
 
 
 @pytest.mark.slow
-async def test_the_same_name_again_takes_over(start_router, start_sidecar, engine, client, until, files):
-    router = await start_router(*flags(files), replicas=[ATTACHED])
+@pytest.mark.parametrize("workers", [1, 4])
+async def test_the_same_name_again_takes_over(start_router, start_sidecar, engine, client, until, files, workers):
+    """Whichever worker the second one comes to."""
+    router = await start_router(*flags(files, "--workers", str(workers)), replicas=[ATTACHED])
     first = await start_sidecar(engine.url, router)
     await served(client, router.url, until)
     await start_sidecar(engine.url, router)
@@ -247,7 +249,7 @@ async def test_a_robot_finds_the_replica_itself(start_router, start_sidecar, pol
     await start_sidecar(upstream, router)
     epochs = []
     async with RobotSession(
-        f"quic://{quic_of(router)}/policy", ca=files / "ca.pem", websocket_url="", direct=True,
+        f"quic://{quic_of(router)}/policy", ca=files / "ca.pem", websocket_url="", direct=True, token="router's",
         on_epoch=lambda epoch, replica: epochs.append(epoch),
     ) as robot:  # fmt: skip
         assert not robot.link.is_direct
@@ -255,6 +257,7 @@ async def test_a_robot_finds_the_replica_itself(start_router, start_sidecar, pol
         await until(lambda: robot.link.is_direct)
         assert (await robot.recv(5)).data == b"metadata"
         assert (robot.epoch, epochs) == (2, [2])
+        assert not {"authorization", "x-router-key"} & {name.lower() for name in policy.opened[-1].request.headers}
         for size in (1, 300_000):
             robot.send(bytes(size))
             assert (await robot.recv(5)).data == b"%d" % size

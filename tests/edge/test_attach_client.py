@@ -28,8 +28,13 @@ class Echo(asyncio.Protocol):
     def __init__(self, listener, peer):
         Echo.made = (*Echo.made, self)
 
+    retired = False
+
     def connection_made(self, transport):
         self.transport = transport
+
+    def retire(self, now):
+        self.retired = True
 
     def data_received(self, data):
         self.transport.write(data.upper())
@@ -165,4 +170,39 @@ async def test_it_drains(rig):
     await until(lambda: flow.ended)
     rig.client.stream_data(flow, b"", True)
     rig.client.stream_gone(flow)
+    assert rig.bearer.closed == (control.DONE, "draining")
+
+
+async def test_a_router_says_once_that_it_leaves(rig):
+    """More often it would have us dial as often."""
+    rig.connect()
+    for _ in range(100):
+        rig.say(control.Leaving())
+    assert rig.told == [("leaving",)]
+
+
+async def test_a_router_that_takes_no_answers_is_left(rig):
+    rig.connect()
+    rig.control.unsent_bytes = attach_client.MAX_UNREAD_BYTES + 1
+    rig.say(control.Punch(5, "u", b"k", "t", []))
+    assert rig.bearer.closed[0] == control.BROKEN
+
+
+async def test_what_the_router_keeps_for_the_next_request_moves_to_the_better_way(rig):
+    """Workers of the router keep connections here: as long as they are used, the one that is left would never end."""
+    rig.connect()
+    kept, gone, late = FakeFlow(1), FakeFlow(5), FakeFlow(9)
+    rig.client.stream_opened(kept)
+    rig.client.stream_opened(gone)
+    await until(lambda: len(Echo.made) == 2 and all(hasattr(made, "transport") for made in Echo.made))
+    rig.client.stream_reset(gone, 1)
+    await until(lambda: gone.reset_code is not None)
+    rig.client.stream_gone(gone)
+    rig.client.leave(0.0)
+    rig.client.stream_opened(late)  # was on its way
+    assert [made.retired for made in Echo.made] == [True, False, True]
+    assert rig.bearer.closed is None
+    for flow in (kept, late):
+        rig.client.stream_reset(flow, 1)
+        rig.client.stream_gone(flow)
     assert rig.bearer.closed == (control.DONE, "draining")

@@ -15,6 +15,7 @@ from attachfakes import FakeBearer, FakeFlow, make_reactor, until
 from router.edge import attach_server
 from router.edge.attach_gate import AttachGate
 from router.edge.attach_server import ATTACH_LIMIT_S, AttachedReplicas, AttachServer
+from router.edge.rendezvous import Rendezvous
 from router.errors import Kind, ProxyError, Source
 from router.routing.credentials import Credentials
 from router.routing.spec import TokenSpec
@@ -51,10 +52,11 @@ class Rig:
         gate = AttachGate(["gpu-7=right", "gpu-8=other"], self.core, FakeWall())
         self.attached = AttachedReplicas(self.sockets, gate, make_reactor())
         self.servers = []
+        self.seen = ("127.0.0.1", 5000)
 
     def connect(self, **more):
         bearer = FakeBearer(1, **more)
-        server = Server(bearer, self.attached, ("127.0.0.1", 5000), 0.0)
+        server = Server(bearer, self.attached, lambda: self.seen, 0.0)
         server.bearer_of_test = bearer
         server.control_of_test = FakeFlow(0)
         server.connected()
@@ -384,3 +386,172 @@ async def test_a_connection_that_nobody_waits_for(rig):
 async def test_unknown_frames_are_none():
     assert control.decode(Frame(0x01, b"")) is None
     assert not control.is_known(0x7F)
+
+
+# -- what changes while it is attached -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [("revoked", "not known"), ("expired", "expired"), ("another scope", "no scope attach:gpu-9"), ("nothing", "")],
+)
+async def test_a_token_is_looked_at_all_the_time(rig, how, says):
+    digest = sha256(b"key.secret").digest()
+    tokens = rig.core.table.credentials
+    tokens.put(TokenSpec(digest, "a", scopes=("attach:gpu-9",), not_after_us=2_000_000_000))
+    server = await rig.attach("gpu-9", "key.secret")
+    _, writer = await open_to(rig, "gpu-9")
+    await until(lambda: server.bearer_of_test.flows)
+    look_s = server.next_deadline()
+    assert 0.0 < look_s <= 5.0  # within seconds
+    if how == "revoked":
+        tokens.revoke(digest)
+    elif how == "expired":
+        tokens.put(TokenSpec(digest, "a", scopes=("attach:gpu-9",), not_after_us=999_000_000))
+    elif how == "another scope":
+        tokens.put(TokenSpec(digest, "a", scopes=("attach:gpu-8",)))
+    else:
+        tokens.put(TokenSpec(digest, "a", scopes=("attach:gpu-9", "endpoint:e")))
+    server.handle_deadline(look_s)
+    if says:
+        code, reason = server.bearer_of_test.closed
+        assert code == control.REFUSED and says in reason
+        assert not Path(rig.sockets.path_of("gpu-9.attached.alt")).exists()
+    else:
+        assert server.bearer_of_test.closed is None
+        assert server.next_deadline() > look_s
+    writer.close()
+
+
+async def test_a_token_of_a_flag_stays(rig):
+    server = await rig.attach()
+    server.handle_deadline(server.next_deadline())
+    assert server.bearer_of_test.closed is None
+
+
+@pytest.mark.parametrize("is_leaving", [False, True])
+async def test_another_worker_has_the_newest_of_a_name(rig, is_leaving):
+    server = await rig.attach()
+    if is_leaving:
+        server.retire(0.0)
+    other = rig.sockets.listen("gpu-7")  # as another worker of the host does
+    server.handle_deadline(server.next_deadline())
+    if is_leaving:
+        assert server.bearer_of_test.closed is None  # it is the successor, and what is under way here goes on
+    else:
+        assert server.bearer_of_test.closed[0] == control.REPLACED
+    assert other.is_ours
+    other.close()
+    other.sock.close()
+    other.questions.close()
+
+
+async def test_a_socket_that_somebody_removed_has_it_attach_anew(rig):
+    server = await rig.attach()
+    Path(rig.sockets.path_of("gpu-7.attached.alt")).unlink()
+    server.handle_deadline(server.next_deadline())
+    assert server.bearer_of_test.closed[0] == control.DONE
+
+
+async def test_where_it_is_seen_is_where_it_is_now(rig):
+    """A NAT gave its connection another port since; and a socket of IPv6 sees IPv4 in its own way."""
+    rig.seen = ("::ffff:192.0.2.7", 5000, 0, 0)
+    server = await rig.attach(certificate="pem")
+    assert heard(server) == [control.Attached(("192.0.2.7", 5000))]
+    rig.seen = ("::ffff:192.0.2.7", 6000, 0, 0)
+    offered = []
+    Rendezvous(rig.sockets, rig.attached.reactor).ask("gpu-7.attached.alt", [("192.0.2.1", 9)], offered.append)
+    await until(lambda: len(heard(server)) > 1)
+    say(server, control.Punching(heard(server)[-1].n, [("10.0.0.1", 4)]))
+    await until(lambda: offered)
+    assert offered[0].places == [("192.0.2.7", 6000), ("10.0.0.1", 4)]
+    assert (offered[0].certificate, len(offered[0].key)) == ("pem", 32)
+
+
+# -- what a replica may waste ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "frame", [control.encode(control.Punching(7, [])), write_frame(0x3F, b"whatever")], ids=["not asked", "not known"]
+)
+async def test_frames_that_nobody_asked_for_are_bounded(rig, frame):
+    server = await rig.attach()
+    for _ in range(1_000):
+        if server.bearer_of_test.closed is None:
+            say(server, frame)
+    assert server.bearer_of_test.closed[0] == control.BROKEN
+
+
+async def test_answers_are_not(rig):
+    server = await rig.attach(certificate="pem")
+    for n in range(1_000):
+        asking = asyncio.ensure_future(server.ask(control.Punch(0, "u", b"k", "t", [])))
+        await asyncio.sleep(0)
+        say(server, control.Punching(n + 1, [("192.0.2.2", 1)]))
+        assert (await asking).places == [("192.0.2.2", 1)]
+
+
+async def test_refusals_are_counted_and_not_all_logged(rig, caplog):
+    for _ in range(200):
+        await rig.attach(token="wrong")
+    assert rig.attached.refused == 200
+    assert 1 <= len(caplog.records) < 50
+
+
+# -- ends -------------------------------------------------------------------------------------------------
+
+
+async def test_who_asks_one_that_goes_has_an_answer_at_once(rig):
+    server = await rig.attach(certificate="pem")
+    asking = asyncio.ensure_future(server.ask(control.Punch(0, "u", b"k", "t", [])))
+    await asyncio.sleep(0)
+    server.connection_lost(0, "", True)
+    assert (await asyncio.wait_for(asking, 1)).places == []
+    assert (await asyncio.wait_for(server.ask(control.Punch(0, "u", b"k", "t", [])), 1)).places == []
+
+
+async def test_one_that_goes_while_its_sockets_are_made_leaves_nothing(rig):
+    """And takes nothing from the one that comes at the same time."""
+    for _ in range(20):
+        first = rig.connect()
+        say(first, control.Attach("gpu-7", "right", "pem"))
+        first.connection_lost(0, "", True)  # before anything was listened on
+        second = rig.connect()
+        say(second, control.Attach("gpu-7", "right", "pem"))
+        await until(lambda server=second: server.control_of_test.sent)
+        offered = []
+        Rendezvous(rig.sockets, rig.attached.reactor).ask("gpu-7.attached.alt", [], offered.append)
+        await until(lambda server=second: len(heard(server)) > 1)
+        say(second, control.Punching(heard(second)[-1].n, [("192.0.2.2", 1)]))
+        await until(lambda: offered)
+        assert offered[0].places
+        second.connection_lost(0, "", True)
+        assert not Path(rig.sockets.path_of("gpu-7.attached.alt")).parent.exists()
+
+
+async def test_files_and_sockets_are_given_back(rig):
+    async def once():
+        server = await rig.attach(certificate="pem")
+        writers = [(await open_to(rig))[1] for _ in range(5)]
+        await until(lambda: len(server.bearer_of_test.flows) == 5)
+        flows = server.bearer_of_test.flows
+        server.stream_data(flows[0], b"x" * 100_000, True)
+        server.stream_reset(flows[1], 1)
+        server.stream_stopped(flows[2], 1)
+        writers[3].write_eof()
+        writers[4].transport.abort()
+        await asyncio.sleep(0)
+        server.connection_lost(0, "", True)
+        for writer in writers:
+            writer.close()
+
+    def count():
+        return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - numbers
+
+    await once()
+    await asyncio.sleep(0.05)
+    before = count()
+    for _ in range(50):
+        await once()
+    await until(lambda: count() <= before)
+    await until(lambda: len(asyncio.all_tasks()) == 1)

@@ -35,7 +35,7 @@ async def robots(monkeypatch):
 
 
 def punch(n=1):
-    return Punch(n, f"user{n}", b"k" * 32, f"ticket{n}", [])
+    return Punch(n, f"user{n}", b"k" * 32, f"the ticket of robot {n}", [])
 
 
 def head(version, ticket=b""):
@@ -70,16 +70,18 @@ async def test_a_robots_check_is_answered_while_it_is_expected(robots):
 async def test_tickets(robots):
     robots.expect(punch(), [])
     for version in (b"ROBOT/1", b"HTTP/3"):
-        for wrong in (b"", b"ticket2", b"ticket1 "):
+        for wrong in (b"", b"the ticket of robot 2", b"the ticket of robot 1 "):
             assert verdict(robots, version, wrong).kind is Kind.UNAUTHENTICATED
-    assert verdict(robots, b"ROBOT/1", b"ticket1") is ANYBODY
-    assert verdict(robots, b"ROBOT/1", b"ticket1") is ANYBODY  # another replica's WebSocket in the same session
+    for version in (b"HTTP/3", b"HTTP/4", b"PORTAL"):  # a robot was announced, and nothing else
+        assert verdict(robots, version, b"the ticket of robot 1").kind is Kind.UNAUTHENTICATED
+    assert verdict(robots, b"ROBOT/1", b"the ticket of robot 1") is ANYBODY
+    assert verdict(robots, b"ROBOT/1", b"the ticket of robot 1") is ANYBODY  # another replica's WebSocket in the same session
 
 
 async def test_a_ticket_that_comes_too_late(robots, monkeypatch):
     monkeypatch.setattr(direct_robots, "TICKET_S", -1.0)
     robots.expect(punch(), [])
-    assert verdict(robots, b"ROBOT/1", b"ticket1").kind is Kind.UNAUTHENTICATED
+    assert verdict(robots, b"ROBOT/1", b"the ticket of robot 1").kind is Kind.UNAUTHENTICATED
 
 
 @pytest.mark.parametrize("version", [b"HTTP/1.1", b"HTTP/1.0", b"HTTP/2"])
@@ -91,5 +93,37 @@ async def test_robots_are_bounded(robots, monkeypatch):
     monkeypatch.setattr(direct_robots, "MAX_TICKETS", 3)
     assert all(robots.expect(punch(n), []) for n in range(MAX_CHECKED))
     assert not robots.expect(punch(MAX_CHECKED), [])
-    assert verdict(robots, b"ROBOT/1", b"ticket0").kind is Kind.UNAUTHENTICATED  # the oldest went
-    assert verdict(robots, b"ROBOT/1", b"ticket63") is ANYBODY
+    assert verdict(robots, b"ROBOT/1", b"the ticket of robot 0").kind is Kind.UNAUTHENTICATED  # the oldest went
+    assert verdict(robots, b"ROBOT/1", b"the ticket of robot 63") is ANYBODY
+
+
+@pytest.mark.parametrize(
+    "more",
+    [{"user": ""}, {"user": "u" * 509}, {"key": b""}, {"key": b"k" * 15}, {"ticket": ""}, {"ticket": "t" * 15}],
+    ids=str,
+)
+async def test_a_robot_that_cannot_be_told_from_others_is_not_let_in(robots, more):
+    asked = {"user": "user1", "key": b"k" * 32, "ticket": "the ticket of robot 1", **more}
+    assert not robots.expect(Punch(1, places=[], **asked), [PLACE])
+    assert not robots.sent
+    assert verdict(robots, b"ROBOT/1", asked["ticket"].encode()).kind is Kind.UNAUTHENTICATED
+
+
+async def test_the_same_robot_again_sends_no_more(robots, caplog):
+    """A router that repeats itself: each time would begin another series of checks."""
+    assert robots.expect(punch(), [PLACE])
+    assert not any(robots.expect(punch(), [PLACE]) for _ in range(100))
+    assert len(robots.sent) == 1
+    await asyncio.sleep(0.3)
+    assert len(robots.sent) <= 4
+    assert not caplog.records
+
+
+async def test_checks_are_bounded(robots, monkeypatch):
+    monkeypatch.setattr(direct_robots, "CHECK_S", 0.001)
+    before = asyncio.get_running_loop().time()
+    for n in range(MAX_CHECKED):
+        robots.expect(punch(n), [(f"192.0.2.{place}", 9) for place in range(1, 9)])
+    await asyncio.sleep(0.2)
+    took_s = asyncio.get_running_loop().time() - before
+    assert direct_robots.CHECKS_BURST <= len(robots.sent) <= direct_robots.CHECKS_BURST + direct_robots.CHECKS_RATE * took_s

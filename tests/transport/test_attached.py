@@ -34,6 +34,11 @@ def test_other_hosts_are_dialled(sockets):
         assert sockets.path_of(host) == ""
 
 
+def shut(made):
+    made.sock.close()
+    made.questions.close()
+
+
 def test_the_newest_of_a_name_is_connected_to(sockets):
     first = sockets.listen("gpu-7")
     second = sockets.listen("gpu-7")
@@ -48,7 +53,7 @@ def test_the_newest_of_a_name_is_connected_to(sockets):
     assert not Path(path).exists()
     assert not Path(path).parent.exists()
     for one in (first, second):
-        one.sock.close()
+        shut(one)
 
 
 def test_nobody_else_may_connect(sockets):
@@ -56,7 +61,7 @@ def test_nobody_else_may_connect(sockets):
     folder = Path(sockets.path_of("gpu-7.attached.alt")).parent
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     made.close()
-    made.sock.close()
+    shut(made)
 
 
 def test_a_folder_that_others_can_enter_is_not_used(sockets):
@@ -76,3 +81,26 @@ def test_without_quic_there_is_none():
     assert not Path(NOWHERE.path_of("a.attached.alt")).exists()
     with pytest.raises(OSError, match="not listened on"):
         NOWHERE.listen("a")
+
+
+def test_a_name_has_two_sockets_and_both_are_the_newest_ones(sockets):
+    first = sockets.listen("gpu-7")
+    second = sockets.listen("gpu-7")
+    assert (first.is_ours, second.is_ours) == (False, True)
+    path = sockets.path_of("gpu-7.attached.alt") + ".punch"
+    first.close()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+        accepted, _ = second.questions.accept()
+        accepted.close()
+    shut(second)
+    second.close()
+    assert not Path(path).exists()
+    third = sockets.listen("gpu-7")  # whose files may have the numbers of those that are gone
+    shut(first)
+    for one in (first, second):
+        one.close()
+    assert third.is_ours and third.is_there and Path(path).exists()
+    third.close()
+    assert not third.is_there
+    shut(third)

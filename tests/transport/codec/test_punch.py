@@ -2,9 +2,10 @@
 
 import os
 
+import pytest
 from aioice import stun as ice
 
-from router.transport.codec.punch import MAX_PLACES, Checks
+from router.transport.codec.punch import MAX_ANSWERS, MAX_PLACES, Checks, place_of
 from router.transport.codec.stun import binding_request
 
 A, B, C = ("192.0.2.1", 1000), ("192.0.2.2", 2000), ("192.0.2.3", 3000)
@@ -60,3 +61,34 @@ def test_places_are_bounded():
     ((request, _),) = Checks(b"u", KEY, [A]).due()
     robot.take(request, C)
     assert len(robot.due()) == MAX_PLACES
+
+
+@pytest.mark.parametrize(
+    ("host", "v4", "v6"),
+    [
+        ("192.0.2.1", ("192.0.2.1", 9), ("::ffff:192.0.2.1", 9, 0, 0)),
+        ("::ffff:192.0.2.1", ("192.0.2.1", 9), ("::ffff:192.0.2.1", 9, 0, 0)),
+        ("2001:db8::1", None, ("2001:db8::1", 9, 0, 0)),
+        *((host, None, None) for host in (
+            "", "localhost", "192.0.2.1 ", "224.0.0.1", "::ffff:224.0.0.1", "ff02::1", "0.0.0.0", "::", "::ffff:0.0.0.0",
+            "255.255.255.255", "127.0.0.1", "::1", "::ffff:127.0.0.1", "fe80::1%eth0", "fe80::1%" + "x" * 50,
+        )),
+    ],
+)  # fmt: skip
+def test_where_somebody_else_may_have_us_send(host, v4, v6):
+    assert place_of(host, 9, is_v6=False, may_be_here=False) == v4
+    assert place_of(host, 9, is_v6=True, may_be_here=False) == v6
+    assert place_of(host, 0, is_v6=True, may_be_here=True) is None
+
+
+def test_this_host_itself_where_it_may_be():
+    assert place_of("127.0.0.1", 9, is_v6=False, may_be_here=True) == ("127.0.0.1", 9)
+    assert place_of("::1", 9, is_v6=True, may_be_here=True) == ("::1", 9, 0, 0)
+
+
+def test_answers_are_bounded():
+    """Who has the key, and says to be where somebody else is."""
+    robot, replica = Checks(b"u", KEY, [B]), Checks(b"u", KEY, [])
+    ((request, _),) = robot.due()
+    victims = [("198.51.100.1", port) for port in range(1, 2_000)]
+    assert sum(bool(replica.take(request, victim)) for victim in victims) == MAX_ANSWERS
