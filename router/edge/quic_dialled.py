@@ -45,6 +45,11 @@ class DialledShell(QuicShell):
         """Give none."""
         return b""
 
+    @property
+    def is_waited_for(self) -> bool:
+        """Not before there is a protocol: whoever drains wants no new one."""
+        return self.application is not None and super().is_waited_for
+
     def peer_moved(self, address: object) -> None:
         """Cannot be: servers do not move."""
 
