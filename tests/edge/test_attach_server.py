@@ -551,7 +551,7 @@ async def test_files_and_sockets_are_given_back(rig):
     await once()
     await asyncio.sleep(0.05)
     before = count()
-    for _ in range(50):
+    for _ in range(200):  # a thousand connections
         await once()
     await until(lambda: count() <= before)
     await until(lambda: len(asyncio.all_tasks()) == 1)
