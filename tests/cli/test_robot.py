@@ -165,6 +165,7 @@ def test_help_is_whole():
         assert "router robot " + command in found.output
 
 
+@pytest.mark.slow
 def test_as_a_program_of_its_own(place):
     """What a user runs: compiled where it was compiled, and from source."""
     url, trust, _ = place

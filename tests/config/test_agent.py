@@ -399,6 +399,7 @@ async def check_watermark_property(make_store, make_agent, seed, seconds):
     assert watermarks is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 async def test_what_is_known_at_the_watermark_is_what_the_store_had_then(make_store, make_agent, seed):
     await check_watermark_property(make_store, make_agent, seed, 1.5)
@@ -885,6 +886,7 @@ async def test_a_store_whose_bootstrap_never_ends_is_asked_patiently(store, make
     await agent.until_connected()
 
 
+@pytest.mark.slow
 async def test_a_stream_that_is_cut_after_each_message_is_asked_patiently(make_store, make_agent):
     store = await make_store(persistent=True)
     store.split()

@@ -183,6 +183,7 @@ async def test_proxy_headers_to_the_router(start_router, engine, files, tmp_path
         assert (await router.record(response.headers["x-request-id"]))["client"] == "127.0.0.7"
 
 
+@pytest.mark.slow
 async def test_a_router_that_drains_is_left_alone(start_router, engine, files, tmp_path, until):
     """Two routers; one is told to stop under load, and nobody notices."""
     routers = [await start_router("--trusted-hops", "1", "--drain-settle-s", "3", replicas=[engine.url]) for _ in range(2)]

@@ -48,6 +48,7 @@ def hammer(client):
     return Hammer
 
 
+@pytest.mark.slow
 async def test_a_draining_replica_leaves_and_comes_back_unnoticed(start_router, start_engine, hammer, until):
     leaving = await start_engine(linger_s=3, drain_s=10)
     staying = await start_engine()

@@ -130,6 +130,7 @@ async def test_one_whose_router_is_gone_ends_by_another(store: Any, serve: Any, 
     await used(after, stays)
 
 
+@pytest.mark.slow
 async def test_what_has_ended_stays_so_at_a_router_that_comes_later(store: Any, serve: Any, engine: Any) -> None:
     await sessioned(store, engine.url)
     router = await serve("a")

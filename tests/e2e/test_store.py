@@ -351,6 +351,7 @@ async def test_a_table_that_comes_from_two_places_is_refused(run_router, folder)
 # -- relays ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_router_behind_a_relay(store, start_router, engines, folder, client, until):
     await fill(store, engines)
     (folder / "relay").mkdir()
@@ -416,6 +417,7 @@ async def test_draining_a_replica_by_command_waits_for_what_is_on_it(
 # -- upgrades ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_an_upgrade_while_rows_change_loses_neither_requests_nor_rows(
     store, serve, engines, folder, until, gone
 ):
@@ -460,6 +462,7 @@ async def test_an_upgrade_while_the_store_is_down(store, serve, engines, until, 
     assert traffic.failures == [] and traffic.done
 
 
+@pytest.mark.slow
 async def test_a_successor_knows_which_replicas_are_ill_before_it_serves(store, serve, engines, until, gone):
     await fill(store, engines)
     router = await serve()

@@ -42,7 +42,8 @@ def table(http, robot, grpc):
     )
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 async def test_three_in_a_row_under_load_fail_nothing(
     start_router, start_server, start_grpc, policy, until, gone, workers
 ):
@@ -410,6 +411,7 @@ async def test_one_process_too_many_is_refused_a_stale_variable(run_router):
 # -- by command
 
 
+@pytest.mark.slow
 async def test_serve_upgrade_waits_and_says_how_it_went(
     start_router, start_server, run_router, tmp_path, until, gone
 ):
@@ -478,6 +480,7 @@ async def test_drain_by_command(start_router, start_server, run_router, tmp_path
     assert done.returncode == 1 and "no daemon answers" in done.stderr
 
 
+@pytest.mark.slow
 async def test_router_up_is_not_upgraded(start_router, until):
     router = await start_router("--no-check", "--time-scale", 0, "--replicas", 1, command="up")
     os.kill(router.pid, signal.SIGQUIT)

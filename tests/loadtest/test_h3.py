@@ -83,6 +83,7 @@ def test_there_is_no_direct():
     assert order_of(unary, "envoy") == ("direct", "ours", "envoy")
 
 
+@pytest.mark.slow
 def test_a_run_beside_envoy(tmp_path):
     if Envoy().binary() is None or openssl() is None:
         pytest.skip("envoy or openssl is not installed")

@@ -202,6 +202,7 @@ def up():
         child.send_signal(2)
 
 
+@pytest.mark.slow
 def test_users_over_quic(tmp_path, up):
     assert up["quic"].startswith("quic://127.0.0.1:")
     result, folder = locust(

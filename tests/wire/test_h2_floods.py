@@ -295,6 +295,7 @@ def large(size):
     return script
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["zero-window", "zero-connection-window", "deaf", "one-byte-windows"])
 async def test_answers_that_are_not_taken(how, router, replica, h2_connect):
     # CVE-2019-9517, CVE-2019-9511: what waits is bounded, and --stall-timeout-s ends it where nothing is ever taken.

@@ -339,6 +339,7 @@ class TestFloods:
             bench.stop(4 * i)
         assert bench.is_open
 
+    @pytest.mark.slow
     def test_answers_pardon_resets(self):
         bench = ServerBench()
         for i in range(0, 3 * 2_000, 3):
