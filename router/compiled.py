@@ -34,6 +34,7 @@ HOT = (
     "edge/admission",
     "edge/attach_client",
     "edge/attach_server",
+    "edge/attach_side",
     "edge/connection",
     "edge/direct_robots",
     "edge/headcount",

@@ -8,11 +8,10 @@ import socket
 from typing import TYPE_CHECKING, Any, Final
 
 from router.core import Peer
+from router.edge.attach_side import AttachSide
 from router.edge.connection import ServerConnection
 from router.edge.splice import Splice
 from router.transport.codec.attach import control
-from router.transport.codec.quic.seam import Application
-from router.transport.codec.robot.wire import FrameReader
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
@@ -26,8 +25,6 @@ _log = logging.getLogger("router.attach")
 
 ATTACH_LIMIT_S: Final = 10.0
 """From the connection's beginning to the router's answer."""
-MAX_UNREAD_BYTES: Final = 65_536
-"""Of answers that the router does not take."""
 _ONE_WAY: Final = 0x2
 
 
@@ -50,12 +47,12 @@ class AttachCalls:
         self.punch = punch
 
 
-class AttachClient(Application):
+class AttachClient(AttachSide):
     """One connection to a router. Requests are the listener's, as if they had come over TCP from there."""
 
     __slots__ = (
-        "_bearer", "_by_s", "_calls", "_connections", "_control", "_frames", "_hello", "_is_abandoned",
-        "_is_draining", "_is_left", "_is_over", "_listener", "_peer", "_splices",
+        "_by_s", "_calls", "_connections", "_hello", "_is_abandoned", "_is_draining", "_is_left", "_listener",
+        "_peer",
     )  # fmt: skip
 
     def __init__(
@@ -67,38 +64,34 @@ class AttachClient(Application):
         calls: AttachCalls,
         now: float,
     ) -> None:
-        self._bearer = bearer
+        super().__init__(bearer)
         self._hello = hello
         self._listener = listener
         self._peer = peer
         self._calls = calls
-        self._control: Flow | None = None
-        self._frames = FrameReader()
-        self._splices: dict[int, Splice] = {}
         self._connections: dict[int, ServerConnection] = {}  # of the listener, at the splices' other ends
         self._by_s = now + ATTACH_LIMIT_S
         self._is_draining = False
         self._is_left = False  # by the router's word
         self._is_abandoned = False  # by ours: there is another connection
-        self._is_over = False
 
     # -- the connection -------------------------------------------------------------------------------
 
     def connected(self) -> None:
         """Say who we are: not before the router has proven who it is."""
-        self._control = flow = self._bearer.open_stream(unidirectional=False)
+        self.control = flow = self.bearer.open_stream(unidirectional=False)
         if flow is None:
-            self._end(control.BROKEN, "the router takes no stream")
+            self.end(control.BROKEN, "the router takes no stream")
         else:
             flow.send(control.encode(self._hello), False)
 
     def stream_opened(self, flow: Flow) -> None:
         """Connect it to the listener."""
         if flow.id & _ONE_WAY:
-            self._end(control.BROKEN, "a one-way stream")
+            self.end(control.BROKEN, "a one-way stream")
             return
         splice = Splice(self._listener.reactor, flow)
-        self._splices[flow.id] = splice
+        self.splices[flow.id] = splice
         connection = ServerConnection(self._listener, Peer(self._peer.address, b"http"))
         self._connections[flow.id] = connection
         if self._is_abandoned:
@@ -119,56 +112,11 @@ class AttachClient(Application):
             _log.warning("a request of the router cannot be taken: %s", failure)
             splice.lose()
 
-    def stream_data(self, flow: Flow, data: bytes, end: bool) -> None:
-        """Hand on what belongs to a splice; read control."""
-        splice = self._splices.get(flow.id)
-        if splice is not None:
-            splice.take(data, end)
-        else:
-            flow.credit(len(data))
-            if flow is self._control:
-                self._read(data, end)
-
-    def stream_reset(self, flow: Flow, code: int) -> None:
-        """Close the socket of it."""
-        self._cut(flow)
-
-    def stream_stopped(self, flow: Flow, code: int) -> None:
-        """Close the socket of it."""
-        self._cut(flow)
-
-    def _cut(self, flow: Flow) -> None:
-        splice = self._splices.get(flow.id)
-        if splice is not None:
-            splice.cut()
-        elif flow is self._control:
-            self._end(control.BROKEN, "control was reset")
-
-    def stream_drained(self, flow: Flow) -> None:
-        """Read on."""
-        splice = self._splices.get(flow.id)
-        if splice is not None:
-            splice.drained()
-
     def stream_gone(self, flow: Flow) -> None:
         """Forget it; the last one ends a connection that drains."""
-        self._splices.pop(flow.id, None)
+        super().stream_gone(flow)
         self._connections.pop(flow.id, None)
         self._see_end()
-
-    def datagram(self, data: bytes) -> None:
-        """There are none."""
-
-    def streams_available(self) -> None:
-        """The one of ours is open."""
-
-    def before_send(self, now: float) -> None:
-        """Nothing waits."""
-
-    def connection_lost(self, code: int, reason: str, by_peer: bool) -> None:
-        """Let the requests go."""
-        if not self._is_over:
-            self._let_go(code if by_peer else control.DONE, reason or f"code {code:#x}")
 
     def next_deadline(self) -> float | None:
         """When the router has to have answered."""
@@ -177,7 +125,7 @@ class AttachClient(Application):
     def handle_deadline(self, now: float) -> None:
         """Try again, or elsewhere."""
         if 0.0 < self._by_s <= now:
-            self._end(control.BROKEN, "the router does not answer ATTACH")
+            self.end(control.BROKEN, "the router does not answer ATTACH")
 
     def leave(self, now: float) -> None:
         """Drain, as there is a better way to us: have what comes here again and again come there.
@@ -201,19 +149,20 @@ class AttachClient(Application):
 
     def cut(self, error: ProxyError) -> None:
         """End now."""
-        self._end(control.DONE, error.kind.value)
+        self.end(control.DONE, error.kind.value)
 
     # -- control --------------------------------------------------------------------------------------
 
-    def _read(self, data: bytes, end: bool) -> None:
-        for frame in self._frames.read(data):
-            if self._is_over:
+    def read_control(self, data: bytes, end: bool) -> None:
+        """Take what the router says."""
+        for frame in self.frames.read(data):
+            if self.is_over:
                 return
             if not control.is_known(frame.kind):
                 continue
             self._obey(control.decode(frame))
-        if not self._is_over and (self._frames.fault or end):
-            self._end(control.BROKEN, "control ended")
+        if not self.is_over and (self.frames.fault or end):
+            self.end(control.BROKEN, "control ended")
 
     def _obey(self, body: control.Body | None) -> None:
         if isinstance(body, control.Attached):
@@ -224,28 +173,16 @@ class AttachClient(Application):
                 self._is_left = True
                 self._calls.leaving()
         elif isinstance(body, control.Punch):
-            flow = self._control
-            if flow is not None and flow.unsent_bytes > MAX_UNREAD_BYTES:
-                self._end(control.BROKEN, "control is not read")
-            elif flow is not None:
-                flow.send(control.encode(self._calls.punch(body)), False)
+            self.say(self._calls.punch(body))
         else:
-            self._end(control.BROKEN, "a control frame is malformed or out of place")
+            self.end(control.BROKEN, "a control frame is malformed or out of place")
 
     def _see_end(self) -> None:
-        if self._is_draining and not self._splices:
-            self._end(control.DONE, "draining")
+        if self._is_draining and not self.splices:
+            self.end(control.DONE, "draining")
 
-    def _end(self, code: int, reason: str) -> None:
-        if not self._is_over:
-            self._let_go(code, reason)
-            self._bearer.close(code, reason.encode())
-
-    def _let_go(self, code: int, reason: str) -> None:
-        self._is_over = True
+    def let_go(self, code: int, reason: str) -> None:
+        """Let the requests go."""
         self._by_s = 0.0
-        for splice in self._splices.values():
-            splice.cut()
-        self._splices.clear()
         self._connections.clear()
         self._calls.lost(code, reason)

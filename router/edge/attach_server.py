@@ -15,14 +15,13 @@ import logging
 from typing import TYPE_CHECKING, Any, Final
 
 from router.edge.attach_gate import hash_of
+from router.edge.attach_side import AttachSide
 from router.edge.quic_counters import ATTACH_NUMBERS
 from router.edge.quic_shell import host_of
 from router.edge.rendezvous import serve_questions
 from router.edge.splice import Splice
 from router.transport.codec.attach import control
 from router.transport.codec.h2.calm import Allowance
-from router.transport.codec.quic.seam import Application
-from router.transport.codec.robot.wire import FrameReader
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
@@ -45,8 +44,6 @@ MAX_ATTACHED: Final = 4_096
 """Replicas attached to one worker."""
 MAX_ASKED: Final = 64
 """Robots that a replica is being asked about."""
-MAX_UNREAD_BYTES: Final = 65_536
-"""Of control frames that the replica does not take."""
 LOOK_S: Final = 2.0
 """Between two looks at a replica's token and socket."""
 CONTROL_BURST: Final = 128
@@ -78,18 +75,17 @@ async def _no() -> control.Punching:
     return control.Punching(0, [])
 
 
-class AttachServer(Application):
+class AttachServer(AttachSide):
     """One replica's connection."""
 
     __slots__ = (
-        "_allowance", "_asked", "_asked_count", "_attached", "_bearer", "_by_s", "_control", "_digest", "_frames",
-        "_is_leaving", "_is_over", "_is_served", "_leave_by_s", "_listening", "_questions", "_seen", "_server",
-        "_splices", "certificate", "name",
+        "_allowance", "_asked", "_asked_count", "_attached", "_by_s", "_digest", "_is_leaving", "_is_served",
+        "_leave_by_s", "_listening", "_questions", "_seen", "_server", "certificate", "name",
     )  # fmt: skip
 
     def __init__(self, bearer: Bearer, attached: AttachedReplicas, seen: Callable[[], Address], now: float) -> None:
         """`seen` says where the connection comes from now: a NAT may give it another port."""
-        self._bearer = bearer
+        super().__init__(bearer)
         self._attached = attached
         self._seen = seen
         self._allowance = Allowance(CONTROL_BURST, CONTROL_RATE, now)
@@ -99,16 +95,12 @@ class AttachServer(Application):
         self._asked: dict[int, asyncio.Future[control.Punching]] = {}
         self._asked_count = 0
         self._questions: Any = None
-        self._control: Flow | None = None
-        self._frames = FrameReader()
-        self._splices: dict[int, Splice] = {}
         self._listening: ListeningSocket | None = None
         self._server: Any = None
         self._by_s = now + ATTACH_LIMIT_S
         self._is_served = False  # both sockets were given to servers, or cannot be
         self._is_leaving = False
         self._leave_by_s = 0.0
-        self._is_over = False
         bearer.watch()
 
     # -- the connection -------------------------------------------------------------------------------
@@ -118,61 +110,10 @@ class AttachServer(Application):
 
     def stream_opened(self, flow: Flow) -> None:
         """Take the first two-way stream as control, and no other."""
-        if self._control is None and not flow.id & 2:
-            self._control = flow
+        if self.control is None and not flow.id & 2:
+            self.control = flow
         else:
             self.end(control.BROKEN, "a second stream")
-
-    def stream_data(self, flow: Flow, data: bytes, end: bool) -> None:
-        """Hand on what belongs to a splice; read control."""
-        splice = self._splices.get(flow.id)
-        if splice is not None:
-            splice.take(data, end)
-        elif flow is self._control:
-            flow.credit(len(data))
-            self._read(data, end)
-        else:
-            flow.credit(len(data))
-
-    def stream_reset(self, flow: Flow, code: int) -> None:
-        """Close the socket of it; without control there is no attachment."""
-        self._cut(flow)
-
-    def stream_stopped(self, flow: Flow, code: int) -> None:
-        """Close the socket of it."""
-        self._cut(flow)
-
-    def _cut(self, flow: Flow) -> None:
-        splice = self._splices.get(flow.id)
-        if splice is not None:
-            splice.cut()
-        elif flow is self._control:
-            self.end(control.BROKEN, "control was reset")
-
-    def stream_drained(self, flow: Flow) -> None:
-        """Read on."""
-        splice = self._splices.get(flow.id)
-        if splice is not None:
-            splice.drained()
-
-    def stream_gone(self, flow: Flow) -> None:
-        """Forget it."""
-        self._splices.pop(flow.id, None)
-
-    def datagram(self, data: bytes) -> None:
-        """There are none."""
-
-    def streams_available(self) -> None:
-        """Who found none was refused."""
-
-    def before_send(self, now: float) -> None:
-        """Nothing waits."""
-
-    def connection_lost(self, code: int, reason: str, by_peer: bool) -> None:
-        """Close every socket."""
-        if self.name:
-            _log.info("replica %s is not attached any more: %s", self.name, reason or f"code {code}")
-        self._let_go()
 
     def next_deadline(self) -> float | None:
         """When ATTACH has to be there; then, when to look again whether all is as it was."""
@@ -212,7 +153,7 @@ class AttachServer(Application):
 
     def may_be_left(self) -> bool:
         """Once nothing is under way here, and the replica had time to attach to the successor."""
-        return self._is_leaving and not self._splices and self._attached.reactor.clock.now >= self._leave_by_s
+        return self._is_leaving and not self.splices and self._attached.reactor.clock.now >= self._leave_by_s
 
     # -- control --------------------------------------------------------------------------------------
 
@@ -222,19 +163,9 @@ class AttachServer(Application):
         address = self._seen()
         return host_of(address).decode(), int(address[1])
 
-    def say(self, body: control.Body) -> None:
-        """Write a control frame; who reads none is no replica at work."""
-        flow = self._control
-        if flow is None or self._is_over:
-            return
-        if flow.unsent_bytes > MAX_UNREAD_BYTES:
-            self.end(control.BROKEN, "control is not read")
-        else:
-            flow.send(control.encode(body), False)
-
     def ask(self, asked: control.Punch) -> Awaitable[control.Punching]:
         """Ask the replica where a robot may come to. It may never answer: the caller limits the time."""
-        if self._is_over or not self.certificate or len(self._asked) >= MAX_ASKED:
+        if self.is_over or not self.certificate or len(self._asked) >= MAX_ASKED:
             return _no()
         self._asked_count += 1
         n = self._asked_count
@@ -245,31 +176,32 @@ class AttachServer(Application):
         self._attached.reactor.outbox.flush()
         return waiting
 
-    def _read(self, data: bytes, end: bool) -> None:
-        for frame in self._frames.read(data):
-            if self._is_over:
+    def read_control(self, data: bytes, end: bool) -> None:
+        """Take what the replica says."""
+        for frame in self.frames.read(data):
+            if self.is_over:
                 return
             body = control.decode(frame) if control.is_known(frame.kind) else None
             if isinstance(body, control.Punching) and body.n in self._asked:
                 waiting = self._asked.pop(body.n)
                 if not waiting.done():
                     waiting.set_result(body)
-            elif not self._allowance.take(self._bearer.now):
+            elif not self._allowance.take(self.bearer.now):
                 self.end(control.BROKEN, "too many control frames")
             elif isinstance(body, control.Attach) and not self.name:
                 self._attach(body)
             elif not isinstance(body, control.Punching) and control.is_known(frame.kind):
                 self.end(control.BROKEN, "a control frame is malformed or out of place")
-        if self._frames.fault or end:
-            self.end(control.BROKEN if self._frames.fault else control.DONE, "")
+        if self.frames.fault or end:
+            self.end(control.BROKEN if self.frames.fault else control.DONE, "")
 
     def _attach(self, body: control.Attach) -> None:
         attached = self._attached
-        if self._bearer.is_early:  # a replay must not take the name from who has it (RFC 9001 §9.2)
+        if self.bearer.is_early:  # a replay must not take the name from who has it (RFC 9001 §9.2)
             self.end(control.BROKEN, "ATTACH in early data")
             return
         digest = hash_of(body.token)
-        refusal = attached.gate.refusal(body.name, digest, self._bearer.now)
+        refusal = attached.gate.refusal(body.name, digest, self.bearer.now)
         if not refusal and len(attached.by_name) >= MAX_ATTACHED:
             refusal = f"{MAX_ATTACHED} replicas are attached already"
         if not refusal:
@@ -284,8 +216,8 @@ class AttachServer(Application):
                 _log.warning("a replica at %s may not attach as %r: %s", self.place[0], body.name[:80], refusal)
             self.end(control.REFUSED, refusal)
             return
-        self._by_s = self._bearer.now + LOOK_S
-        self._bearer.watch()
+        self._by_s = self.bearer.now + LOOK_S
+        self.bearer.watch()
         self._digest = digest
         self.name = body.name
         self.certificate = body.certificate
@@ -302,15 +234,15 @@ class AttachServer(Application):
         create: Any = asyncio.get_running_loop().create_unix_server  # takes any protocol, whatever its type says
         failed = ""
         try:
-            if not self._is_over:
+            if not self.is_over:
                 self._server = await create(self._accept, sock=listening.sock)
-            if not self._is_over:
+            if not self.is_over:
                 self._questions = await serve_questions(self, listening.questions)
         except OSError as failure:
             failed = str(failure)
         self._is_served = True
         self._attached.reactor.clock.read()
-        if self._is_over:
+        if self.is_over:
             self._stop_listening()
         elif failed:
             _log.error("the sockets of %s: %s", self.name, failed)
@@ -322,17 +254,17 @@ class AttachServer(Application):
 
     def _accept(self) -> Splice:
         """Open a stream for who connects; there may be none to be had."""
-        flow = None if self._is_over else self._bearer.open_stream(unidirectional=False)
+        flow = None if self.is_over else self.bearer.open_stream(unidirectional=False)
         splice = Splice(self._attached.reactor, flow)
         if flow is not None:
             self._attached.splices += 1
-            self._splices[flow.id] = splice
+            self.splices[flow.id] = splice
         return splice
 
     # -- the end --------------------------------------------------------------------------------------
 
     def _leave(self) -> None:
-        if self._is_leaving or self._is_over:
+        if self._is_leaving or self.is_over:
             return
         self._is_leaving = True
         if not self.name:
@@ -351,16 +283,10 @@ class AttachServer(Application):
             for server, sock in ((self._server, listening.sock), (self._questions, listening.questions)):
                 (sock if server is None else server).close()
 
-    def end(self, code: int, reason: str) -> None:
-        """Close, with a code of `control`."""
-        if self._is_over:
-            return
-        self._let_go()
-        self._bearer.close(code, reason.encode())
-
-    def _let_go(self) -> None:
-        """Nobody connects to it here any more; who is connected is cut."""
-        self._is_over = True
+    def let_go(self, code: int, reason: str) -> None:
+        """Nobody connects to it here any more."""
+        if self.name:
+            _log.info("replica %s is not attached any more: %s", self.name, reason or f"code {code}")
         self._by_s = 0.0
         attached = self._attached
         if attached.by_name.get(self.name) is self:
@@ -369,6 +295,3 @@ class AttachServer(Application):
         for waiting in list(self._asked.values()):
             if not waiting.done():
                 waiting.set_result(control.Punching(0, []))
-        for splice in self._splices.values():
-            splice.cut()
-        self._splices.clear()

@@ -7,7 +7,7 @@ import pytest_asyncio
 from attachfakes import FakeBearer, FakeFlow, make_reactor, until
 
 from router.core import Peer
-from router.edge import attach_client
+from router.edge import attach_client, attach_side
 from router.edge.attach_client import ATTACH_LIMIT_S, AttachCalls, AttachClient
 from router.transport.codec.attach import control
 from router.transport.codec.robot.wire import FrameReader, write_frame
@@ -183,7 +183,7 @@ async def test_a_router_says_once_that_it_leaves(rig):
 
 async def test_a_router_that_takes_no_answers_is_left(rig):
     rig.connect()
-    rig.control.unsent_bytes = attach_client.MAX_UNREAD_BYTES + 1
+    rig.control.unsent_bytes = attach_side.MAX_UNREAD_BYTES + 1
     rig.say(control.Punch(5, "u", b"k", "t", []))
     assert rig.bearer.closed[0] == control.BROKEN
 

@@ -12,7 +12,7 @@ import pytest
 import pytest_asyncio
 from attachfakes import FakeBearer, FakeFlow, make_reactor, until
 
-from router.edge import attach_server
+from router.edge import attach_server, attach_side
 from router.edge.attach_gate import AttachGate
 from router.edge.attach_server import ATTACH_LIMIT_S, AttachedReplicas, AttachServer
 from router.edge.rendezvous import Rendezvous
@@ -212,7 +212,7 @@ async def test_so_many_and_no_more(rig, monkeypatch):
 
 async def test_one_that_reads_no_control_is_let_go(rig):
     server = await rig.attach(certificate="pem")
-    server.control_of_test.unsent_bytes = attach_server.MAX_UNREAD_BYTES + 1
+    server.control_of_test.unsent_bytes = attach_side.MAX_UNREAD_BYTES + 1
     server.ask(control.Punch(0, "u", b"k", "t", []))
     assert server.bearer_of_test.closed[0] == control.BROKEN
 
