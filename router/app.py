@@ -230,6 +230,8 @@ class Supervisor(DaemonAdmin):
             self._admin.close()
         self._succession.close()
         await asyncio.gather(*(worker.kill() for worker in self._workers))
+        if self._is_started and not self._succession.is_handed_over:
+            self._monitor.attached.clear()
         if self._board is not None:
             self._board.close()
             self._board = None  # a predecessor's last word may still come

@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 import socket
 import tempfile
 from pathlib import Path
@@ -65,6 +66,11 @@ class AttachedSockets:
         if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
             raise PermissionError(f"{folder} is not ours alone")
         return ListeningSocket(folder / name)
+
+    def clear(self) -> None:
+        """Remove all of it: the daemon ends, and has no successor. Killed workers have left their files."""
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
 
 NOWHERE: Final = AttachedSockets(b"")

@@ -310,5 +310,7 @@ async def test_a_router_that_ends_does_not_wait_for_it(start_router, start_sidec
     router = await start_router(*flags(files, "--drain-settle-s", "0", "--drain-deadline-s", "20"), replicas=[ATTACHED], workers=2)
     await start_sidecar(engine.url, router)
     await served(client, router.url, until)
+    before = set(Path(tempfile.gettempdir()).glob("router-*"))
     os.kill(router.pid, signal.SIGTERM)
     assert await router.wait(10) == 0
+    assert len(before - set(Path(tempfile.gettempdir()).glob("router-*"))) >= 1  # its folder of sockets

@@ -77,6 +77,16 @@ def test_a_daemon_with_another_secret_has_others(sockets):
     assert AttachedSockets(b"secret").path_of("a.attached.alt") == sockets.path_of("a.attached.alt")
 
 
+def test_what_killed_workers_left_goes_with_the_daemon(sockets):
+    made = sockets.listen("gpu-7")
+    for sock in (made.sock, made.questions):
+        sock.close()
+    sockets.clear()
+    assert not Path(sockets.path_of("gpu-7.attached.alt")).parent.exists()
+    sockets.clear()
+    NOWHERE.clear()
+
+
 def test_without_quic_there_is_none():
     assert not Path(NOWHERE.path_of("a.attached.alt")).exists()
     with pytest.raises(OSError, match="not listened on"):
