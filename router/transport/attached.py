@@ -15,6 +15,7 @@ import re
 import secrets
 import shutil
 import socket
+import stat
 import tempfile
 from pathlib import Path
 from typing import Final
@@ -63,7 +64,8 @@ class AttachedSockets:
         if folder is None:
             raise FileNotFoundError("QUIC is not listened on")
         folder.mkdir(mode=0o700, exist_ok=True)
-        if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o077:
+        found = folder.lstat()  # of itself: somebody else's link may lead to a folder of ours
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
             raise PermissionError(f"{folder} is not ours alone")
         return ListeningSocket(folder / name)
 

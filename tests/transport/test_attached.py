@@ -72,6 +72,17 @@ def test_a_folder_that_others_can_enter_is_not_used(sockets):
         sockets.listen("gpu-7")
 
 
+def test_a_link_is_not_followed(sockets, tmp_path):
+    folder = Path(sockets.path_of("gpu-7.attached.alt")).parent
+    (tmp_path / "private").mkdir(mode=0o700)
+    (tmp_path / "private" / "gpu-7").write_text("not to be replaced")
+    folder.symlink_to(tmp_path / "private")
+    with pytest.raises(PermissionError):
+        sockets.listen("gpu-7")
+    sockets.clear()
+    assert (tmp_path / "private" / "gpu-7").read_text() == "not to be replaced"
+
+
 def test_a_daemon_with_another_secret_has_others(sockets):
     assert AttachedSockets(b"other").path_of("a.attached.alt") != sockets.path_of("a.attached.alt")
     assert AttachedSockets(b"secret").path_of("a.attached.alt") == sockets.path_of("a.attached.alt")

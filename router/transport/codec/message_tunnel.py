@@ -259,11 +259,7 @@ class MessageTunnel(DownstreamStream, Tunnel):
             self._owner.touch()
             return
         self._status = shape.status
-        for name, value in (*shape.fields, *shape.known.items(), *head.added):
-            if name == b"x-router-error":
-                self._code = value.decode("ascii", "replace")
-            elif name == b"retry-after" and value.isdigit():
-                self._retry_after_s = int(value[:6])
+        self._code, self._retry_after_s = read_refusal(head)
         if end:
             self._refuse()
 
@@ -331,6 +327,18 @@ class MessageTunnel(DownstreamStream, Tunnel):
         self._waiting.clear()
         self._answer(messages.CLOSE, messages.close_payload(code if code in _MAY_BE_SAID else messages.NORMAL, ""))
         self._owner.tunnel_closed(code, reason)
+
+
+def read_refusal(head: ResponseHead) -> tuple[str, int]:
+    """Return what a refusal says beside its status: `x-router-error`, and `retry-after` in seconds."""
+    code, retry_after_s = "", 0
+    shape = head.shape
+    for name, value in (*shape.fields, *shape.known.items(), *head.added):
+        if name == b"x-router-error":
+            code = value.decode("ascii", "replace")
+        elif name == b"retry-after" and value.isdigit():
+            retry_after_s = int(value[:6])
+    return code, retry_after_s
 
 
 def close_code(status: int, code: str) -> int:

@@ -15,7 +15,7 @@ from router.errors import WIRE, Kind, ProxyError, Source
 from router.http import ResponseHead, ResponseShape
 from router.stream import DownstreamStream
 from router.transport.codec.head import read_request
-from router.transport.codec.message_tunnel import MAX_BODY_BYTES, Tunnel, TunnelOwner
+from router.transport.codec.message_tunnel import MAX_BODY_BYTES, Tunnel, TunnelOwner, read_refusal
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,8 +155,8 @@ class Post(DownstreamStream):
     """One request."""
 
     __slots__ = (
-        "_body", "_code", "_data", "_holds", "_is_over", "_max_bytes", "_receiver", "_retry_after_s", "_size",
-        "_status", "_tunnel",
+        "_body", "_code", "_data", "_holds", "_is_over", "_max_bytes", "_more", "_receiver", "_retry_after_s",
+        "_size", "_status", "_tunnel",
     )  # fmt: skip
 
     def __init__(self, tunnel: PostTunnel, data: bytes, max_bytes: int) -> None:
@@ -169,7 +169,8 @@ class Post(DownstreamStream):
         self._status = 0
         self._code = ""
         self._retry_after_s = 0
-        self._body: list[bytes] = []
+        self._body = b""  # the first piece, which is often all of it
+        self._more: bytearray | None = None  # a list of tiny pieces would be forty times their size
         self._size = 0
 
     def begin(self, on_request: Callable[[DownstreamStream], RequestReceiver], head: RequestHead) -> None:
@@ -203,13 +204,8 @@ class Post(DownstreamStream):
 
     def send_head(self, head: ResponseHead, end: bool) -> None:
         """Note how it went."""
-        shape = head.shape
-        self._status = shape.status
-        for name, value in (*shape.fields, *shape.known.items(), *head.added):
-            if name == b"x-router-error":
-                self._code = value.decode("ascii", "replace")
-            elif name == b"retry-after" and value.isdigit():
-                self._retry_after_s = int(value[:6])
+        self._status = head.shape.status
+        self._code, self._retry_after_s = read_refusal(head)
         if end:
             self._end()
 
@@ -220,7 +216,13 @@ class Post(DownstreamStream):
         is_reply = 200 <= self._status < 300
         if self._size + len(data) <= (self._max_bytes if is_reply else MAX_BODY_BYTES):
             self._size += len(data)
-            self._body.append(data)
+            if self._more is not None:
+                self._more += data
+            elif self._body:
+                self._more = bytearray(self._body)
+                self._more += data
+            else:
+                self._body = data
         elif is_reply:
             receiver = self._receiver
             self._receiver = None
@@ -258,5 +260,5 @@ class Post(DownstreamStream):
             return
         self._is_over = True
         self._receiver = None
-        body = self._body[0] if len(self._body) == 1 else b"".join(self._body)
+        body = self._body if self._more is None else bytes(self._more)
         self._tunnel.answered(self._status, self._code, self._retry_after_s, body)

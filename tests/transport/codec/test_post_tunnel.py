@@ -1,5 +1,7 @@
 """Messages as POSTs: one at a time, their answers, refusals and failures, what waits and what is given up."""
 
+import tracemalloc
+
 import pytest
 
 from router.errors import Kind, ProxyError, Source
@@ -177,6 +179,23 @@ def test_a_reply_that_is_too_large():
     owner.exchanges[0].answer(200, bytes(21))
     assert owner.exchanges[0].error.kind is Kind.UPSTREAM_PROTOCOL
     assert owner.told[-1] == ("closed", owner.told[-1][1], "the reply is too large")
+
+
+def test_a_reply_in_tiny_pieces_costs_what_it_is_large():
+    owner = Owner(limit=200_000)
+    owner.open()
+    owner.tunnel.send(b"x")
+    stream = owner.exchanges[0].stream
+    stream.send_head(ResponseHead(ResponseShape(200)), False)
+    tracemalloc.start()
+    before = tracemalloc.get_traced_memory()[0]
+    for n in range(100_000):
+        stream.send_data(b"%c" % (n & 0xFF), False)
+    grown = tracemalloc.get_traced_memory()[0] - before
+    tracemalloc.stop()
+    assert grown < 300_000
+    stream.send_data(b"", True)
+    assert owner.told[-1] == bytes(n & 0xFF for n in range(100_000))
 
 
 def test_a_refusal_of_any_length_is_kept_short():
