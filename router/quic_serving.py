@@ -11,6 +11,7 @@ from router.edge.attach_gate import AttachGate
 from router.edge.attach_server import AttachedReplicas
 from router.edge.attachment import Attachment
 from router.edge.direct_robots import DirectRobots, TicketGate
+from router.edge.lane_dials import LaneDials
 from router.edge.quic_forwarding import Forwarding
 from router.edge.quic_listener import QuicListener
 from router.edge.quic_protocols import ServedProtocols
@@ -42,6 +43,7 @@ class QuicServing:
         self._worker = whole.worker
         self._attach = whole.attach
         self._attachments: list[Attachment] = []
+        self._lanes: LaneDials | None = None
         self._start = start
         self._beside = beside
         self._walltime = walltime
@@ -69,6 +71,7 @@ class QuicServing:
             if not sock.getsockname()[1]:  # it was added to others that are served already
                 sock.bind(address)
         self.listener.listen(listening)
+        self._lanes = LaneDials(self.listener, self._protocols.rendezvous)
         if self._attach is not None:
             robots = DirectRobots(self._send)
             self.listener.on_check = robots.take_check
@@ -79,6 +82,11 @@ class QuicServing:
             for attachment in self._attachments:
                 attachment.begin()
         return sockets[:first]
+
+    @property
+    def lanes(self) -> LaneDials | None:
+        """The way to replicas that attached, for robots; there once it listens."""
+        return self._lanes
 
     def _send(self, data: bytes, address: Address) -> None:
         self.listener.first_socket().send([data], len(data), b"", address)
@@ -91,7 +99,7 @@ class QuicServing:
         """Return every count by name."""
         robots = self._protocols.robots
         found = self.listener.numbers() | {name: int(getattr(robots, name)) for name in ROBOT_NUMBERS}
-        return found | self.attached.numbers()
+        return found | self.attached.numbers() | ({} if self._lanes is None else self._lanes.numbers())
 
     def histograms(self) -> dict[str, HistogramSnapshot]:
         """Return every histogram by name."""
