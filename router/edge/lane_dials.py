@@ -1,11 +1,11 @@
-"""Robots' tunnels to replicas that attached, by lanes: a connection of QUIC each, beside the one that it dialled.
+"""Robots' tunnels to replicas by lanes: a connection of QUIC each, to sidecars that take them.
 
-    ask the worker that has the replica --a place, a ticket--> dial it from the socket it knows --> HELLO, ticket
-              |                                                      |
-              +--no place, no answer in time-------------------------+--not up in time--> a WebSocket, as for all
+    attached: ask the worker that has it --a place, a ticket--+--> dial, from a listening socket --> HELLO
+    in the table: its lanes' port --resolve-------------------+               |
+                                                              +--no way, not up in time--> a WebSocket, as for all
 
-Dialled from the listening socket by which the replica attached: whatever NAT it is behind has let that one in
-already. A replica that could not be reached so is left in peace for a while.
+A replica that attached is dialled from the very socket by which it did: whatever NAT it is behind has let that one
+in already. One that could not be reached so is left in peace for a while.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from router.transport.codec.quic.config import QuicConfig
 from router.transport.codec.robot.lane_stream import LaneStream
 from router.transport.codec.robot.wire import ALPN
 from router.transport.tasks import spawn
+from router.transport.udp import resolve
 from router.transport.upstream.opening import Lanes
 
 if TYPE_CHECKING:
@@ -34,14 +35,16 @@ if TYPE_CHECKING:
     from router.edge.quic_listener import QuicListener
     from router.edge.rendezvous import Rendezvous
     from router.routing.load import Replica
-    from router.routing.spec import DialSpec
+    from router.routing.spec import DialSpec, LaneSpec
     from router.stream import ResponseReceiver
     from router.transport.codec.quic.seam import Application, Bearer
+    from router.transport.udp import Address, UdpSocket
 
 _log = logging.getLogger("router.robots")
 
-SILENCE_S: Final = 8.0
-"""Without a word from the sidecar, which is asked each second: it, or the way to it, is gone."""
+SILENCE_S: Final = 3.0
+"""Without a word from the sidecar, which is asked twice a second: it, or the way to it, is gone. A process that was
+killed says no goodbye over UDP."""
 AGAIN_S: Final = 30.0
 """For a replica that could not be reached by lanes; its robots get WebSockets meanwhile."""
 MAX_AVOIDED: Final = 1_024
@@ -63,8 +66,8 @@ class LaneDials(Lanes):
         return dict(zip(LANE_NUMBERS, (self.opened, self.failed), strict=True))
 
     def leads_to(self, replica: Replica) -> bool:
-        """Whether it attached, and was reached the last time."""
-        if not name_of(replica.host):
+        """Whether its sidecar takes robots, and was reached the last time."""
+        if replica.lanes is None and not name_of(replica.host):
             return False
         until_s = self._avoided.get(replica.host)
         return until_s is None or self.listener.reactor.clock.now >= until_s
@@ -106,6 +109,7 @@ class PendingLanes(PendingStream):
         """`limit_s`: for all of it."""
         self._dials = dials
         self._host = replica.host
+        self._lanes = replica.lanes
         self._receiver: ResponseReceiver | None = receiver
         self._instead = instead
         self._other: PendingStream | None = None
@@ -137,18 +141,34 @@ class PendingLanes(PendingStream):
 
     async def _try(self) -> str:
         """Return why there are no lanes; empty once there are and the exchange has them."""
+        return await (self._find() if self._lanes is None else self._resolve(self._lanes))
+
+    async def _find(self) -> str:
+        """Ask where an attached replica is."""
         found, ticket = await self._dials.rendezvous.find(self._host, [])
-        listener = self._dials.listener
-        sock = listener.socket_named(found.listener.encode())
+        sock = self._dials.listener.socket_named(found.listener.encode())
         if not found.places or not found.certificate or sock is None:
             return "it is not attached, or lets nobody in"
         host, port = found.places[0]
         address = place_of(host, port, is_v6=sock.family == socket.AF_INET6, may_be_here=True)
         if address is None:
             return f"{host} port {port} is no place to dial"
+        return await self._dial(address, sock, found.certificate, ticket)
+
+    async def _resolve(self, lanes: LaneSpec) -> str:
+        """Look up where the table says that it is."""
+        sock = self._dials.listener.first_socket()
+        try:
+            address = await resolve(sock, self._host, lanes.port)
+        except OSError as failure:
+            return failure.strerror or str(failure)
+        return await self._dial(address, sock, lanes.certificate, "")
+
+    async def _dial(self, address: Address, sock: UdpSocket, certificate: str, ticket: str) -> str:
+        listener = self._dials.listener
         config = QuicConfig(is_server=False, alpn=[ALPN])
         config.server_name = _NAME
-        config.ca = found.certificate.encode()
+        config.ca = certificate.encode()
         config.idle_s = SILENCE_S
         done: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 

@@ -1,8 +1,8 @@
-"""How the messages of a tunnel stand in the bytes that cross the exchange: as WebSocket's, or each with its lane.
+"""How the messages of a tunnel stand in the bytes that cross the exchange: a WebSocket's, or each with its lane.
 
 A replica that speaks WebSocket has one ordered stream, masked as a client has to. One whose sidecar speaks robot
 sessions is told of each message by which lane it goes and until when it is of use. These stand as on the command
-lane itself (length, flags, deadline, payload), with two flags more that no wire shows: both ends are in one process.
+lane itself (length, flags, deadline, payload), with two flags more that no wire shows, as both ends are here.
 """
 
 from __future__ import annotations

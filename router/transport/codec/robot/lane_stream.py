@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from router.stream import ResponseReceiver
     from router.transport.codec.quic.seam import Bearer
 
-PING_EVERY_S: Final = 1.0
+PING_EVERY_S: Final = 0.5
 """Between our PINGs: they keep a NAT's mapping, and tell how far the clocks are apart."""
 _CUT: Final = ProxyError(Kind.UPSTREAM_RESET, Source.UPSTREAM, detail="the way to its sidecar was cut")
 _TOO_LARGE: Final = ProxyError(Kind.UPSTREAM_PROTOCOL, Source.ROUTER, detail="no HELLO holds these fields")
@@ -35,7 +35,7 @@ _LARGEST_CODE: Final = 4_999
 
 
 class LaneStream(UpstreamStream):
-    """One session's. `ticket` is what the sidecar lets us in with; `application` is there after `send_head`."""
+    """One session's. `ticket`: what the sidecar lets us in with, if it asks; `application`: from `send_head` on."""
 
     __slots__ = (
         "_bearer",
@@ -73,7 +73,9 @@ class LaneStream(UpstreamStream):
     def send_head(self, head: RequestHead, end: bool) -> None:
         """Say HELLO."""
         shape = head.shape
-        headers = [(b"x-router-key", self._ticket.encode()), *shape.fields, *head.added]
+        headers = [*shape.fields, *head.added]
+        if self._ticket:
+            headers.append((b"x-router-key", self._ticket.encode()))
         hello = control.Hello(
             _text(shape.authority),
             _text(shape.path),
