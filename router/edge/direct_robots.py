@@ -66,8 +66,9 @@ class DirectRobots:
         self._tickets[ticket] = self._loop.time() + TICKET_S
         while len(self._tickets) > MAX_TICKETS:
             self._tickets.popitem(last=False)
-        self._checks[user] = checks = Checks(user, body.key, places)
-        self._check(checks, self._loop.time() + CHECKS_S)
+        if places:  # a router that comes for its robots needs none: the NAT lets it in
+            self._checks[user] = checks = Checks(user, body.key, places)
+            self._check(checks, self._loop.time() + CHECKS_S)
         return True
 
     def _check(self, checks: Checks, until_s: float) -> None:
