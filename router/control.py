@@ -19,7 +19,7 @@ from router.routing.spec import TablePatch
 from router.session_book import SessionUse
 from router.telemetry import WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
-from router.transport.server_tls import ServerTls
+from router.transport.server_tls import CertificatePair, ServerTls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +52,7 @@ class AttachStart(msgspec.Struct):
     ca: bytes = b""
     insecure: bool = False
     certificate: str = ""  # of the authority of its own, PEM, for robots that come directly
+    identity: CertificatePair | None = None  # for routers that ask who is there (mTLS)
 
 
 class Start(msgspec.Struct, tag="start"):

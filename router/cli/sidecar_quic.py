@@ -12,11 +12,14 @@ from router.config.addresses import is_loopback, parse_listen
 from router.config.static import ConfigError
 from router.control import AttachStart
 from router.transport.attached import is_name
+from router.transport.certificates import TlsFileError
+from router.transport.server_tls import read_pair
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from router.config.settings import Settings
+    from router.transport.server_tls import CertificatePair
 
 
 def quic_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -31,6 +34,9 @@ def quic_options(command: Callable[..., None]) -> Callable[..., None]:
                      help="Proves to the router that it may."),
         click.option("--attach-ca", type=click.Path(exists=True, dir_okay=False),
                      help="Authorities of the router's certificate, in PEM; the system's if not given."),
+        click.option("--attach-cert", type=click.Path(exists=True, dir_okay=False),
+                     help="Certificate to show to a router that asks for one (--tls-client-ca), in PEM."),
+        click.option("--attach-key", type=click.Path(exists=True, dir_okay=False), help="Its key."),
         click.option("--attach-insecure", is_flag=True, help="Take any certificate of the router: for trying out."),
         click.option("--attach-listen", default="0.0.0.0:0", show_default=True,
                      help="HOST:PORT (UDP) to dial from, and for robots that come directly."),
@@ -63,6 +69,7 @@ class SidecarQuic:
                 Path(ca).read_bytes() if ca else b"",
                 values["attach_insecure"],
                 self.certificate,
+                _read_identity(values["attach_cert"], values["attach_key"]),
             )
         elif where:
             host, _ = parse_listen(where, "--listen-quic")
@@ -92,6 +99,22 @@ class SidecarQuic:
         """Remove the files."""
         if self._folder is not None:
             self._folder.cleanup()
+
+
+def _read_identity(cert: str | None, key: str | None) -> CertificatePair | None:
+    """Return what is shown to routers that ask who is there; None for nothing."""
+    if bool(cert) != bool(key):
+        raise ConfigError("--attach-key: goes with --attach-cert, and that with it")
+    if not cert or not key:
+        return None
+    from router.transport.quic_identities import ServedIdentity  # noqa: PLC0415 - an extra's
+
+    try:
+        pair = read_pair(cert, key)
+        ServedIdentity(pair)
+    except TlsFileError as failure:
+        raise ConfigError(f"--attach-{failure.field}: {failure}") from None
+    return pair
 
 
 def _check_attach(values: dict[str, Any]) -> tuple[str, list[tuple[str, int]]]:

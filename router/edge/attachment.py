@@ -21,6 +21,7 @@ from router.edge.quic_shell import host_of
 from router.transport.codec.attach import control
 from router.transport.codec.punch import is_loopback, place_of
 from router.transport.codec.quic.config import QuicConfig
+from router.transport.quic_identities import ServedIdentity
 from router.transport.tasks import spawn
 from router.transport.udp import find_local_host, resolve
 
@@ -60,6 +61,7 @@ class Attachment:
         robots: DirectRobots,
     ) -> None:
         self._robots = robots
+        self._identity = None if start.identity is None else ServedIdentity(start.identity)
         self._address: Address = ()
         self._start = start
         self._where = where
@@ -122,6 +124,7 @@ class Attachment:
         config.server_name = self._where[0]
         config.ca = start.ca
         config.verify = not start.insecure
+        config.identity = self._identity
         config.max_streams = MAX_STREAMS
         config.keep_alive_s = KEEP_ALIVE_S
         config.idle_s = SILENCE_S

@@ -53,8 +53,9 @@ async def start_sidecar(files):
     started = []
     with tempfile.TemporaryDirectory() as folder:
 
-        async def start(upstream, *routers, **more):
-            found = AttachedSidecar(Path(folder), upstream, [quic_of(r) for r in routers], ca=files / "ca.pem", **more)
+        async def start(upstream, *routers, flags=(), **more):
+            where = [quic_of(r) for r in routers]
+            found = AttachedSidecar(Path(folder), upstream, where, *flags, ca=files / "ca.pem", **more)
             started.append(found)
             return await found.start()
 
@@ -184,6 +185,16 @@ async def test_who_may_not(start_router, start_sidecar, engine, client, until, f
 
     await until(is_told)
     assert (await client.get(f"{router.url}/health")).status_code == 503
+
+
+async def test_a_router_that_asks_for_certificates(start_router, start_sidecar, engine, client, until, files):
+    router = await start_router(*flags(files, "--tls-client-ca", files / "ca.pem"), replicas=[ATTACHED])
+    without = await start_sidecar(engine.url, router)
+    await until(lambda: "not attached" in without.stderr())
+    await without.end()
+    shown = ("--attach-cert", files / "local.pem", "--attach-key", files / "local.key")
+    await start_sidecar(engine.url, router, flags=shown)
+    await served(client, router.url, until)
 
 
 async def test_a_router_that_cannot_prove_itself_is_told_no_token(start_router, start_sidecar, engine, until, files):

@@ -462,6 +462,8 @@ async def test_a_store_away_for_longer_than_a_lease_takes_no_replica_out(store, 
         (("--upstream", "http://h:1", "--endpoint", "e", "--replica", "a b"), "--replica"),
         (("--upstream", "http://h:1", "--endpoint", "e", "--listen-quic", "0.0.0.0:0"), "--unauthenticated"),
         (("--upstream", "http://h:1", "--endpoint", "e", "--listen-quic", "nonsense"), "--listen-quic"),
+        (("--upstream", "http://h:1", "--endpoint", "e", "--attach", "127.0.0.1:1", "--attach-name", "a", "--attach-token", "t", "--attach-cert", __file__), "--attach-key"),
+        (("--upstream", "http://h:1", "--endpoint", "e", "--attach", "127.0.0.1:1", "--attach-name", "a", "--attach-token", "t", "--attach-cert", __file__, "--attach-key", __file__), "--attach-"),
         (("--upstream", "http://h:1", "--endpoint", "e", "--listen-quic", "127.0.0.1:0", "--attach", "127.0.0.1:1"), "--listen-quic"),
     ],
 )
