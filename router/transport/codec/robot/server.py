@@ -44,7 +44,7 @@ from router.transport.codec.robot.limits import (
     PING_S,
     STALL_S,
 )
-from router.transport.codec.robot.peer_clock import PeerClock, microseconds
+from router.transport.codec.robot.peer_clock import microseconds
 from router.transport.codec.robot.reports import Reports
 from router.transport.codec.robot.state_lane import StateIn
 
@@ -124,7 +124,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         self._frames = wire.FrameReader()
         self._allowance = Allowance(CONTROL_BURST, CONTROL_RATE, now)
         self._datagram_allowance = Allowance(DATAGRAM_BURST, DATAGRAM_RATE, now)
-        self._clock = PeerClock()
+        self._clock = counters.seen.clock
         self._reports = Reports(counters)
         self._command: Flow | None = None
         self._command_in = CommandIn()
@@ -310,7 +310,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         elif isinstance(body, control.Pong):
             self._clock.learn(body, microseconds(self._now))
         elif isinstance(body, control.Link):
-            self._reports.take(body)
+            self._reports.take(body, self._now)
         elif isinstance(body, control.Bye):
             self._bye()
         elif isinstance(body, control.Direct):
@@ -329,6 +329,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             self.fault(wire.BROKEN, "a control frame is malformed")
             return
         authority, path, headers = make_request(hello, self.asked)
+        self.counters.seen.ask(authority, path, hello.upstream, self._now)
         headers = [field for field in headers if field[0] not in _OURS]
         if not self._is_connected and not self._is_post:  # a POST is not asked before it can be no replay
             headers.append(_EARLY)
@@ -368,6 +369,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             return
         now_us = microseconds(self._now)
         if whole is not None:
+            self.counters.seen.arrive(now_us)
             if self._clock.is_late(whole.deadline, now_us):
                 self.counters.robot_late_in += 1
                 return
@@ -466,6 +468,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         else:
             counters.robot_epochs += 1
             self.say(control.Epoch(epochs.number, replica))
+        counters.seen.open(self._session, epochs.number, replica)
         if self.command_out.is_full and self.tunnel is not None:
             self.tunnel.pause()
 
