@@ -27,8 +27,11 @@ _COUNTERS = (
     ("router_robot_faults", "Robots that broke the protocol or a limit.", "robot_faults"),
     ("router_robot_stalled", "Those of them that did not read.", "robot_stalled"),
     ("router_robot_epochs", "Replicas taken for a session after the first one.", "robot_epochs"),
+    ("router_robot_resumed", "Robot sessions that went on from a lost connection.", "robot_resumed"),
+    ("router_robot_resume_ignored", "Tokens of robots that did not hold: new sessions began.",
+     "robot_resume_ignored"),
     ("router_webtransport_rejected", "Streams of WebTransport that were of no session.", "webtransport_rejected"),
-)
+)  # fmt: skip
 # lane and direction of each number
 _MESSAGES = (
     ("state", "up", "robot_state_in"),

@@ -88,6 +88,13 @@ class Epoch(msgspec.Struct):
 
     epoch: _Count
     replica: str = ""
+    token: str = ""
+
+
+class Token(msgspec.Struct):
+    """What to show from now on to find back: the one before ends."""
+
+    token: str
 
 
 class Direct(msgspec.Struct):
@@ -96,7 +103,7 @@ class Direct(msgspec.Struct):
     places: Places
 
 
-Body: TypeAlias = Hello | Ping | Pong | Link | Bye | Direct | Welcome | Refused | Epoch | Offer
+Body: TypeAlias = Hello | Ping | Pong | Link | Bye | Direct | Welcome | Refused | Epoch | Token | Offer
 
 _TYPES: Final[dict[type[Body], int]] = {
     Hello: wire.HELLO,
@@ -109,6 +116,7 @@ _TYPES: Final[dict[type[Body], int]] = {
     Refused: wire.REFUSED,
     Epoch: wire.EPOCH,
     Offer: wire.OFFER,
+    Token: wire.TOKEN,
 }
 _decoders: Final = {kind: msgspec.msgpack.Decoder(body) for body, kind in _TYPES.items()}
 _encoder: Final = msgspec.msgpack.Encoder()

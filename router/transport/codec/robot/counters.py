@@ -22,6 +22,8 @@ ROBOT_NUMBERS: Final = (
     "robot_faults",
     "robot_stalled",
     "robot_epochs",
+    "robot_resumed",
+    "robot_resume_ignored",
     "robot_state_in",
     "robot_command_in",
     "robot_telemetry_in",
@@ -57,6 +59,8 @@ class RobotCounters:
         self.robot_faults = 0  # connections ended since the client broke the protocol or a limit
         self.robot_stalled = 0  # since it did not read
         self.robot_epochs = 0  # replicas after the first
+        self.robot_resumed = 0  # sessions that were ones of before
+        self.robot_resume_ignored = 0  # whose token did not hold: they began anew
         self.robot_state_in = 0  # messages handed to a replica
         self.robot_command_in = 0
         self.robot_telemetry_in = 0
