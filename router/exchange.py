@@ -124,8 +124,9 @@ class Exchange(ExchangeEntry):
 
     def _open(self, *, fresh: bool) -> None:
         """Pick a replica and get a stream to it, at once from the pool or pending."""
-        endpoint = self._endpoint
+        endpoint, head = self._endpoint, self._head
         assert endpoint is not None
+        assert head is not None
         core = self._core
         now = core.clock.now
         lease = self._take_lease(endpoint, now)
@@ -138,7 +139,7 @@ class Exchange(ExchangeEntry):
             self._end_wait(now)
         self._lease = lease
         receiver: ResponseReceiver = FirstEventGuard(self) if endpoint.mends_sglang else self
-        stream = core.pool.open(lease.replica, receiver, endpoint.dial, fresh=fresh)
+        stream = core.pool.open(lease.replica, receiver, endpoint.dial, head, fresh=fresh)
         if isinstance(stream, UpstreamStream):
             self._send(stream)
         elif isinstance(stream, PendingStream):

@@ -13,6 +13,7 @@ from router.edge.attach_gate import AttachGate
 from router.edge.attach_server import AttachedReplicas
 from router.edge.attachment import Attachment
 from router.edge.direct_robots import DirectRobots, TicketGate
+from router.edge.lane_dials import LaneDials
 from router.edge.quic_forwarding import Forwarding
 from router.edge.quic_listener import QuicListener
 from router.edge.quic_protocols import ServedProtocols
@@ -48,6 +49,7 @@ class QuicServing:
         self._worker = whole.worker
         self._attach = whole.attach
         self._attachments: list[Attachment] = []
+        self._lanes: LaneDials | None = None
         self._start = start
         self._beside = beside
         self._walltime = walltime
@@ -75,6 +77,7 @@ class QuicServing:
             if not sock.getsockname()[1]:  # it was added to others that are served already
                 sock.bind(address)
         self.listener.listen(listening)
+        self._lanes = LaneDials(self.listener, self._protocols.rendezvous)
         if self._attach is not None:
             robots = DirectRobots(self._send)
             self.listener.on_check = robots.take_check
@@ -86,6 +89,11 @@ class QuicServing:
                 attachment.begin()
         return sockets[:first]
 
+    @property
+    def lanes(self) -> LaneDials | None:
+        """The way to replicas that attached, for robots; there once it listens."""
+        return self._lanes
+
     def _send(self, data: bytes, address: Address) -> None:
         self.listener.first_socket().send([data], len(data), b"", address)
 
@@ -95,7 +103,8 @@ class QuicServing:
 
     def numbers(self) -> dict[str, int]:
         """Return every count by name."""
-        return self.listener.numbers() | self._protocols.robots.numbers() | self.attached.numbers()
+        found = self.listener.numbers() | self._protocols.robots.numbers() | self.attached.numbers()
+        return found | ({} if self._lanes is None else self._lanes.numbers())
 
     def histograms(self) -> dict[str, HistogramSnapshot]:
         """Return every histogram by name."""

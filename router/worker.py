@@ -172,6 +172,7 @@ class Worker:
 
             self.quic = QuicServing(start, start.quic, start.tls, self.listener, self._walltime)
             sockets = self.quic.listen(sockets)
+            self.pool.lanes = self.quic.lanes
         first_tls = len(sockets) - start.tls_listeners
         await self.listener.listen(sockets[:first_tls], sockets[first_tls:])
         self._next_tick_s = monotonic() + TICK_S

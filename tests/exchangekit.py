@@ -93,7 +93,7 @@ class FakePool:
         self.warm = []
         self.opened = []
 
-    def open(self, replica, receiver, dial, *, fresh):
+    def open(self, replica, receiver, dial, head, *, fresh):
         stream = self.warm.pop() if self.warm and not fresh else FakePending()
         self.opened.append((replica, stream))
         return stream

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import os
 from collections import deque
 from time import monotonic
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
 LAST_S: Final = 1.0
 """For answers to the last PING, and replies to the last observation."""
 SHOW_S: Final = 0.25
-_ROUNDING: Final = 1e-6  # of an observation: 0.5 s at 50 Hz are 25 of them, whatever floats make of it
 _BAR: Final = 30
 
 
@@ -148,8 +146,8 @@ class DriveRun:
             await asyncio.gather(*others, return_exceptions=True)
 
     async def _send(self, session: RobotSession) -> None:
-        count = math.ceil(self._seconds_s / self._interval_s - _ROUNDING)
-        for number in range(1, count + 1):
+        # Counted, and each time from the first: a sum of intervals drifts, by how long the host has been up.
+        for number in range(1, max(1, round(self._seconds_s / self._interval_s)) + 1):
             if self.failure:
                 return
             payload = msgspec.msgpack.encode({"sequence": self._sent, "image": self._noise})

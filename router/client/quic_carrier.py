@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from router.client.memory import Memory
     from router.client.port import ClientPort
     from router.client.target import Target
-    from router.transport.codec.attach.control import Offer
     from router.transport.codec.quic.seam import Application, Bearer
     from router.transport.codec.robot import control
+    from router.transport.codec.robot.control import Offer
     from router.transport.codec.robot.wire import Command
     from router.transport.udp import Address
 

@@ -22,7 +22,7 @@ from router.transport.codec.attach import control
 from router.transport.codec.punch import is_loopback, place_of
 from router.transport.codec.quic.config import QuicConfig
 from router.transport.tasks import spawn
-from router.transport.udp import find_local_host
+from router.transport.udp import find_local_host, resolve
 
 if TYPE_CHECKING:
     from router.control import AttachStart
@@ -86,7 +86,7 @@ class Attachment:
         while True:
             self._again.clear()
             try:
-                self._address = address = await self._resolve()
+                self._address = address = await resolve(self._quic.first_socket(), *self._where)
             except OSError as failure:
                 self._lost(self._dialled, control.DONE, failure.strerror or str(failure))
             else:
@@ -115,16 +115,6 @@ class Attachment:
 
         if dial(self._quic, address, self._config(), make, failed) is None:
             failed("there is no room for a connection")
-
-    async def _resolve(self) -> Address:
-        """Return the router's address as the listener's socket has addresses."""
-        sock = self._quic.first_socket()
-        host, port = self._where
-        mapped = socket.AI_V4MAPPED if sock.family == socket.AF_INET6 else 0
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host, port, family=socket.AddressFamily(sock.family), type=socket.SOCK_DGRAM, flags=mapped
-        )
-        return found[0][4]
 
     def _config(self) -> QuicConfig:
         start = self._start

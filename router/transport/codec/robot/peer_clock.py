@@ -47,6 +47,10 @@ class PeerClock:
         self.is_known = True
         return round_trip
 
+    def to_ours(self, deadline: int) -> int:
+        """Return a time of the other's clock by ours; 0, no deadline, while that is not known."""
+        return max(1, deadline - self.offset_us) if deadline and self.is_known else 0
+
     def is_late(self, deadline: int, now_us: int) -> bool:
         """Whether a time of the other's clock has passed; 0 is no deadline."""
         return deadline != 0 and self.is_known and now_us + self.offset_us > deadline

@@ -61,8 +61,10 @@ class Seen:
         self.upstream = upstream
         self.since_s = now
 
-    def open(self, session: str, epoch: int, replica: str) -> None:
-        """Note which replica serves from here on."""
+    def open(self, session: str, epoch: int, replica: str, *, has_lanes: bool = False) -> None:
+        """Note which replica serves from here on, and whether its sidecar takes lanes."""
+        if self.upstream != "post":
+            self.upstream = "lanes" if has_lanes else "websocket"
         self.id = session
         self.epoch = epoch
         self.replica = replica

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from router.continuity import Continuity
 from router.errors import WIRE, Kind, ProxyError, Source
-from router.transport.codec.attach.control import Offer
+from router.transport.codec.framing import ANY_LANE, STATE_LANE
 from router.transport.codec.h2.calm import Allowance
 from router.transport.codec.message_tunnel import MessageTunnel, TunnelOwner, close_code
 from router.transport.codec.messages import NO_STATUS
@@ -59,16 +59,17 @@ if TYPE_CHECKING:
     from router.transport.codec.robot.wire import Frame, StateReader
     from router.transport.codec.webtransport.host import Asked
 
-_VERSION: Final = b"ROBOT/1"
 _ONE_WAY: Final = 0x2
 _COMMAND: Final = bytes((wire.COMMAND,))
 # What the router says to a replica itself: compression above all, which it would have to read.
 _OURS: Final = frozenset(
-    (b"sec-websocket-accept", b"sec-websocket-extensions", b"sec-websocket-key", b"sec-websocket-version")
-)
+    (b"sec-websocket-accept", b"sec-websocket-extensions", b"sec-websocket-key", b"sec-websocket-version",
+     b"x-router-replies")
+)  # fmt: skip
 _LEFT: Final = frozenset((wire.GOING, wire.DRAINING, wire.NO_ROOM))  # closes by which a replica says: take another
 _LOST: Final = frozenset((Kind.UPSTREAM_CLOSED.value, Kind.UPSTREAM_RESET.value))
 _EARLY: Final = (b"early-data", b"1")  # RFC 8470 §5.1
+_COMMAND_REPLIES: Final = (b"x-router-replies", b"command")  # for a leg that has lanes; no replica sees it
 
 
 class RobotServer(RobotEnding, Application, TunnelOwner):
@@ -88,6 +89,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         "_is_draining",
         "_is_first",
         "_is_post",
+        "_is_relayed",
         "_now",
         "_on_request",
         "_replies",
@@ -105,7 +107,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         counters: RobotCounters,
         now: float,
         asked: Asked | None = None,
-        find_replica: Callable[[str, list[Place], Callable[[Offer], None]], None] | None = None,
+        find_replica: Callable[[str, list[Place], Callable[[control.Offer], None]], None] | None = None,
     ) -> None:
         """`on_refused` learns of sessions that were malformed or late before they had an exchange.
 
@@ -133,6 +135,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         self._replies = wire.STATE  # the lane that the client wants them on
         self._is_first = True  # of the replica's messages
         self._is_post = False
+        self._is_relayed = False  # by a router, which takes another replica itself
         bearer.watch()
 
     # -- the connection -------------------------------------------------------------------------------
@@ -325,6 +328,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         self.hello_by_s = 0.0
         self._is_post = hello.upstream == "post"
         self._continuity = Continuity(b"" if self._is_post else hello.resume.encode())
+        self._is_relayed = hello.is_relayed
         self._replies = wire.COMMAND if hello.replies == "command" else wire.STATE
         if hello.authority is None and self.asked is None:
             self.fault(wire.BROKEN, "a control frame is malformed")
@@ -332,6 +336,8 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         authority, path, headers = make_request(hello, self.asked)
         self.counters.seen.ask(authority, path, hello.upstream, self._now)
         headers = [field for field in headers if field[0] not in _OURS]
+        if self._replies == wire.COMMAND:
+            headers.append(_COMMAND_REPLIES)
         if not self._is_connected and not self._is_post:  # a POST is not asked before it can be no replay
             headers.append(_EARLY)
         self._request = authority, path, headers
@@ -341,12 +347,12 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         """Ask the replica where it is, if it is one that attached; not too often."""
         host = self.tunnel.replica_host() if self.tunnel is not None and self.phase == OPEN else ""
         if self._find_replica is None or not host or self._now < self._direct_from_s:
-            self._offer(Offer("", b"", ""))
+            self._offer(control.Offer("", b"", ""))
             return
         self._direct_from_s = self._now + DIRECT_EVERY_S
         self._find_replica(host, body.places, self._offer)
 
-    def _offer(self, offer: Offer) -> None:
+    def _offer(self, offer: control.Offer) -> None:
         if self.phase < ENDING:
             self.say(offer)
 
@@ -409,7 +415,8 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
                 counters.robot_late_in += 1
             else:
                 counters.robot_command_in += 1
-                tunnel.send(command.data, is_text=command.is_text)
+                deadline = self._clock.to_ours(command.deadline)
+                tunnel.send(command.data, is_text=command.is_text, deadline=deadline)
         state = self._state_waiting
         may_ask = self._is_connected or not self._is_post
         if state is not None and may_ask and tunnel is not None and not tunnel.is_full():
@@ -418,7 +425,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
                 counters.robot_late_in += 1
             else:
                 counters.robot_state_in += 1
-                tunnel.send(state.payload())
+                tunnel.send(state.payload(), is_state=True, deadline=self._clock.to_ours(state.deadline))
         flow = self.command_out.flow
         if flow is not None and self.epochs.number:
             lane.give_credit(flow)
@@ -437,7 +444,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         tunnel = PostTunnel(self, limit) if is_post else MessageTunnel(self, limit, self._continuity)
         self.tunnel = tunnel
         authority, path, headers = self._request
-        error = tunnel.open(self._on_request, authority, path, list(headers), _VERSION)
+        error = tunnel.open(self._on_request, authority, path, list(headers), wire.VERSION)
         if error is not None:
             self.refuse(error)
 
@@ -473,7 +480,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         else:
             counters.robot_epochs += 1
             self.say(control.Epoch(epoch, replica, token))
-        counters.seen.open(continuity.id, epoch, replica)
+        counters.seen.open(continuity.id, epoch, replica, has_lanes=head.shape.has_lanes)
         if self.command_out.is_full and self.tunnel is not None:
             self.tunnel.pause()
 
@@ -481,10 +488,11 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         """Hand on what waited."""
         self._pump()
 
-    def tunnel_message(self, data: bytes, is_text: bool) -> None:
-        """Pass a message on: the first, and texts, where nothing is lost."""
+    def tunnel_message(self, data: bytes, is_text: bool, lane: int) -> None:
+        """Pass a message on: by its lane; if it has none the first, and texts, where nothing is lost."""
         counters = self.counters
-        if self._replies == wire.STATE and not self._is_first and not is_text:
+        by_state = self._replies == wire.STATE and not self._is_first and not is_text
+        if lane == STATE_LANE or (by_state and lane == ANY_LANE):
             out = self.state_out
             before = out.stale
             out.send(data)
@@ -521,6 +529,9 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             self.end(wire.DONE, "")
             return
         if code in _LEFT or tunnel.failure in _LOST:
+            if self._is_relayed:
+                self.end(code if code in _LEFT else wire.GOING, reason)
+                return
             self.phase = REOPENING
             self.epochs.lost()
             self.bearer.touch()

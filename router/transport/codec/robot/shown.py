@@ -47,7 +47,9 @@ class ShownRobot(msgspec.Struct):
     replica: str
     epoch: int
     upstream: str
+    """`websocket`, `lanes` to the replica's sidecar, or `post`."""
     transport: str
+    """`quic` or `webtransport`."""
     age_s: float
     badness_us: int
     rtt_us: int

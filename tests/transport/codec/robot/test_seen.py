@@ -143,6 +143,18 @@ class TestRegistry:
         assert sum(whole.robot_rtt.counts) == 2
 
 
+def test_how_it_is_asked():
+    seen = Seen()
+    seen.ask(b"h", b"/", "websocket", 1.0)
+    seen.open("s", 1, "r1", has_lanes=True)
+    assert seen.upstream == "lanes"
+    seen.open("s", 2, "r2")
+    assert seen.upstream == "websocket"
+    seen.ask(b"h", b"/", "post", 1.0)
+    seen.open("s", 1, "")
+    assert seen.upstream == "post"
+
+
 class TestGaps:
     def test_each_has_its_bucket(self):
         for gap_us, bucket in ((0, 0), (1_023, 0), (1_024, 1), (2_047, 1), (2_048, 2), ((1 << 23) - 1, 13), (1 << 23, 14), (1 << 40, 14)):
