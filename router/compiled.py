@@ -152,6 +152,7 @@ HOT = (
     "transport/codec/robot/link",
     "transport/codec/robot/peer_clock",
     "transport/codec/robot/reports",
+    "transport/codec/robot/seen",
     "transport/codec/robot/server",
     "transport/codec/robot/state_lane",
     "transport/codec/robot/wire",

@@ -8,7 +8,10 @@ router `added`. Names are lower-case bytes, values bytes without surrounding whi
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from router.continuity import Continuity
 
 Field = tuple[bytes, bytes]
 Headers = list[Field]
@@ -174,14 +177,18 @@ class ShownSession:
 
 
 class RequestHead:
-    """One request up to its body; `length` is the body's declared size in bytes, None when unknown."""
+    """One request up to its body; `length` is the body's declared size in bytes, None when unknown.
 
-    __slots__ = ("added", "length", "shape")
+    `continuity`: the session that it belongs to, for protocols whose sessions outlive connections.
+    """
+
+    __slots__ = ("added", "continuity", "length", "shape")
 
     def __init__(self, shape: RequestShape, length: int | None = None) -> None:
         self.shape = shape
         self.length = length
         self.added: Headers = []
+        self.continuity: Continuity | None = None
 
 
 class ResponseShape:

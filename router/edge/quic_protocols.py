@@ -44,6 +44,16 @@ if TYPE_CHECKING:
 H3: Final = "h3"
 
 
+def _finder_of(shell: QuicShell) -> Callable[[], str]:
+    """Return how to learn where a client is, which may move."""
+
+    def find() -> str:
+        host = host_of(shell.address).decode()
+        return f"[{host}]:{shell.address[1]}" if ":" in host else f"{host}:{shell.address[1]}"
+
+    return find
+
+
 class RobotHost(SessionHost):
     """Robots in the WebTransport sessions of one connection."""
 
@@ -61,7 +71,8 @@ class RobotHost(SessionHost):
     def begin_session(self, bearer: Bearer, asked: Asked, now: float) -> Application:
         """Return a robot's session."""
         self._robots.webtransport_sessions += 1
-        return RobotServer(bearer, self._shell.on_request, self._note_refused, self._robots, now, asked)
+        counters = self._robots.begin(_finder_of(self._shell), "webtransport")
+        return RobotServer(bearer, self._shell.on_request, self._note_refused, counters, now, asked)
 
     def session_over(self) -> None:
         """Count it."""
@@ -122,7 +133,8 @@ class ServedProtocols(Protocols):
             return PortalServer(bearer, shell.on_request, host.encode(), path.encode())
         if alpn == ROBOT:
             find = self._finder(shell)
-            return RobotServer(bearer, shell.on_request, self._note_refused, self.robots, now, None, find)
+            counters = self.robots.begin(_finder_of(shell), "quic")
+            return RobotServer(bearer, shell.on_request, self._note_refused, counters, now, None, find)
         if alpn == ATTACH:
             return AttachServer(bearer, self._attached, lambda: shell.address, now, shell.sock.name.decode())
         assert alpn == H3, "nothing else was offered"

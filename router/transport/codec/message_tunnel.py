@@ -23,6 +23,7 @@ from router.transport.codec.head import read_request
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from router.continuity import Continuity
     from router.http import Headers, RequestHead, ResponseHead
     from router.stream import RequestReceiver
     from router.transport.codec.framing import Framing
@@ -131,6 +132,7 @@ class MessageTunnel(DownstreamStream, Tunnel):
     __slots__ = (
         "_body",
         "_code",
+        "_continuity",
         "_ends",
         "_framing",
         "_holds",
@@ -144,8 +146,12 @@ class MessageTunnel(DownstreamStream, Tunnel):
         "idle_s",
     )
 
-    def __init__(self, owner: TunnelOwner, max_message_bytes: int) -> None:
+    def __init__(
+        self, owner: TunnelOwner, max_message_bytes: int, continuity: Continuity | None = None
+    ) -> None:
+        """`continuity`: of the session that it is for, if it may find back to its replica."""
         self._owner = owner
+        self._continuity = continuity
         self._framing: Framing = WebSocketFraming(max_message_bytes)
         self._receiver: RequestReceiver | None = None
         self._state = _CONNECTING
@@ -172,6 +178,7 @@ class MessageTunnel(DownstreamStream, Tunnel):
         head: RequestHead | ProxyError = read_request(fields + headers, version)
         if isinstance(head, ProxyError):
             return head
+        head.continuity = self._continuity
         self._receiver = receiver = on_request(self)
         receiver.request_head(head, False)
         return None

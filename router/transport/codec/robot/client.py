@@ -59,7 +59,7 @@ def _nothing(*_: object) -> None:
 class RobotCalls:
     """Who is told of what. Each is called inside the connection's `receive`, or its deadlines."""
 
-    __slots__ = ("closed", "epoch", "flushed", "message", "offer", "pong", "welcome")
+    __slots__ = ("closed", "epoch", "flushed", "message", "offer", "pong", "token", "welcome")
 
     def __init__(self) -> None:
         self.welcome: Callable[[control.Welcome], None] = _nothing
@@ -67,6 +67,7 @@ class RobotCalls:
         # lane, sequence (0 on the command lane), payload, whether it is text; commands are to be `took`
         self.message: Callable[[int, int, bytes, bool], None] = _nothing
         self.offer: Callable[[control.Offer], None] = _nothing
+        self.token: Callable[[str], None] = _nothing  # to find back with, instead of the one before
         self.pong: Callable[[float], None] = _nothing  # a round trip, seconds
         self.flushed: Callable[[], None] = _nothing  # the tick is about to end: what waits for that is due
         # code, reason, whether the peer ended it, and why if the router refused; the last word
@@ -382,6 +383,8 @@ class RobotClient(Application):
             self._refused = body
         elif isinstance(body, control.Offer):
             self._calls.offer(body)
+        elif isinstance(body, control.Token):
+            self._calls.token(body.token)
         else:
             self._fault(wire.BROKEN, b"a control frame that clients send")
 

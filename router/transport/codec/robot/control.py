@@ -94,6 +94,13 @@ class Epoch(msgspec.Struct):
 
     epoch: _Count
     replica: str = ""
+    token: str = ""
+
+
+class Token(msgspec.Struct):
+    """What to show from now on to find back: the one before ends."""
+
+    token: str
 
 
 class Direct(msgspec.Struct):
@@ -112,7 +119,7 @@ class Offer(msgspec.Struct):
     certificate: Pem = ""
 
 
-Body: TypeAlias = Hello | Ping | Pong | Link | Bye | Direct | Welcome | Refused | Epoch | Offer
+Body: TypeAlias = Hello | Ping | Pong | Link | Bye | Direct | Welcome | Refused | Epoch | Token | Offer
 
 _TYPES: Final[dict[type[Body], int]] = {
     Hello: wire.HELLO,
@@ -125,6 +132,7 @@ _TYPES: Final[dict[type[Body], int]] = {
     Refused: wire.REFUSED,
     Epoch: wire.EPOCH,
     Offer: wire.OFFER,
+    Token: wire.TOKEN,
 }
 _decoders: Final = {kind: msgspec.msgpack.Decoder(body) for body, kind in _TYPES.items()}
 _encoder: Final = msgspec.msgpack.Encoder()

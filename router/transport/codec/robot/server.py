@@ -10,9 +10,9 @@ flush, which knows the time.
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Final
 
+from router.continuity import Continuity
 from router.errors import WIRE, Kind, ProxyError, Source
 from router.transport.codec.framing import ANY_LANE, STATE_LANE
 from router.transport.codec.h2.calm import Allowance
@@ -44,7 +44,7 @@ from router.transport.codec.robot.limits import (
     PING_S,
     STALL_S,
 )
-from router.transport.codec.robot.peer_clock import PeerClock, microseconds
+from router.transport.codec.robot.peer_clock import microseconds
 from router.transport.codec.robot.reports import Reports
 from router.transport.codec.robot.state_lane import StateIn
 
@@ -80,6 +80,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         "_clock",
         "_command",
         "_command_in",
+        "_continuity",
         "_datagram_allowance",
         "_direct_from_s",
         "_find_replica",
@@ -94,7 +95,6 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         "_replies",
         "_reports",
         "_request",
-        "_session",
         "_state_in",
         "_state_waiting",
     )
@@ -122,11 +122,11 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         self._is_connected = False
         self._is_draining = False
         self._request: tuple[bytes, bytes, Headers] = (b"", b"", [])
-        self._session = ""
+        self._continuity = Continuity()
         self._frames = wire.FrameReader()
         self._allowance = Allowance(CONTROL_BURST, CONTROL_RATE, now)
         self._datagram_allowance = Allowance(DATAGRAM_BURST, DATAGRAM_RATE, now)
-        self._clock = PeerClock()
+        self._clock = counters.seen.clock
         self._reports = Reports(counters)
         self._command: Flow | None = None
         self._command_in = CommandIn()
@@ -313,7 +313,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         elif isinstance(body, control.Pong):
             self._clock.learn(body, microseconds(self._now))
         elif isinstance(body, control.Link):
-            self._reports.take(body)
+            self._reports.take(body, self._now)
         elif isinstance(body, control.Bye):
             self._bye()
         elif isinstance(body, control.Direct):
@@ -327,12 +327,14 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             return
         self.hello_by_s = 0.0
         self._is_post = hello.upstream == "post"
+        self._continuity = Continuity(b"" if self._is_post else hello.resume.encode())
         self._is_relayed = hello.is_relayed
         self._replies = wire.COMMAND if hello.replies == "command" else wire.STATE
         if hello.authority is None and self.asked is None:
             self.fault(wire.BROKEN, "a control frame is malformed")
             return
         authority, path, headers = make_request(hello, self.asked)
+        self.counters.seen.ask(authority, path, hello.upstream, self._now)
         headers = [field for field in headers if field[0] not in _OURS]
         if self._replies == wire.COMMAND:
             headers.append(_COMMAND_REPLIES)
@@ -374,6 +376,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             return
         now_us = microseconds(self._now)
         if whole is not None:
+            self.counters.seen.arrive(now_us)
             if self._clock.is_late(whole.deadline, now_us):
                 self.counters.robot_late_in += 1
                 return
@@ -438,7 +441,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         is_post = self._is_post
         self._is_first = not is_post  # the replica's first word, which a WebSocket may begin with
         limit = wire.MAX_MESSAGE_BYTES
-        tunnel = PostTunnel(self, limit) if is_post else MessageTunnel(self, limit)
+        tunnel = PostTunnel(self, limit) if is_post else MessageTunnel(self, limit, self._continuity)
         self.tunnel = tunnel
         authority, path, headers = self._request
         error = tunnel.open(self._on_request, authority, path, list(headers), wire.VERSION)
@@ -464,15 +467,20 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         epochs, counters = self.epochs, self.counters
         epochs.opened()
         self.phase = OPEN
+        continuity = self._continuity
+        epoch = continuity.base + epochs.number
+        token = continuity.token(epoch, self._now).decode()
         if epochs.number == 1:
             counters.robot_sessions += 1
             counters.robot_sessions_open += 1
-            self._session = os.urandom(8).hex()
-            self.say(control.Welcome(self._session, epochs.number, replica=replica))
+            counters.robot_resumed += continuity.is_resumed
+            counters.robot_resume_ignored += continuity.was_shown and not continuity.is_resumed
+            self.say(control.Welcome(continuity.id, epoch, token, replica))
             self._state_in.allow()
         else:
             counters.robot_epochs += 1
-            self.say(control.Epoch(epochs.number, replica))
+            self.say(control.Epoch(epoch, replica, token))
+        counters.seen.open(continuity.id, epoch, replica, has_lanes=head.shape.has_lanes)
         if self.command_out.is_full and self.tunnel is not None:
             self.tunnel.pause()
 
@@ -564,5 +572,8 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             elif self.control is not None:
                 now_us = microseconds(now)
                 self.say(control.Ping(self._clock.ask(now_us), now_us))
+                token = self._continuity.renewed(self._continuity.base + self.epochs.number, now)
+                if token:
+                    self.say(control.Token(token.decode()))
         if 0.0 < self.epochs.retry_s <= now:
             self.bearer.touch()  # the flush opens the next

@@ -28,6 +28,7 @@ WELCOME: Final = 0x11
 REFUSED: Final = 0x12
 EPOCH: Final = 0x13
 OFFER: Final = 0x14
+TOKEN: Final = 0x15
 
 # First bytes of lanes.
 COMMAND: Final = 0x43
