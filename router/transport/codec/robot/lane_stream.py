@@ -151,7 +151,8 @@ class LaneStream(UpstreamStream):
 
     def _message(self, lane: int, sequence: int, data: bytes, is_text: bool) -> None:
         is_state = lane == wire.STATE
-        if self._holds and is_state:
+        if is_state and (self._holds or self._commands or self._newest is not None):
+            # Let go in this tick, what waits goes at its flush: nothing is to overtake it.
             self.meter.stale += self._newest is not None
             self._newest = data
         elif self._holds or self._commands:

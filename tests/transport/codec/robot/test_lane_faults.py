@@ -1,0 +1,42 @@
+"""Lanes to a sidecar where sides do not keep step: held and let go in one tick, ends, sizes, refusals."""
+
+from router.transport.codec.framing import COMMAND_LANE, STATE_LANE
+from router.transport.codec.robot import wire
+from tests.transport.codec.robot.lanekit import Lanes
+
+
+def held(**kwargs):
+    """Return lanes whose client takes nothing."""
+    lanes = Lanes(**kwargs).opened()
+    lanes.replica.binary(b"metadata")
+    assert lanes.run(lambda: lanes.heard_messages)
+    lanes.heard_messages.clear()
+    lanes.tunnel.pause()
+    return lanes
+
+
+def comes(lanes, lane, data):
+    """Have a message come in the tick that is under way."""
+    lanes.stream._message(lane, 0, data, False)  # noqa: SLF001 - what the sidecar's connection calls
+
+
+def test_a_state_that_comes_in_the_tick_in_which_commands_are_let_go_keeps_its_lane():
+    lanes = held()
+    lanes.replica.text("first")
+    lanes.run(limit_s=0.1)
+    lanes.tunnel.resume()
+    comes(lanes, wire.STATE, b"state")
+    assert lanes.run(lambda: len(lanes.heard_messages) == 2)
+    assert lanes.heard_messages == [(COMMAND_LANE, "first"), (STATE_LANE, b"state")]
+    assert lanes.stream.application._waiting_bytes == 0  # noqa: SLF001 - no credit for what was no command
+
+
+def test_a_state_that_was_held_is_not_delivered_behind_a_newer_one():
+    lanes = held()
+    lanes.replica.binary(b"older")
+    lanes.run(limit_s=0.1)
+    lanes.tunnel.resume()
+    comes(lanes, wire.STATE, b"newer")
+    lanes.run(limit_s=0.1)
+    assert lanes.heard_messages == [(STATE_LANE, b"newer")]
+    assert lanes.stream.meter.stale == 1
