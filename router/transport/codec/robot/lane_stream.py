@@ -169,11 +169,12 @@ class LaneStream(UpstreamStream):
         if data and self._receiver is not None:
             self._receiver.response_data(data, False)
 
-    def _deliver_waiting(self) -> None:
-        while self._commands and not self._holds:
+    def _deliver_waiting(self, *, is_last: bool = False) -> None:
+        """Deliver what the client takes; before the end all of it, however full its lanes are."""
+        while self._commands and (is_last or not self._holds):
             data, is_text = self._commands.popleft()
             self._deliver(data, wire.FLAG_TEXT if is_text else 0)
-        if self._newest is not None and not self._holds:
+        if self._newest is not None and (is_last or not self._holds):
             newest = self._newest
             self._newest = None
             self._deliver(newest, FLAG_STATE)
@@ -209,8 +210,7 @@ class LaneStream(UpstreamStream):
         elif not self._is_open:
             self._fail(_NO_WORD)
         elif by_peer and wire.DONE <= code <= _LARGEST_CODE:
-            self._holds = 0  # what waits stands before the close; the client's lanes take it, however full
-            self._deliver_waiting()
+            self._deliver_waiting(is_last=True)
             self._receiver = None
             receiver.response_data(lane_close(code, reason), True)
         else:

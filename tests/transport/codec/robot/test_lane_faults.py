@@ -40,3 +40,16 @@ def test_a_state_that_was_held_is_not_delivered_behind_a_newer_one():
     lanes.run(limit_s=0.1)
     assert lanes.heard_messages == [(STATE_LANE, b"newer")]
     assert lanes.stream.meter.stale == 1
+
+
+def test_all_that_waits_stands_before_the_engines_close():
+    lanes = held()
+    lanes.is_reading = False
+    for number in range(3):
+        lanes.replica.text(f"{number}")
+    lanes.replica.binary(b"state")
+    lanes.run(limit_s=0.1)
+    lanes.replica.close(4_321, "because")
+    assert lanes.run(lambda: lanes.closed is not None)
+    assert lanes.heard_messages == [*((COMMAND_LANE, f"{number}") for number in range(3)), (STATE_LANE, b"state")]
+    assert lanes.closed == (4_321, "because", "")
