@@ -107,7 +107,7 @@ class LaneStream(UpstreamStream):
             elif message.flags & FLAG_STATE:
                 client.send_state(message.data, message.deadline, now)
             else:
-                client.send_command(message.data, message.deadline, now, is_text=message.is_text)
+                client.send_command(message.data, message.deadline, now, is_text=message.is_text, is_held=True)
                 if client.is_command_full() and not self._is_full:
                     self._bearer.touch()  # the flush says so
         if end:

@@ -2,6 +2,7 @@
 
 from router.transport.codec.framing import COMMAND_LANE, STATE_LANE
 from router.transport.codec.robot import wire
+from router.transport.codec.robot.client import MAX_UNSENT_BYTES
 from tests.transport.codec.robot.lanekit import Lanes
 
 
@@ -53,3 +54,13 @@ def test_all_that_waits_stands_before_the_engines_close():
     assert lanes.run(lambda: lanes.closed is not None)
     assert lanes.heard_messages == [*((COMMAND_LANE, f"{number}") for number in range(3)), (STATE_LANE, b"state")]
     assert lanes.closed == (4_321, "because", "")
+
+
+def test_no_command_is_too_much_for_what_is_unsent():
+    lanes = Lanes().opened()
+    large = bytes(MAX_UNSENT_BYTES + 1)
+    lanes.send_command(b"small")
+    lanes.send_command(large)
+    lanes.send_command(b"last")
+    assert lanes.run(lambda: len(lanes.replica.messages) == 3)
+    assert lanes.replica.messages == [b"small", large, b"last"]
