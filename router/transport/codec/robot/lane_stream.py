@@ -43,6 +43,7 @@ class LaneStream(UpstreamStream):
         "_holds",
         "_is_full",
         "_is_open",
+        "_is_too_large",
         "_newest",
         "_now",
         "_reader",
@@ -64,6 +65,7 @@ class LaneStream(UpstreamStream):
         self._holds = 0
         self._is_open = False
         self._is_full = False  # the command lane, as the exchange was told
+        self._is_too_large = False  # a message, for the sidecar: the flush ends it
         self.application: RobotClient | None = None
         self.may_be_untouched = False
         self.meter = LinkMeter()
@@ -104,6 +106,9 @@ class LaneStream(UpstreamStream):
         for message in self._reader.read(data):
             if message.flags & FLAG_CLOSE:
                 client.leave(now)
+            elif self._is_too_large or len(message.data) > client.max_message_bytes:
+                self._is_too_large = True  # as a replica that closes with 1009 takes nothing behind it
+                self._bearer.touch()
             elif message.flags & FLAG_STATE:
                 client.send_state(message.data, message.deadline, now)
             else:
@@ -184,6 +189,11 @@ class LaneStream(UpstreamStream):
         self._deliver_waiting()
         client, receiver = self.application, self._receiver
         if client is None or receiver is None:
+            return
+        if self._is_too_large:
+            self._receiver = None
+            client.leave(self._bearer.now)
+            receiver.response_data(lane_close(wire.TOO_LARGE, "its sidecar takes no message so large"), True)
             return
         is_full = client.is_command_full()
         if is_full != self._is_full:

@@ -1,5 +1,7 @@
 """Lanes to a sidecar where sides do not keep step: held and let go in one tick, ends, sizes, refusals."""
 
+import pytest
+
 from router.transport.codec.framing import COMMAND_LANE, STATE_LANE
 from router.transport.codec.robot import wire
 from router.transport.codec.robot.client import MAX_UNSENT_BYTES
@@ -64,3 +66,15 @@ def test_no_command_is_too_much_for_what_is_unsent():
     lanes.send_command(b"last")
     assert lanes.run(lambda: len(lanes.replica.messages) == 3)
     assert lanes.replica.messages == [b"small", large, b"last"]
+
+
+@pytest.mark.parametrize("is_state", [False, True])
+def test_what_the_sidecar_takes_is_not_exceeded(is_state):
+    lanes = Lanes().opened()
+    lanes.stream.application.max_message_bytes = 10  # as its WELCOME may say
+    lanes.tunnel.send(b"longer than ten", is_state=is_state)
+    lanes.send_command(b"on")
+    assert lanes.run(lambda: lanes.closed is not None)
+    assert lanes.closed[0] == wire.TOO_LARGE
+    assert lanes.replica.messages == []
+    assert lanes.run(lambda: lanes.client.connection.is_over)
