@@ -212,6 +212,8 @@ class LaneStream(UpstreamStream):
             self._receiver = None
             body = refused.message.encode()
             head = ResponseHead(ResponseShape(refused.status), len(body))
+            why = refused.code[: control.MAX_CODE_CHARS].encode("ascii", "replace")
+            head.added.append((b"x-router-error", why))
             if refused.retry_after_s:
                 head.added.append((b"retry-after", b"%d" % refused.retry_after_s))
             receiver.response_head(head, not body)

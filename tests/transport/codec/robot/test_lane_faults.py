@@ -3,7 +3,7 @@
 import pytest
 
 from router.transport.codec.framing import COMMAND_LANE, STATE_LANE
-from router.transport.codec.robot import wire
+from router.transport.codec.robot import control, wire
 from router.transport.codec.robot.client import MAX_UNSENT_BYTES
 from tests.transport.codec.robot.lanekit import Lanes
 
@@ -78,3 +78,21 @@ def test_what_the_sidecar_takes_is_not_exceeded(is_state):
     assert lanes.closed[0] == wire.TOO_LARGE
     assert lanes.replica.messages == []
     assert lanes.run(lambda: lanes.client.connection.is_over)
+
+
+@pytest.mark.parametrize("code", ["at_capacity", "no_replica"])
+def test_a_refusal_keeps_its_reason(code):
+    lanes = Lanes(auto=False)
+    assert lanes.run(lambda: lanes.replicas)
+    lanes.replica.refuse(503, code, 7, b"full")
+    assert lanes.run(lambda: lanes.refused is not None)
+    assert lanes.refused_code == code
+
+
+def test_a_reason_of_a_refusal_is_bounded():
+    lanes = Lanes(auto=False)
+    assert lanes.run(lambda: lanes.replicas)
+    lanes.session.say_refused("x" * 10_000, 503, b"", 0)
+    lanes.session.end(wire.NO_ROOM, "")
+    assert lanes.run(lambda: lanes.refused is not None)
+    assert len(lanes.refused_code) <= control.MAX_CODE_CHARS
