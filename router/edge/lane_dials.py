@@ -22,7 +22,7 @@ from router.stream import PendingStream, UpstreamStream
 from router.transport.attached import name_of
 from router.transport.codec.punch import place_of
 from router.transport.codec.quic.config import QuicConfig
-from router.transport.codec.robot.lane_stream import LaneStream
+from router.transport.codec.robot.lane_stream import LaneStream, fits
 from router.transport.codec.robot.wire import ALPN
 from router.transport.tasks import spawn
 from router.transport.udp import resolve
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from router.edge.quic_dialled import DialledShell
     from router.edge.quic_listener import QuicListener
     from router.edge.rendezvous import Rendezvous
+    from router.http import RequestHead
     from router.routing.load import Replica
     from router.routing.spec import DialSpec, LaneSpec
     from router.stream import ResponseReceiver
@@ -65,12 +66,12 @@ class LaneDials(Lanes):
         """Return every count by name."""
         return dict(zip(LANE_NUMBERS, (self.opened, self.failed), strict=True))
 
-    def leads_to(self, replica: Replica) -> bool:
-        """Whether its sidecar takes robots, and was reached the last time."""
+    def leads_to(self, replica: Replica, head: RequestHead) -> bool:
+        """Whether its sidecar takes robots, and was reached the last time; and such a request."""
         if replica.lanes is None and not name_of(replica.host):
             return False
         until_s = self._avoided.get(replica.host)
-        return until_s is None or self.listener.reactor.clock.now >= until_s
+        return (until_s is None or self.listener.reactor.clock.now >= until_s) and fits(head)
 
     def open(
         self,

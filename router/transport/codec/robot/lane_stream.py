@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 PING_EVERY_S: Final = 0.5
 """Between our PINGs: they keep a NAT's mapping, and tell how far the clocks are apart."""
+ROOM_BYTES: Final = 512
+"""Of a HELLO, for its ticket and for what an exchange adds to a head at the last moment."""
+ROOM_FIELDS: Final = 4
 _CUT: Final = ProxyError(Kind.UPSTREAM_RESET, Source.UPSTREAM, detail="the way to its sidecar was cut")
-_TOO_LARGE: Final = ProxyError(Kind.UPSTREAM_PROTOCOL, Source.ROUTER, detail="no HELLO holds these fields")
 _NO_WORD: Final = ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, detail="its sidecar ended without a WELCOME")
 _LARGEST_CODE: Final = 4_999
 
@@ -74,28 +76,15 @@ class LaneStream(UpstreamStream):
 
     def send_head(self, head: RequestHead, end: bool) -> None:
         """Say HELLO."""
-        shape = head.shape
-        headers = [*shape.fields, *head.added]
+        hello = _hello_of(head)
         if self._ticket:
-            headers.append((b"x-router-key", self._ticket.encode()))
-        hello = control.Hello(
-            _text(shape.authority),
-            _text(shape.path),
-            [(_text(name), _text(value)) for name, value in headers],
-            "command" if shape.known.get(b"x-router-replies") == b"command" else "state",
-            is_relayed=True,
-        )
+            hello.headers.append(("x-router-key", self._ticket))
         calls = RobotCalls()
         calls.welcome = self._welcome
         calls.message = self._message
         calls.flushed = self._flushed
         calls.closed = self._closed
-        self.application = client = RobotClient(
-            self._bearer, hello, calls, self.meter, self._now, PING_EVERY_S
-        )
-        if len(control.encode(hello)) > wire.MAX_FRAME_BYTES or len(headers) > control.MAX_RELAYED_HEADERS:
-            self._fail(_TOO_LARGE)
-            client.cut(_TOO_LARGE)
+        self.application = RobotClient(self._bearer, hello, calls, self.meter, self._now, PING_EVERY_S)
 
     def send_data(self, data: bytes, end: bool) -> None:
         """Send messages by their lanes; at the end, or a close, say goodbye behind them."""
@@ -235,5 +224,22 @@ class LaneStream(UpstreamStream):
             receiver.response_reset(error)
 
 
-def _text(field: bytes) -> str:
-    return field.decode("utf-8", "replace")
+def fits(head: RequestHead) -> bool:
+    """Whether a HELLO holds what the request says: its fields are bounded, and texts."""
+    try:
+        hello = _hello_of(head)
+    except UnicodeDecodeError:
+        return False
+    size = len(control.encode(hello)) + ROOM_BYTES
+    return size <= wire.MAX_FRAME_BYTES and len(hello.headers) + ROOM_FIELDS <= control.MAX_RELAYED_HEADERS
+
+
+def _hello_of(head: RequestHead) -> control.Hello:
+    shape = head.shape
+    return control.Hello(
+        shape.authority.decode(),
+        shape.path.decode(),
+        [(name.decode(), value.decode()) for name, value in (*shape.fields, *head.added)],
+        "command" if shape.known.get(b"x-router-replies") == b"command" else "state",
+        is_relayed=True,
+    )
