@@ -122,8 +122,11 @@ class PendingLanes(PendingStream):
         self._receiver = None
         if self._other is not None:
             self._other.cancel()
-        else:
-            self._task.cancel()
+            return
+        self._task.cancel()
+        shell = self._shell
+        if shell is not None and shell.application is None:
+            shell.end()  # now: before the task wakes the handshake's last datagram may be read
 
     async def _run(self, limit_s: float) -> None:
         reason = ""

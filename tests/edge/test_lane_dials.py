@@ -1,0 +1,156 @@
+"""Lanes that are dialled: races of a cancel, a timeout and a handshake's end; what is left behind; who is avoided."""
+
+import asyncio
+
+import pytest
+import pytest_asyncio
+from quickit import OPEN, Rig
+from udpkit import until
+
+from router.edge.lane_dials import LaneDials
+from router.http import ResponseHead
+from router.routing.load import Replica
+from router.routing.spec import LaneSpec, ReplicaSpec
+from router.stream import PendingStream, ResponseReceiver
+from router.transport.codec.attach import control
+from router.transport.codec.head import read_request
+from router.transport.codec.robot import wire
+
+CERTIFICATE = "not even one"
+
+
+class Waiting(ResponseReceiver):
+    """An exchange that waits for its stream."""
+
+    def __init__(self, head):
+        self.head = head
+        self.streams, self.failures = [], []
+
+    def upstream_ready(self, stream):
+        self.streams.append(stream)
+        if hasattr(stream, "application"):
+            stream.send_head(self.head, False)
+
+    def upstream_failed(self, error):
+        self.failures.append(error)
+
+    def response_reset(self, error):
+        self.failures.append(error)
+
+    def response_head(self, head: ResponseHead, end):
+        raise AssertionError("nobody answers")
+
+
+class Instead(PendingStream):
+    """The WebSocket that is opened where there are no lanes."""
+
+    def __init__(self):
+        self.asked = 0
+        self.is_cancelled = False
+
+    def __call__(self, receiver):
+        self.asked += 1
+        return self
+
+    def cancel(self):
+        self.is_cancelled = True
+
+
+class Spec:
+    connect_s = 5.0
+
+
+class Nowhere:
+    """A rendezvous that finds nobody."""
+
+    async def find(self, host, places):
+        return control.Found(), "ticket"
+
+
+class Dials(Rig):
+    """A listener, and lanes from it to a port where nobody answers."""
+
+    def __init__(self):
+        super().__init__()
+        self.start()
+        self.lanes = LaneDials(self.listener, Nowhere())
+        self.silent = self.client()
+        self.port = self.silent.getsockname()[1]
+        self.head = read_request(
+            [(b":method", b"CONNECT"), (b":protocol", b"websocket"), (b":scheme", b"https"), (b":authority", b"a"),
+             (b":path", b"/"), (b"sec-websocket-version", b"13")],
+            wire.VERSION,
+        )  # fmt: skip
+        self.waiting, self.instead = Waiting(self.head), Instead()
+
+    def replica(self, host="127.0.0.1", port=0):
+        lanes = LaneSpec(port or self.port, CERTIFICATE)
+        return Replica(ReplicaSpec("r1", f"http://{host}:8000", lanes=lanes))
+
+    def open(self, replica=None, limit_s=5.0):
+        spec = Spec()
+        spec.connect_s = limit_s
+        return self.lanes.open(replica or self.replica(), self.waiting, spec, self.instead)
+
+    async def dialled(self, pending):
+        """Wait until the connection has begun; return its shell."""
+        await until(lambda: pending._shell is not None)
+        return pending._shell
+
+    @property
+    def internal_errors(self):
+        return self.reactor.counters.internal_errors
+
+    def complete(self, shell):
+        """End the handshake, as the engine does in the connection's `receive`."""
+        try:
+            shell.connection.phase = OPEN
+            shell.connection.application = shell.make_application(shell.connection, wire.ALPN)
+        except Exception:
+            shell._crash()
+
+    def is_clean(self):
+        listener = self.listener
+        left = (listener._shells, listener._dialled, listener._by_id)
+        return not any(left) and listener.handshaking == 0 and self.headcount.open == 0
+
+
+@pytest_asyncio.fixture
+async def dials():
+    dials = Dials()
+    yield dials
+    dials.close()
+
+
+async def test_who_cancels_hears_nothing_of_a_handshake_that_ends_in_the_same_turn(dials):
+    pending = dials.open()
+    shell = await dials.dialled(pending)
+    connection = shell.connection
+    pending.cancel()
+    if shell.connection is connection:  # its last datagram is read before the task wakes
+        dials.complete(shell)
+    await until(lambda: pending._task.done())
+    assert dials.internal_errors == 0
+    assert dials.waiting.streams == dials.waiting.failures == []
+    assert dials.instead.asked == 0
+    await until(dials.is_clean)
+
+
+async def test_nobody_there_is_a_websocket_and_leaves_nothing(dials):
+    pending = dials.open(limit_s=0.05)
+    await until(lambda: dials.instead.asked == 1)
+    assert dials.is_clean()
+    assert not dials.lanes.leads_to(dials.replica(), dials.head)
+    pending.cancel()
+    assert dials.instead.is_cancelled
+
+
+@pytest.mark.parametrize("when", ["asked", "dialled"])
+async def test_a_cancel_leaves_nothing(dials, when):
+    pending = dials.open()
+    if when == "dialled":
+        await dials.dialled(pending)
+    pending.cancel()
+    await asyncio.wait([pending._task])
+    assert dials.is_clean()
+    assert dials.lanes.failed == 0
