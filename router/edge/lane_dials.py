@@ -139,8 +139,9 @@ class PendingLanes(PendingStream):
             shell = self._shell
             if shell is not None and shell.application is None:
                 shell.end()  # nothing where it has ended
-        self._dials.note(self._host, is_up=not reason, reason=reason)
-        if reason:
+        is_up = self._receiver is None  # maybe in the turn in which the time was over
+        self._dials.note(self._host, is_up=is_up, reason=reason)
+        if not is_up:
             self._fall_back()
 
     async def _try(self) -> str:
@@ -201,8 +202,7 @@ class PendingLanes(PendingStream):
     def _fall_back(self) -> None:
         """Open what any client would have."""
         receiver = self._receiver
-        if receiver is None:
-            return
+        assert receiver is not None
         reactor = self._dials.listener.reactor
         reactor.clock.read()
         opened = self._instead(receiver)

@@ -136,6 +136,21 @@ async def test_who_cancels_hears_nothing_of_a_handshake_that_ends_in_the_same_tu
     await until(dials.is_clean)
 
 
+async def test_lanes_that_are_up_when_their_time_is_over_are_no_failure(dials):
+    loop = asyncio.get_running_loop()
+    ends_s = loop.time() + 0.1
+    pending = dials.open(limit_s=0.1)
+    shell = await dials.dialled(pending)
+    loop.call_at(ends_s + 0.01, dials.complete, shell)
+    while loop.time() < ends_s + 0.02:
+        pass  # both times have passed in one turn: the limit's first, and the task wakes in the next
+    await until(lambda: pending._task.done())
+    assert len(dials.waiting.streams) == 1 and dials.waiting.failures == []
+    assert (dials.lanes.opened, dials.lanes.failed) == (1, 0)
+    assert dials.lanes.leads_to(dials.replica(), dials.head)
+    assert dials.instead.asked == 0
+
+
 async def test_nobody_there_is_a_websocket_and_leaves_nothing(dials):
     pending = dials.open(limit_s=0.05)
     await until(lambda: dials.instead.asked == 1)
