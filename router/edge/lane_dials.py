@@ -135,6 +135,9 @@ class PendingLanes(PendingStream):
                 reason = await self._try()
         except TimeoutError:
             reason = f"not up within {limit_s:g} s"
+        except Exception as failure:  # whatever a resolver may raise: the exchange must hear of it
+            _log.exception("no lanes to %s", self._host)
+            reason = str(failure)
         finally:
             shell = self._shell
             if shell is not None and shell.application is None:

@@ -160,6 +160,13 @@ async def test_nobody_there_is_a_websocket_and_leaves_nothing(dials):
     assert dials.instead.is_cancelled
 
 
+async def test_whatever_a_resolver_raises_is_a_websocket(dials):
+    pending = dials.open(dials.replica("a" * 64 + ".example"))
+    await until(lambda: pending._task.done())
+    assert dials.instead.asked == 1
+    assert dials.is_clean()
+
+
 @pytest.mark.parametrize("when", ["asked", "dialled"])
 async def test_a_cancel_leaves_nothing(dials, when):
     pending = dials.open()
