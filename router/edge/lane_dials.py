@@ -60,7 +60,7 @@ class LaneDials(Lanes):
         self.rendezvous = rendezvous
         self.opened = 0
         self.failed = 0
-        self._avoided: dict[str, float] = {}  # hosts, until when
+        self._avoided: dict[tuple[str, int], float] = {}  # places, until when
 
     def numbers(self) -> dict[str, int]:
         """Return every count by name."""
@@ -70,7 +70,7 @@ class LaneDials(Lanes):
         """Whether its sidecar takes robots, and was reached the last time; and such a request."""
         if replica.lanes is None and not name_of(replica.host):
             return False
-        until_s = self._avoided.get(replica.host)
+        until_s = self._avoided.get(_place_of(replica))
         return (until_s is None or self.listener.reactor.clock.now >= until_s) and fits(head)
 
     def open(
@@ -83,17 +83,17 @@ class LaneDials(Lanes):
         """Return a stream to be. See `Lanes`."""
         return PendingLanes(self, replica, receiver, spec.connect_s, instead)
 
-    def note(self, host: str, *, is_up: bool, reason: str = "") -> None:
+    def note(self, place: tuple[str, int], *, is_up: bool, reason: str = "") -> None:
         """Count how it went."""
         if is_up:
             self.opened += 1
-            self._avoided.pop(host, None)
+            self._avoided.pop(place, None)
             return
         self.failed += 1
-        _log.info("no lanes to %s, its robots get WebSockets: %s", host, reason)
+        _log.info("no lanes to %s, its robots get WebSockets: %s", place[0], reason)
         if len(self._avoided) >= MAX_AVOIDED:
             self._avoided.clear()
-        self._avoided[host] = self.listener.reactor.clock.now + AGAIN_S
+        self._avoided[place] = self.listener.reactor.clock.now + AGAIN_S
 
 
 class PendingLanes(PendingStream):
@@ -110,6 +110,7 @@ class PendingLanes(PendingStream):
         """`limit_s`: for all of it."""
         self._dials = dials
         self._host = replica.host
+        self._place = _place_of(replica)
         self._lanes = replica.lanes
         self._receiver: ResponseReceiver | None = receiver
         self._instead = instead
@@ -143,7 +144,7 @@ class PendingLanes(PendingStream):
             if shell is not None and shell.application is None:
                 shell.end()  # nothing where it has ended
         is_up = self._receiver is None  # maybe in the turn in which the time was over
-        self._dials.note(self._host, is_up=is_up, reason=reason)
+        self._dials.note(self._place, is_up=is_up, reason=reason)
         if not is_up:
             self._fall_back()
 
@@ -216,3 +217,8 @@ class PendingLanes(PendingStream):
         else:
             receiver.upstream_ready(opened)
         reactor.outbox.flush()
+
+
+def _place_of(replica: Replica) -> tuple[str, int]:
+    """Return whose lanes they are: a host may have several replicas. One that attached has no port."""
+    return replica.host, 0 if replica.lanes is None else replica.lanes.port

@@ -167,6 +167,13 @@ async def test_whatever_a_resolver_raises_is_a_websocket(dials):
     assert dials.is_clean()
 
 
+async def test_one_replica_that_is_avoided_is_not_all_of_its_host(dials):
+    dials.open(limit_s=0.01)
+    await until(lambda: dials.instead.asked == 1)
+    assert not dials.lanes.leads_to(dials.replica(), dials.head)
+    assert dials.lanes.leads_to(dials.replica(port=dials.port + 1), dials.head)
+
+
 @pytest.mark.parametrize("when", ["asked", "dialled"])
 async def test_a_cancel_leaves_nothing(dials, when):
     pending = dials.open()
