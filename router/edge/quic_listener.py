@@ -260,7 +260,6 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
             return False
         self._shells.add(shell)
         self._dialled.setdefault(shell.address, []).append(shell)
-        self.handshaking += 1
         shell.connection = connect(self.reactor.clock.read())
         shell.touch()
         self._outbox.flush()

@@ -8,6 +8,7 @@ from quickit import OPEN, Rig
 from udpkit import until
 
 from router.edge.lane_dials import LaneDials
+from router.edge.quic_strangers import RETRY_FROM
 from router.http import ResponseHead
 from router.routing.load import Replica
 from router.routing.spec import LaneSpec, ReplicaSpec
@@ -174,6 +175,15 @@ async def test_one_replica_that_is_avoided_is_not_all_of_its_host(dials):
     assert dials.lanes.leads_to(dials.replica(port=dials.port + 1), dials.head)
 
 
+async def test_dials_of_ours_do_not_make_us_suspicious_of_clients(dials):
+    """Retry, and in the end refusal, are for handshakes that strangers begin."""
+    for _ in range(RETRY_FROM + 1):
+        dials.open()
+    await until(lambda: len(dials.listener._shells) == RETRY_FROM + 1)
+    _, engine, _ = await dials.connected()
+    assert engine.retry_id == b""
+
+
 @pytest.mark.parametrize("when", ["asked", "dialled"])
 async def test_a_cancel_leaves_nothing(dials, when):
     pending = dials.open()
@@ -183,3 +193,14 @@ async def test_a_cancel_leaves_nothing(dials, when):
     await asyncio.wait([pending._task])
     assert dials.is_clean()
     assert dials.lanes.failed == 0
+
+
+async def test_dials_of_ours_are_no_connections_of_the_address_that_they_lead_to(dials):
+    """Else robots' lanes would keep out the replica that attaches from there, and its neighbours behind a NAT."""
+    dials.headcount.max_per_address = 1
+    for _ in range(3):
+        dials.open()
+    await until(lambda: len(dials.listener._shells) == 3)
+    await dials.connected()
+    assert dials.headcount.open == 4
+    assert dials.counters.refused_address == 0
