@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import pytest_asyncio
-from quickit import OPEN, Rig
+from quickit import OPEN, Rig, short
 from udpkit import until
 
 from router.edge.lane_dials import LaneDials
@@ -204,3 +204,36 @@ async def test_dials_of_ours_are_no_connections_of_the_address_that_they_lead_to
     await dials.connected()
     assert dials.headcount.open == 4
     assert dials.counters.refused_address == 0
+
+
+@pytest.mark.parametrize("worker", [0, 3, None], ids=["gone", "another worker's", "nobody's"])
+async def test_what_comes_from_a_sidecar_is_dealt_with_once(dials, worker):
+    """However many lanes lead there: the kernel gives one worker all that comes from one address."""
+    packet = short(b"\xee" * 12 if worker is None else dials.keyring.make_id(worker, 7), size=100)
+    dials.silent.send(packet)
+    await until(lambda: dealt_with(dials) > 0)
+    without = dealt_with(dials)
+    for _ in range(20):
+        dials.open()
+    await until(lambda: len(dials.listener._shells) == 20)
+    dials.silent.send(packet)
+    await until(lambda: dealt_with(dials) > without)
+    assert dealt_with(dials) == 2 * without
+    assert all(shell.connection.path.received_bytes == 0 for shell in dials.listener._shells)
+
+
+def dealt_with(dials):
+    numbers = dials.listener.numbers()
+    return sum(number for name, number in numbers.items() if name == "quic_resets" or name.startswith("quic_drop_"))
+
+
+async def test_a_stateless_reset_finds_whose_it_is(dials):
+    pending, other = dials.open(), dials.open()
+    shell = await dials.dialled(pending)
+    await dials.dialled(other)
+    token = bytes(range(16))
+    shell.connection.peer_ids.tokens[b"id"] = token  # as the sidecar gave it
+    dials.silent.send(short(b"\xee" * 12, size=30) + token)
+    await until(lambda: dials.instead.asked == 1)
+    assert shell.connection is None
+    assert other._shell.connection is not None
