@@ -143,6 +143,7 @@ class PendingLanes(PendingStream):
             shell = self._shell
             if shell is not None and shell.application is None:
                 shell.end()  # nothing where it has ended
+            self._shell = None  # it knows us
         is_up = self._receiver is None  # maybe in the turn in which the time was over
         self._dials.note(self._place, is_up=is_up, reason=reason)
         if not is_up:

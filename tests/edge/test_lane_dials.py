@@ -192,6 +192,7 @@ async def test_a_cancel_leaves_nothing(dials, when):
     pending.cancel()
     await asyncio.wait([pending._task])
     assert dials.is_clean()
+    assert pending._shell is None, "each would keep the other"
     assert dials.lanes.failed == 0
 
 

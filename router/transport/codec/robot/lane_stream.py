@@ -116,8 +116,10 @@ class LaneStream(UpstreamStream):
         self._receiver = None
         self._commands.clear()
         self._newest = None
-        if self.application is not None:
-            self.application.cut(error)
+        client = self.application
+        self.application = None
+        if client is not None:
+            client.cut(error)
 
     def hold(self, why: int) -> None:
         """Let commands wait with the sidecar, which gets no more credit; of state messages keep the newest."""
@@ -195,9 +197,14 @@ class LaneStream(UpstreamStream):
     def _closed(self, code: int, reason: str, by_peer: bool, refused: control.Refused | None) -> None:
         """Say how it ended: before WELCOME as a response, later as a close, where the sidecar said one."""
         receiver = self._receiver
-        if receiver is None:
-            return
-        if not self._is_open and refused is not None and 400 <= refused.status < 600:
+        if receiver is not None:
+            self._tell_end(receiver, code, reason, refused if not self._is_open else None, by_peer=by_peer)
+        self.application = None  # whose calls lead back to us
+
+    def _tell_end(
+        self, receiver: ResponseReceiver, code: int, reason: str, refused: control.Refused | None, *, by_peer: bool
+    ) -> None:
+        if refused is not None and 400 <= refused.status < 600:
             self._receiver = None
             body = refused.message.encode()
             head = ResponseHead(ResponseShape(refused.status), len(body))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from router.errors import Kind, ProxyError, Source
 from router.transport.codec.framing import COMMAND_LANE, STATE_LANE
 from router.transport.codec.robot import control, wire
 from router.transport.codec.robot.client import MAX_UNSENT_BYTES
@@ -96,3 +97,17 @@ def test_a_reason_of_a_refusal_is_bounded():
     lanes.session.end(wire.NO_ROOM, "")
     assert lanes.run(lambda: lanes.refused is not None)
     assert len(lanes.refused_code) <= control.MAX_CODE_CHARS
+
+
+@pytest.mark.parametrize("how", ["closed", "cut", "reset"])
+def test_what_is_over_is_freed_without_a_collection(how):
+    lanes = Lanes().opened()
+    stream, client = lanes.stream, lanes.stream.application
+    if how == "closed":
+        lanes.replica.close(1_000)
+        assert lanes.run(lambda: lanes.closed is not None)
+    elif how == "cut":
+        client.connection_lost(0, "", True)
+    else:
+        stream.reset(ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM))
+    assert stream.application is None, "its client's calls lead back to it"
