@@ -27,6 +27,10 @@ Ancillary = list[tuple[int, int, bytes]]
 
 READ_BYTES: Final = 65_535
 MAX_READS: Final = 16  # in one wake-up; what else the loop has to do comes between
+LONE_WAKES: Final = 4
+"""Wake-ups in a row with one datagram each, after which no second read looks for another: the poll will say."""
+LOOK_AGAIN: Final = 32
+"""Wake-ups until a second read is tried again, which a busier socket needs: a wake-up costs more than a read."""
 MAX_SEGMENTS: Final = 60  # of one write; the kernel takes 64
 MAX_WRITE_BYTES: Final = 65_000  # with its headers one write is an IP packet to the kernel: below 64 KiB
 MAX_UNSENT: Final = 4_096  # datagrams that wait for a full send buffer; UDP may lose what comes on top
@@ -121,6 +125,7 @@ class UdpSocket:
         "_is_reading",
         "_is_wildcard",
         "_locals",
+        "_lone",
         "_loop",
         "_receiver",
         "_sock",
@@ -145,6 +150,7 @@ class UdpSocket:
         self._waits = False
         self._unsent: deque[tuple[list[bytes], int, bytes, Address]] = deque()
         self._unsent_count = 0
+        self._lone = 0  # wake-ups in a row that brought one datagram, not joined by the kernel
         self._locals: dict[bytes, bytes] = {}
         self._controls: dict[tuple[int, bytes], Ancillary] = {}
         sock.setblocking(False)
@@ -193,7 +199,7 @@ class UdpSocket:
         read = self._sock.recvmsg
         receiver = self._receiver
         counters = self.counters
-        for _ in range(MAX_READS):
+        for done in range(MAX_READS):
             try:
                 data, ancillary, flags, address = read(READ_BYTES, _CONTROL_BYTES)
             except (BlockingIOError, InterruptedError):
@@ -223,6 +229,14 @@ class UdpSocket:
             receiver.receive(self, data, segment_bytes, address, local, ecn)
             if not self._is_reading:
                 break
+            if done or segment_bytes:
+                self._lone = 0
+                continue
+            self._lone += 1
+            if LONE_WAKES < self._lone < LOOK_AGAIN:
+                break  # more likely than not there is no more, and to be told so is half the cost of a read
+            if self._lone == LOOK_AGAIN:
+                self._lone = LONE_WAKES
         receiver.received()
 
     def _local(self, info: bytes) -> bytes:

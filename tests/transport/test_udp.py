@@ -4,10 +4,18 @@ import errno
 import socket
 
 import pytest
-from udpkit import Faulty, Kept, bound, open_udp, until
+from udpkit import Counted, Faulty, Kept, bound, open_udp, until
 
 from router.transport import udp
-from router.transport.udp import MAX_SEGMENTS, MAX_UNSENT, SOL_UDP, UDP_SEGMENT, UdpSocket
+from router.transport.udp import (
+    LONE_WAKES,
+    LOOK_AGAIN,
+    MAX_SEGMENTS,
+    MAX_UNSENT,
+    SOL_UDP,
+    UDP_SEGMENT,
+    UdpSocket,
+)
 
 
 @pytest.fixture
@@ -73,6 +81,32 @@ async def test_one_alone(pair, size):
     await until(lambda: len(kept.datagrams) == 2)
     assert kept.datagrams == [b"x" * size, b"y" * size]
     assert {segment_bytes for _, segment_bytes, *_ in kept.buffers} == {0}
+
+
+async def test_datagrams_that_come_alone_are_read_once_each(pair):
+    near, _, _, _, _ = pair()
+    counted = Counted(bound())
+    far, kept = open_udp(counted)
+    for number in range(3 * LOOK_AGAIN):
+        near.send([b"ping"], 4, b"", far.address())
+        await until(lambda: len(kept.buffers) == number + 1)  # noqa: B023 - awaited at once
+    far.close()
+    beyond = counted.reads - 3 * LOOK_AGAIN
+    assert 0 < beyond <= LONE_WAKES + 4, "a socket that gets one at a time looks for a second now and then"
+
+
+async def test_a_socket_that_becomes_busy_is_emptied_in_one_wake_up(pair):
+    near, _, far, kept, to = pair()
+    for number in range(LONE_WAKES + 2):
+        near.send([b"ping"], 4, b"", to)
+        await until(lambda: len(kept.buffers) == number + 1)  # noqa: B023 - awaited at once
+    wakes, count = kept.wakes, len(kept.buffers)
+    flood = [bytes([1 + i % 2]) * (100 + i % 2) for i in range(2 * LOOK_AGAIN)]  # of sizes that are not joined
+    for one in flood:
+        near.send([one], 0, b"", to)
+    await until(lambda: len(kept.buffers) == count + len(flood))
+    assert kept.datagrams[count:] == flood
+    assert kept.wakes - wakes < LOOK_AGAIN + 6, "once a second was found, a wake-up takes all there is"
 
 
 async def test_an_empty_datagram_is_one(pair):
