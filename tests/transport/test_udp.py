@@ -379,3 +379,36 @@ async def test_buffers_are_as_large_as_the_kernel_gives(pair):
         most = int(file.read())
     wanted = min(udp.BUFFER_BYTES, most)
     assert near._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * wanted
+
+
+async def test_reads_that_follow_on_each_other_are_handed_on_as_one(pair):
+    near, _, far, kept, to = pair()
+    far.stop_reading()
+    sent = pieces_of(50, 1_200)
+    for at in range(0, 50, 10):
+        near.send(sent[at : at + 10], 1_200, b"", to)
+    end = pieces_of(15, 1_200, last=77)
+    near.send(end, 1_200, b"", to)
+    more, other = pieces_of(3, 1_200), pieces_of(4, 600)
+    near.send(more, 1_200, b"", to)
+    near.send(other, 600, b"", to)
+    near.send([b"alone"], 0, b"", to)
+    far.start_reading()
+    await until(lambda: len(kept.datagrams) == 73)
+    assert kept.datagrams == [*sent, *end, *more, *other, b"alone"]
+    assert [(len(data), segment) for data, segment, *_ in kept.buffers] == [
+        (60_000, 1_200), (14 * 1_200 + 77, 1_200), (3_600, 1_200), (2_400, 600), (5, 0),
+    ]  # fmt: skip
+    assert far.counters.reads == 9 and far.counters.datagrams_received == 73
+
+
+async def test_reads_of_two_senders_stay_apart(pair):
+    near, heard, far, kept, to = pair()
+    second, _ = open_udp(bound())
+    far.stop_reading()
+    for sender in (near, second, near):
+        sender.send(pieces_of(3, 500), 500, b"", to)
+    far.start_reading()
+    await until(lambda: len(kept.datagrams) == 9)
+    assert [buffer[2] for buffer in kept.buffers] == [near.address(), second.address(), near.address()]
+    second.close()
