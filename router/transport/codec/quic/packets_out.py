@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from router.transport.codec.quic.path import Address, Path
 
 _CONTROL_ROOM: Final = 64  # no frame about the connection or a stream is larger
-_STREAM_ROOM: Final = 32  # of a STREAM frame's header, and a byte that it is worth
+_STREAM_ROOM: Final = 32  # of a STREAM frame's header, and some bytes that it is worth
 _TWO_BYTE_NUMBERS: Final = 1 << 14
 _NO_FRAMES: Final[list[SentFrame]] = []
 MIN_CHALLENGE_BYTES: Final = 64
@@ -160,8 +160,12 @@ class PacketWriter(PacketReader):
             room = min(mtu.size, path.room())
             if room < MIN_CHALLENGE_BYTES:
                 return
+            has_more = self._has_more(space)
+            is_ack_wanted = self._is_ack_wanted(space)
+            if not has_more and not is_ack_wanted and not space.probes:
+                break
             is_free = space.probes > 0 or congestion.room() >= mtu.size
-            if is_free and not space.probes and self._has_more(space):
+            if is_free and not space.probes and has_more:
                 paced_s = congestion.take_tokens(mtu.size, self.now, self.recovery.rtt.smoothed_s)
                 if paced_s:
                     congestion.is_held_back = True
@@ -169,9 +173,9 @@ class PacketWriter(PacketReader):
                     self.owner.watch()
                     is_free = False
             if not is_free:
-                if self._has_more(space):
+                if has_more:
                     congestion.is_held_back = True
-                if not self._is_ack_wanted(space):
+                if not is_ack_wanted:
                     return
             if not self._write_packet(space, path, room, acks_only=not is_free):
                 break
@@ -403,17 +407,16 @@ class PacketWriter(PacketReader):
             flow.is_ready = False
             if not flow.has_something():
                 continue
-            chunk = flow.take_chunk(left - 20)
+            # To the byte: packets of one size leave in one system call.
+            offset = flow.next_offset()
+            place = varint(flow.id) + varint(offset) if offset else varint(flow.id)
+            chunk = flow.take_chunk(left - len(place) - 3)
             if chunk is None:
                 continue
-            offset = chunk.offset
             data = chunk.data
             kind = 0x0E | chunk.end if offset else 0x0A | chunk.end
-            header = FIRST_BYTE[kind] + varint(flow.id)
-            if offset:
-                header += varint(offset)
-            self._parts += (header, (0x4000 | len(data)).to_bytes(2, "big"), data)
-            self._parts_bytes += len(header) + 2 + len(data)
+            self._parts += (FIRST_BYTE[kind] + place, (0x4000 | len(data)).to_bytes(2, "big"), data)
+            self._parts_bytes += 3 + len(place) + len(data)
             frames.append(chunk)
             self._eliciting = True
             if flow.has_something():

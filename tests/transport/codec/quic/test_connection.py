@@ -442,3 +442,19 @@ def test_stun_among_the_datagrams_of_a_connection_is_the_owners():
     server.receive(stun + other + stun[:40], 100, CLIENT, None, rig.now)
     assert rig.server.strays == [(stun, CLIENT)]
     assert server.received_packets == before and server.phase == OPEN
+
+
+def packets_of(rig, data):
+    """Return what the client sends for `data`, which the link does not get."""
+    flow = rig.client.connection.open_stream(unidirectional=False)
+    flow.send(data, True)
+    bursts = rig.client.connection.datagrams_to_send(rig.now)
+    return flow, [piece for burst in bursts for piece in burst.pieces]
+
+
+def test_packets_of_a_stream_are_full_whatever_its_offset():
+    """Of one size they leave in one system call; the header of a frame grows with its offset."""
+    rig = Rig().connect()
+    rig.run(limit_s=0.5)
+    _, pieces = packets_of(rig, noise(36_000))
+    assert {len(piece) for piece in pieces[:-1]} == {rig.client.connection.path.mtu.size}
