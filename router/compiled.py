@@ -117,6 +117,7 @@ HOT = (
     "transport/codec/portal/server",
     "transport/codec/post_tunnel",
     "transport/codec/preface",
+    "transport/codec/quic/ack_frequency",
     "transport/codec/quic/client",
     "transport/codec/quic/config",
     "transport/codec/quic/congestion",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from router.transport.codec.quic.ack_frequency import ACK_FREQUENCY
 from router.transport.codec.quic.frames_in import (
     HANDSHAKE_DONE,
     MAX_DATA,
@@ -29,7 +30,7 @@ STREAM_CREDIT: Final = 0x11
 
 
 class ConnectionFrame(SentFrame):
-    """A frame about the connection as a whole; `value` is the id's sequence number, or the kind of streams."""
+    """A frame about the connection as a whole; `value` is a sequence number, or the kind of streams."""
 
     __slots__ = ("connection", "kind", "value")
 
@@ -56,6 +57,8 @@ class ConnectionFrame(SentFrame):
             connection.peer_ids.retiring.append(self.value)
         elif kind == MAX_STREAMS_BIDI:
             connection.streams.max_streams_due[self.value] = True
+        elif kind == ACK_FREQUENCY and self.value == connection.ack_frequency.sequence:
+            connection.ack_frequency.is_due = True
 
 
 class FlowFrame(SentFrame):

@@ -12,11 +12,9 @@ from typing import Final
 from router.transport.codec.quic.frames_in import DROPPED, ELICITING, NOT_PROBING, FrameReader
 from router.transport.codec.quic.keys import SAMPLE_BYTES, PacketKey, initial_keys
 from router.transport.codec.quic.limits import (
-    ACK_EVERY,
     AEAD_LIMIT_REACHED,
     ID_BYTES,
     INTEGRITY_LIMIT,
-    MAX_ACK_DELAY_S,
     MAX_EARLY_PACKETS,
     MAX_PATHS,
     MIN_DATAGRAM_BYTES,
@@ -260,12 +258,14 @@ class PacketReader(FrameReader):
         if result == DROPPED:
             return
         is_eliciting = bool(result & ELICITING)
+        frequency = self.ack_frequency
         space.note_received(
             number,
             now,
             is_eliciting=is_eliciting,
-            every=ACK_EVERY if epoch == DATA else 1,
-            delay_s=MAX_ACK_DELAY_S if epoch == DATA else 0.0,
+            every=frequency.every if epoch == DATA else 1,
+            delay_s=frequency.delay_s if epoch == DATA else 0.0,
+            reordering=frequency.reordering,
         )
         if path is not self.path and is_newest and result & NOT_PROBING and epoch == DATA:
             self.move_to(path)

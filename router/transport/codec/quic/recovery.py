@@ -111,6 +111,7 @@ class Space:
         "receive_key",
         "received",
         "received_floor",
+        "reported_below",
         "send_key",
         "sent",
         "since_ack",
@@ -131,14 +132,17 @@ class Space:
         self.received = Ranges()
         self.received_floor = 0  # everything below counts as received
         self.expected = 0  # one more than the largest received
+        self.reported_below = 0  # one more than the largest that we acknowledged
         self.largest_s = 0.0
         self.since_ack = 0
         self.ack_due_s = 0.0
         self.is_ack_due = False
         self.crypto_sent = False
 
-    def note_received(self, number: int, now: float, *, is_eliciting: bool, every: int, delay_s: float) -> None:
-        """Remember a packet, and when it has to be acknowledged."""
+    def note_received(
+        self, number: int, now: float, *, is_eliciting: bool, every: int, delay_s: float, reordering: int
+    ) -> None:
+        """Remember a packet, and when it has to be acknowledged: see `ack_frequency`."""
         if self.is_gone:
             return  # by what the packet itself brought
         received = self.received
@@ -153,11 +157,28 @@ class Space:
         if not is_eliciting:
             return
         self.since_ack += 1
-        # RFC 9000 §13.2.1: at once for what came out of order, and what stands behind a gap.
-        if self.since_ack >= every or not in_order or len(received) > 1:
+        if self.since_ack >= every:
+            self.is_ack_due = True
+        elif reordering == 1:
+            # RFC 9000 §13.2.1: at once for what came out of order, and what stands behind a gap.
+            if not in_order or len(received) > 1:
+                self.is_ack_due = True
+        elif reordering and self._is_gap_news(reordering):
             self.is_ack_due = True
         if not self.ack_due_s:
             self.ack_due_s = now + delay_s
+
+    def _is_gap_news(self, reordering: int) -> bool:
+        """Whether the sender, who gives up what is so far behind, has to hear of a gap (the draft's §6.2)."""
+        reported = self.reported_below - 1 - reordering  # gaps up to this one were in earlier acknowledgements
+        received = self.received
+        end = self.received_floor
+        for at in range(len(received)):
+            start = received.starts[at]
+            if start > end and start - 1 > reported:
+                return self.expected - 1 - max(end, reported + 1) >= reordering
+            end = received.ends[at]
+        return False
 
     def was_received(self, number: int) -> bool:
         """Whether the packet is a duplicate, or too old to tell."""
@@ -165,6 +186,7 @@ class Space:
 
     def ack_sent(self) -> None:
         """Nothing is left to acknowledge."""
+        self.reported_below = self.expected
         self.is_ack_due = False
         self.ack_due_s = 0.0
         self.since_ack = 0
