@@ -160,7 +160,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         now = self.reactor.clock.read()
         shell = self._find(data, 0)
         if shell is not None:
-            shell.receive(data, segment_bytes, address, local, now)
+            shell.receive(data, segment_bytes, address, local, now, ecn)
         elif segment_bytes:
             self._sort(Datagrams(sock, data, segment_bytes, address, local, ecn, 0), now)
         else:
@@ -178,7 +178,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         shell = self._find(data, 0)
         if shell is not None:
             self.counters.quic_taken_over += 1
-            shell.receive(data, segment_bytes, address, local, now)
+            shell.receive(data, segment_bytes, address, local, now, ecn)
             return
         sock = self._sockets.get(listener)
         if sock is not None:
@@ -187,13 +187,13 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         else:
             self.counters.quic_drop_forward_gone += 1  # an address that is not listened on any more
 
-    def take_stray(self, shell: QuicShell, data: bytes, address: Address, local: bytes) -> None:
+    def take_stray(self, shell: QuicShell, data: bytes, address: Address, local: bytes, ecn: int) -> None:
         """Take what was read together with a connection's datagrams, and is not its own."""
         found = self._find(data, 0)
         if found is not None and found is not shell:
-            found.receive(data, 0, address, local, self.reactor.clock.now)
+            found.receive(data, 0, address, local, self.reactor.clock.now, ecn)
         else:
-            self._strangers.take(Datagrams(shell.sock, data, 0, address, local, 0, 0), self.reactor.clock.now)
+            self._strangers.take(Datagrams(shell.sock, data, 0, address, local, ecn, 0), self.reactor.clock.now)
 
     def _find(self, data: bytes, at: int) -> QuicShell | None:
         """Return whose connection the packet names that begins there."""
@@ -218,7 +218,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
             )  # fmt: skip
             shell = self._find(data, at)
             if shell is not None:
-                shell.receive(run.data, run.segment_bytes, run.address, run.local, now)
+                shell.receive(run.data, run.segment_bytes, run.address, run.local, now, run.ecn)
             else:
                 self._take_unknown(run, now)
             at = end
@@ -227,7 +227,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         """Ask the connection that we dialled there, if any: a stateless reset names nobody (RFC 9000 §10.3)."""
         shell = self._dialled.get(arrived.address)
         if shell is not None and arrived.data and not arrived.data[0] & 0x80:
-            shell.receive(arrived.data, arrived.segment_bytes, arrived.address, arrived.local, now)
+            shell.receive(arrived.data, arrived.segment_bytes, arrived.address, arrived.local, now, arrived.ecn)
         else:
             self._strangers.take(arrived, now)
 
@@ -247,7 +247,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         shell.connection = connection = self._protocols.connect(
             shell, now, arrived.address, arrived.local, destination_id, original_id, is_validated=is_validated
         )
-        shell.receive(arrived.data, arrived.segment_bytes, arrived.address, arrived.local, now)
+        shell.receive(arrived.data, arrived.segment_bytes, arrived.address, arrived.local, now, arrived.ecn)
         if not connection.received_packets:
             self._strangers.note_junk(now)
             shell.discard()

@@ -68,14 +68,16 @@ class QuicShell(Timed, Owner, Shell):
 
     # -- for the listener -----------------------------------------------------------------------------
 
-    def receive(self, data: bytes, segment_bytes: int, address: Address, local: bytes, now: float) -> None:
+    def receive(
+        self, data: bytes, segment_bytes: int, address: Address, local: bytes, now: float, ecn: int
+    ) -> None:
         """Hand datagrams to the engine."""
         self._local = local
         connection = self.connection
         if connection is None:
             return
         try:
-            connection.receive(data, segment_bytes, address, local, now)
+            connection.receive(data, segment_bytes, address, local, now, ecn)
         except Exception:
             self._crash()
 
@@ -155,7 +157,8 @@ class QuicShell(Timed, Owner, Shell):
     def stray(self, data: bytes, address: object) -> None:
         """Take back a datagram that is for another connection on the same addresses."""
         assert isinstance(address, tuple)
-        self._listener.take_stray(self, data, address, self._local)
+        ecn = 0 if self.connection is None else self.connection.ecn
+        self._listener.take_stray(self, data, address, self._local, ecn)
 
     def peer_moved(self, address: object) -> None:
         """Tell requests from now on where the client is."""

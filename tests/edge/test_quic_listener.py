@@ -169,6 +169,13 @@ class TestTime:
         rig.reactor.wheel.turn(rig.reactor.clock.now + 0.2)
         assert engine.application.told == ["deadline"]
 
+    async def test_marks_of_congestion_are_the_engines(self, rig):
+        client, engine, own_id = await rig.connected()
+        for size, ecn in ((0, 3), (len(short(own_id)), 2), (0, 0)):
+            data = short(own_id) * (2 if size else 1)
+            rig.listener.receive(engine.owner.sock, data, size, client.getsockname(), b"", ecn)
+            assert engine.ecn == ecn
+
     async def test_who_has_more_to_send_lets_the_others_go_first(self, rig):
         client, engine, own_id = await rig.connected()
         engine.more = 3

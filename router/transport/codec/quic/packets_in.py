@@ -63,10 +63,16 @@ class PacketReader(FrameReader):
         """Take a packet of version 0. A client's."""
         raise NotImplementedError
 
-    def receive(self, data: bytes, segment_bytes: int, address: Address, local: object, now: float) -> None:
-        """Take what was read from the socket: datagrams of `segment_bytes` each, or one if that is 0."""
+    def receive(
+        self, data: bytes, segment_bytes: int, address: Address, local: object, now: float, ecn: int = 0
+    ) -> None:
+        """Take what was read from the socket: datagrams of `segment_bytes` each, or one if that is 0.
+
+        `ecn` are the two bits of RFC 3168, alike for all of them.
+        """
         self.now = now
-        if self.phase >= DRAINING:
+        self.ecn = ecn
+        if self.phase >= DRAINING or not data:  # a datagram may be empty
             return
         path = self.path
         if path.address != address:
@@ -161,7 +167,7 @@ class PacketReader(FrameReader):
         key = self.early_key if epoch == EARLY else space.receive_key
         if key is None:
             if self.phase == HANDSHAKING and (epoch == HANDSHAKE or (epoch == EARLY and self.is_server)):
-                self._keep_early(epoch, data[at : header.end])
+                self._keep_early(data[at : header.end])
             return
         number_at = header.number_at
         sample = data[number_at + 4 : number_at + 4 + SAMPLE_BYTES]
@@ -216,7 +222,7 @@ class PacketReader(FrameReader):
         key = space.receive_key
         if key is None or (self.phase == HANDSHAKING and self.is_server):
             # RFC 9001 §5.7: a server reads no data before the handshake is complete.
-            self._keep_early(DATA, data[at:end])
+            self._keep_early(data[at:end])
             return
         if mask_at + SAMPLE_BYTES > len(masks):
             masks = key.mask(data[at + _SAMPLE_AT : at + _SMALLEST])
@@ -267,12 +273,14 @@ class PacketReader(FrameReader):
             delay_s=frequency.delay_s if epoch == DATA else 0.0,
             reordering=frequency.reordering,
         )
+        if self.ecn:
+            space.note_mark(self.ecn, is_eliciting=is_eliciting)
         if path is not self.path and is_newest and result & NOT_PROBING and epoch == DATA:
             self.move_to(path)
 
-    def _keep_early(self, epoch: int, packet: bytes) -> None:
+    def _keep_early(self, packet: bytes) -> None:
         if len(self.early_packets) < MAX_EARLY_PACKETS:
-            self.early_packets.append((epoch, packet))
+            self.early_packets.append((self.ecn, packet))
 
     def take_early(self) -> None:
         """Try again what came before its keys."""
@@ -280,7 +288,8 @@ class PacketReader(FrameReader):
         if not waiting or self.phase >= CLOSING:
             return
         self.early_packets = []
-        for _, packet in waiting:
+        for ecn, packet in waiting:
+            self.ecn = ecn
             self._receive_datagram(packet, 0, len(packet), self.path, b"", 0)
 
     def _note_failure(self) -> None:

@@ -45,7 +45,7 @@ _TWO_BYTE_NUMBERS: Final = 1 << 14
 _NO_FRAMES: Final[list[SentFrame]] = []
 MIN_CHALLENGE_BYTES: Final = 64
 """Of a packet with a challenge; less than that is not worth sending at all."""
-_ACK_BYTES: Final = 32  # of an ACK of one range, at most
+_ACK_BYTES: Final = 56  # of an ACK of one range and the counts of ECN, at most
 _RANGE_BYTES: Final = 8  # of each further one; numbers far apart are not received in one window
 MAX_BURST_PACKETS: Final = 1_024
 """Datagrams of one flush; the rest comes in a next turn, so that a fast stream does not keep the others waiting."""

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from router.transport.codec.quic.keys import PacketKey
 
 NOTHING: Final = -1
+ECT_0: Final = 2
+CONGESTION: Final = 3
+"""Bits of an IP header (RFC 3168 §5): a sender that heeds marks, and the mark, Congestion Experienced."""
 
 
 class SentFrame:
@@ -96,12 +99,16 @@ class Space:
 
     __slots__ = (
         "ack_due_s",
+        "ce_packets",
         "crypto_sent",
+        "ect0_packets",
+        "ect1_packets",
         "eliciting_in_flight",
         "expected",
         "given_up",
         "is_ack_due",
         "is_gone",
+        "is_marked",
         "largest_acked",
         "largest_s",
         "last_eliciting_s",
@@ -130,6 +137,10 @@ class Space:
         self.loss_s = 0.0  # when the next packet is given up, 0 if none is about to
         self.probes = 0  # packets that must be sent and answered, whatever the window says
         self.received = Ranges()
+        self.is_marked = False  # some packet had ECN bits; how many of each kind:
+        self.ect0_packets = 0
+        self.ect1_packets = 0
+        self.ce_packets = 0
         self.received_floor = 0  # everything below counts as received
         self.expected = 0  # one more than the largest received
         self.reported_below = 0  # one more than the largest that we acknowledged
@@ -179,6 +190,18 @@ class Space:
                 return self.expected - 1 - max(end, reported + 1) >= reordering
             end = received.ends[at]
         return False
+
+    def note_mark(self, ecn: int, *, is_eliciting: bool) -> None:
+        """Count a new packet's ECN bits; of congestion the sender hears at once (RFC 9000 §13.2.1, §13.4.1)."""
+        self.is_marked = True
+        if ecn == ECT_0:
+            self.ect0_packets += 1
+        elif ecn == CONGESTION:
+            self.ce_packets += 1
+            if is_eliciting and not self.is_gone:
+                self.is_ack_due = True
+        else:
+            self.ect1_packets += 1
 
     def was_received(self, number: int) -> bool:
         """Whether the packet is a duplicate, or too old to tell."""

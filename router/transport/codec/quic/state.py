@@ -72,6 +72,7 @@ class ConnectionState(Bearer):
         "deadline_s",
         "early_key",
         "early_packets",
+        "ecn",
         "failed_opens",
         "first_id",
         "following_key",
@@ -168,7 +169,7 @@ class ConnectionState(Bearer):
         self.following_key: PacketKey | None = None
         self.previous_until_s = 0.0
         self.failed_opens = 0
-        self.early_packets: list[tuple[int, bytes]] = []  # epoch and packet, come before their keys
+        self.early_packets: list[tuple[int, bytes]] = []  # come before their keys, with their ECN bits
         # to be told to the application
         self.resets: list[tuple[QuicFlow, int]] = []
         self.stops: list[tuple[QuicFlow, int]] = []
@@ -200,6 +201,7 @@ class ConnectionState(Bearer):
         self._control_tokens = float(CONTROL_BURST)
         self._control_s = now
         # what metrics ask for
+        self.ecn = 0  # of the datagrams that are being read
         self.received_packets = 0
         self.sent_packets = 0
         self.migrations = 0

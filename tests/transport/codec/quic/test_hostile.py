@@ -7,7 +7,7 @@ import pytest
 from router.transport.codec.quic import limits
 from router.transport.codec.quic.state import CLOSING, DRAINING, OPEN
 from router.transport.codec.quic.varint import varint
-from tests.transport.codec.quic.rig import CLIENT, Rig
+from tests.transport.codec.quic.rig import CLIENT, SERVER, Rig
 
 ENCODING, VIOLATION, STATE = limits.FRAME_ENCODING_ERROR, limits.PROTOCOL_VIOLATION, limits.STREAM_STATE_ERROR
 FLOW, FINAL, STREAMS, IDS = (
@@ -263,3 +263,9 @@ def test_acknowledgements_at_once_are_not_asked_for_without_end(attacker):
         answers += len(server.datagrams_to_send(attacker.now))
     assert server.phase == OPEN
     assert limits.CONTROL_BURST <= answers <= limits.CONTROL_BURST + 300 // 100 + 2
+
+
+def test_an_empty_datagram_is_nothing(attacker):
+    for connection, address in ((attacker.server.connection, CLIENT), (attacker.client.connection, SERVER)):
+        connection.receive(b"", 0, address, None, attacker.now)
+        assert connection.phase == OPEN

@@ -1,6 +1,7 @@
 """Our engine with quinn's on the other side, over a socket: the client of quic-portal, which is built on it."""
 
 import asyncio
+import contextlib
 import time
 
 import pytest
@@ -37,7 +38,7 @@ class Host(DatagramReceiver):
             self.end.connection = ServerConnection(
                 self.config, self.end, now, address, None, first, first, False
             )
-        self.end.connection.receive(data, segment_bytes, address, None, now)
+        self.end.connection.receive(data, segment_bytes, address, None, now, ecn)
 
     def received(self):
         self.flush()
@@ -57,8 +58,9 @@ class Host(DatagramReceiver):
                 self.flush()
 
 
-async def acknowledgements(*, every):
-    """Return how many packets came for `PACKETS` that were sent one each millisecond."""
+@contextlib.asynccontextmanager
+async def connected():
+    """Yield the host and quic-portal's client, whose first message has come."""
     host = Host()
     turn = asyncio.ensure_future(host.run())
     portal = quic_portal.Portal()
@@ -66,6 +68,15 @@ async def acknowledgements(*, every):
         await asyncio.to_thread(portal.connect, "127.0.0.1", host.sock.address()[1], free_port())
         await asyncio.to_thread(portal.send, b"go")
         await until(lambda: host.end.app.data)
+        yield host, portal
+    finally:
+        turn.cancel()
+        host.sock.close()
+
+
+async def acknowledgements(*, every):
+    """Return how many packets came for `PACKETS` that were sent one each millisecond."""
+    async with connected() as (host, portal):
         connection = host.end.connection
         assert connection.takes_ack_frequency, "quinn says so in its transport parameters"
         (flow,) = host.end.app.flows.values()
@@ -82,9 +93,6 @@ async def acknowledgements(*, every):
         assert bool(every) == (connection.ack_frequency.sequence >= 0)
         assert not connection.closed_by_peer
         return connection.received_packets - before
-    finally:
-        turn.cancel()
-        host.sock.close()
 
 
 @pytest.mark.timeout(60)
@@ -92,3 +100,16 @@ async def test_quinn_acknowledges_as_rarely_as_it_is_asked_to():
     usual, asked = await acknowledgements(every=0), await acknowledgements(every=60)
     assert usual > PACKETS / 4, "every other packet, or every second batch of a slow machine"
     assert asked < usual / 3, "every 60th, or after 25 ms"
+
+
+@pytest.mark.timeout(60)
+async def test_quinn_goes_on_marking_what_it_sends():
+    """It gives ECN up at the first acknowledgement without counts, or with ones that do not fit."""
+    async with connected() as (host, portal):
+        for _ in range(20):
+            before = host.end.connection.received_packets
+            await asyncio.to_thread(portal.send, bytes(5_000))
+            await until(lambda: host.end.connection.received_packets > before + 3)  # noqa: B023 - awaited at once
+        space = host.end.connection.space(3)
+        assert space.expected > 80
+        assert space.ect0_packets > 0.9 * space.expected, "it leaves out some numbers"
