@@ -151,6 +151,7 @@ HOT = (
     "transport/codec/robot/lane_stream",
     "transport/codec/robot/link",
     "transport/codec/robot/peer_clock",
+    "transport/codec/robot/replica_side",
     "transport/codec/robot/reports",
     "transport/codec/robot/seen",
     "transport/codec/robot/server",

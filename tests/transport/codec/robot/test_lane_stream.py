@@ -25,7 +25,7 @@ def test_messages_keep_their_lanes_both_ways(bytewise):
     assert (head.shape.authority, head.shape.path) == (b"robots.test", b"/p")
     assert {(b"x-mine", b"1"), (b"authorization", b"Bearer engine's")} <= set(head.shape.fields)
     assert head.shape.known[b"x-router-key"] == b"the ticket"
-    assert lanes.session._is_relayed  # noqa: SLF001
+    assert lanes.session.is_relayed
     lanes.replica.binary(b"metadata")
     assert lanes.run(lambda: lanes.heard_messages == [(COMMAND_LANE, b"metadata")])
     lanes.send_state(noise(30_000))
