@@ -19,7 +19,8 @@ from router.routing.spec import TablePatch
 from router.session_book import SessionUse
 from router.telemetry import WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
-from router.transport.server_tls import ServerTls
+from router.transport.codec.robot.shown import ShownRobot
+from router.transport.server_tls import CertificatePair, ServerTls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,6 +53,7 @@ class AttachStart(msgspec.Struct):
     ca: bytes = b""
     insecure: bool = False
     certificate: str = ""  # of the authority of its own, PEM, for robots that come directly
+    identity: CertificatePair | None = None  # for routers that ask who is there (mTLS)
 
 
 class Start(msgspec.Struct, tag="start"):
@@ -128,6 +130,14 @@ class Explain(msgspec.Struct, tag="explain"):
     asked: Asked
 
 
+class AskRobots(msgspec.Struct, tag="ask robots"):
+    """Ask for the open robot sessions: those with the worst links, or the one of that id."""
+
+    question: int
+    limit: int
+    session: str = ""
+
+
 class SessionAnswer(msgspec.Struct, tag="session answer"):
     """The answer to `StartSession` and `EndSession`: a session and when it began, or the kind of error."""
 
@@ -201,6 +211,14 @@ class Explained(msgspec.Struct, tag="explained"):
     explanation: msgspec.Raw
 
 
+class Robots(msgspec.Struct, tag="robots"):
+    """The answer to `AskRobots`: how many sessions are open, and those to show."""
+
+    question: int
+    open: int
+    shown: list[ShownRobot]
+
+
 class StartSession(msgspec.Struct, tag="start session"):
     """Ask for a session on a replica."""
 
@@ -230,11 +248,11 @@ class Drained(msgspec.Struct, tag="drained"):
 
 
 ToWorker = (
-    Start | Patch | Health | EngineLoads | Accept | Drain | Ask | AskDemand | Explain | SetLogLevel | SetTls
-    | ReopenLogs | SessionAnswer | KnownTo
+    Start | Patch | Health | EngineLoads | Accept | Drain | Ask | AskDemand | Explain | AskRobots | SetLogLevel
+    | SetTls | ReopenLogs | SessionAnswer | KnownTo
 )  # fmt: skip
 AboutSessions = StartSession | EndSession | SessionsUsed
-FromWorker = Built | Ready | Alive | Counted | Demanded | Explained | Drained | AboutSessions
+FromWorker = Built | Ready | Alive | Counted | Demanded | Explained | Robots | Drained | AboutSessions
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

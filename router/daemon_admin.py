@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from router import __version__
 from router.control import SetLogLevel
+from router.edge.robot_views import merged_robots
 
 if TYPE_CHECKING:
     from router.config.agent import ConfigAgent
@@ -148,6 +149,13 @@ class DaemonAdmin:
             if found is not None:
                 return found
         return {"error": "no worker answers"}
+
+    async def robots(self, limit: int, session: str) -> dict[str, Any]:
+        """Return the open robot sessions of all workers, the worst link first."""
+        workers = list(self._workers)
+        answers = await asyncio.gather(*(worker.ask_robots(limit, session, ASK_LIMIT_S) for worker in workers))
+        silent = [worker.index for worker, answer in zip(workers, answers, strict=True) if answer is None]
+        return merged_robots([answer for answer in answers if answer is not None], silent, limit)
 
     def sessions(self, endpoint: str | None) -> list[dict[str, Any]]:
         """Return the open sticky sessions."""

@@ -115,11 +115,13 @@ class FirstEventGuard(ResponseReceiver):
 class AbortCall(ResponseReceiver):
     """POST /abort_request; what becomes of it is nobody's concern, but it ends after `ABORT_S`."""
 
-    __slots__ = ("_authority", "_ends_s", "_is_over", "_pending", "_rid", "_stream", "watch_tick")
+    __slots__ = ("_body", "_ends_s", "_is_over", "_pending", "_stream", "head", "watch_tick")
 
     def __init__(self, replica: Replica, rid: bytes, ends_s: float) -> None:
-        self._rid = rid
-        self._authority = replica.address.partition("://")[2].encode()
+        shape = RequestShape(b"POST", b"/abort_request", replica.address.partition("://")[2].encode())
+        shape.fields = [(b"content-type", b"application/json")]
+        self._body = b'{"rid":"' + rid + b'"}'
+        self.head = RequestHead(shape, len(self._body))
         self._ends_s = ends_s
         self._is_over = False
         self._pending: PendingStream | None = None
@@ -151,11 +153,8 @@ class AbortCall(ResponseReceiver):
         """Say it."""
         self._pending = None
         self._stream = stream
-        body = b'{"rid":"' + self._rid + b'"}'
-        shape = RequestShape(b"POST", b"/abort_request", self._authority)
-        shape.fields = [(b"content-type", b"application/json")]
-        stream.send_head(RequestHead(shape, len(body)), False)
-        stream.send_data(body, True)
+        stream.send_head(self.head, False)
+        stream.send_data(self._body, True)
 
     def upstream_failed(self, error: ProxyError) -> None:
         """An engine that cannot be reached generates for nobody."""
@@ -191,4 +190,4 @@ def abort(core: Core, replica: Replica, dial: DialSpec, rid: bytes) -> None:
     """Tell the engine to stop generating for the request that it knows as `rid`."""
     call = AbortCall(replica, rid, core.clock.now + ABORT_S)
     core.wheel.watch(call)
-    call.begin(core.pool.open(replica, call, dial, fresh=False))
+    call.begin(core.pool.open(replica, call, dial, call.head, fresh=False))

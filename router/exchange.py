@@ -24,6 +24,7 @@ from router.outcomes import move_outcome
 from router.request_fields import forward_timeouts
 from router.routing.balancer import take_pinned
 from router.routing.load import OUTCOME_CANCELLED, Lease
+from router.routing.resumption import go_on
 from router.server_timing import server_timing
 from router.stream import HOLD_NO_UPSTREAM, HOLD_PEER_FULL, PendingStream, ResponseReceiver, UpstreamStream
 
@@ -123,11 +124,12 @@ class Exchange(ExchangeEntry):
 
     def _open(self, *, fresh: bool) -> None:
         """Pick a replica and get a stream to it, at once from the pool or pending."""
-        endpoint = self._endpoint
+        endpoint, head = self._endpoint, self._head
         assert endpoint is not None
+        assert head is not None
         core = self._core
         now = core.clock.now
-        lease = endpoint.picker.pick(self, now) if not self._pin else take_pinned(endpoint, self._pin, now)
+        lease = self._take_lease(endpoint, now)
         if not isinstance(lease, Lease):
             # Who waits already goes on waiting while those that came before fill the first replica.
             if (lease is not Kind.NO_REPLICA and not self._wait_until_s) or not self._wait(endpoint, now):
@@ -137,7 +139,7 @@ class Exchange(ExchangeEntry):
             self._end_wait(now)
         self._lease = lease
         receiver: ResponseReceiver = FirstEventGuard(self) if endpoint.mends_sglang else self
-        stream = core.pool.open(lease.replica, receiver, endpoint.dial, fresh=fresh)
+        stream = core.pool.open(lease.replica, receiver, endpoint.dial, head, fresh=fresh)
         if isinstance(stream, UpstreamStream):
             self._send(stream)
         elif isinstance(stream, PendingStream):
@@ -146,6 +148,17 @@ class Exchange(ExchangeEntry):
             self._hold_body()
         else:
             self.upstream_failed(stream)
+
+    def _take_lease(self, endpoint: Endpoint, now: float) -> Lease | Kind:
+        """Pick: who is named for it, who served its session before, or who suits best."""
+        if self._pin:
+            return take_pinned(endpoint, self._pin, now)
+        head = self._head
+        if head is not None and head.continuity is not None and head.continuity.replica:
+            lease = endpoint.picker.pick_preferred(head.continuity.replica, self, now)
+            if lease is not None:
+                return lease
+        return endpoint.picker.pick(self, now)
 
     def _hold_body(self) -> None:
         """Keep the client's body where it is until somebody takes it."""
@@ -326,6 +339,11 @@ class Exchange(ExchangeEntry):
                 return
             self._status = 101 if shape.accepts_tunnel else status
             self._deadline_s = 0.0  # of the handshake; a tunnel lives as long as something moves
+            if request.continuity is not None and shape.accepts_tunnel:
+                endpoint, credential = self._endpoint, self._credential
+                assert endpoint is not None
+                assert credential is not None
+                go_on(request.continuity, core.table.sessions, endpoint, lease.replica.id, credential)
             self._downstream.send_head(head, end)
             if shape.accepts_tunnel:  # refused, what the client sends is held until it is dropped: it is no body
                 self._is_held = False

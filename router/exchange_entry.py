@@ -31,6 +31,7 @@ from router.local_reply import json_reply
 from router.request_fields import accepted_id, affinity_key, asked_timeout_s, is_json
 from router.routing.credentials import Credential
 from router.routing.prefix import MAX_PROMPT_BYTES, Prompt
+from router.routing.resumption import resume
 
 if TYPE_CHECKING:
     from router.http import RequestHead
@@ -133,7 +134,13 @@ class ExchangeEntry(ExchangeSession):
         """Take part in an endpoint's load, and look for a replica."""
         head = self._head
         assert head is not None
-        if self._take_part(endpoint) and (endpoint.prefixes is None or not self._ask_for_prompt(endpoint, head)):
+        if not self._take_part(endpoint):
+            return
+        if head.continuity is not None:
+            credential, core = self._credential, self._core
+            assert credential is not None
+            resume(head.continuity, core.table.sessions, endpoint, credential, core.clock.now)
+        if endpoint.prefixes is None or not self._ask_for_prompt(endpoint, head):
             self._open(fresh=False)
 
     def _take_part(self, endpoint: Endpoint) -> bool:

@@ -8,7 +8,10 @@ router `added`. Names are lower-case bytes, values bytes without surrounding whi
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from router.continuity import Continuity
 
 Field = tuple[bytes, bytes]
 Headers = list[Field]
@@ -34,6 +37,7 @@ KNOWN_REQUEST: Final = frozenset(
         b"x-request-timeout-ms",
         b"x-router-key",
         b"x-router-replica",
+        b"x-router-replies",
         b"x-router-secret",
         b"x-router-session",
         b"x-router-session-idle-timeout",
@@ -173,21 +177,26 @@ class ShownSession:
 
 
 class RequestHead:
-    """One request up to its body; `length` is the body's declared size in bytes, None when unknown."""
+    """One request up to its body; `length` is the body's declared size in bytes, None when unknown.
 
-    __slots__ = ("added", "length", "shape")
+    `continuity`: the session that it belongs to, for protocols whose sessions outlive connections.
+    """
+
+    __slots__ = ("added", "continuity", "length", "shape")
 
     def __init__(self, shape: RequestShape, length: int | None = None) -> None:
         self.shape = shape
         self.length = length
         self.added: Headers = []
+        self.continuity: Continuity | None = None
 
 
 class ResponseShape:
     """The part of a response head that is shared between responses.
 
     `is_event_stream`: its content type is text/event-stream; `accepts_tunnel`: it answers an extended
-    CONNECT, with status 200 as RFC 8441 has it, and bytes of the tunnel follow; `grpc_status`: of a response
+    CONNECT, with status 200 as RFC 8441 has it, and bytes of the tunnel follow; `has_lanes`: those are no
+    WebSocket's but messages that name their lanes (`codec.framing`); `grpc_status`: of a response
     that is all trailers, else `NO_GRPC_STATUS`; `h3_block` as `h2_block`; the rest as for requests.
     """
 
@@ -198,6 +207,7 @@ class ResponseShape:
         "h1_lines",
         "h2_block",
         "h3_block",
+        "has_lanes",
         "is_event_stream",
         "known",
         "never_indexed",
@@ -210,6 +220,7 @@ class ResponseShape:
         self.known = NO_FIELDS
         self.is_event_stream = False
         self.accepts_tunnel = False
+        self.has_lanes = False
         self.grpc_status = NO_GRPC_STATUS
         self.never_indexed = NO_NAMES
         self.h1_lines = b""

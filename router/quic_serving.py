@@ -5,29 +5,36 @@ Imported only by workers that serve QUIC, since what it needs is an extra's.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import asyncio
+from typing import TYPE_CHECKING, Final
 
+from router.control import Robots
 from router.edge.attach_gate import AttachGate
 from router.edge.attach_server import AttachedReplicas
 from router.edge.attachment import Attachment
 from router.edge.direct_robots import DirectRobots, TicketGate
+from router.edge.lane_dials import LaneDials
 from router.edge.quic_forwarding import Forwarding
 from router.edge.quic_listener import QuicListener
 from router.edge.quic_protocols import ServedProtocols
 from router.telemetry import snapshot_histogram
 from router.transport.attached import AttachedSockets
 from router.transport.codec.quic.keyring import Keyring
-from router.transport.codec.robot.counters import ROBOT_HISTOGRAMS, ROBOT_NUMBERS
+from router.transport.codec.robot.counters import ROBOT_HISTOGRAMS
+from router.transport.codec.robot.shown import LinkMeasures, shown_robots
 
 if TYPE_CHECKING:
     import socket
 
-    from router.control import QuicStart, Start
+    from router.control import AskRobots, QuicStart, Start
     from router.edge.listener import Listener
-    from router.telemetry import HistogramSnapshot
+    from router.telemetry import HistogramSnapshot, LinkSnapshot
     from router.transport.server_tls import ServerTls
     from router.transport.udp import Address
     from router.walltime import WallTime
+
+SLICE: Final = 256
+"""Sessions that are looked at before the loop has its turn."""
 
 
 class QuicServing:
@@ -42,6 +49,7 @@ class QuicServing:
         self._worker = whole.worker
         self._attach = whole.attach
         self._attachments: list[Attachment] = []
+        self._lanes: LaneDials | None = None
         self._start = start
         self._beside = beside
         self._walltime = walltime
@@ -69,6 +77,7 @@ class QuicServing:
             if not sock.getsockname()[1]:  # it was added to others that are served already
                 sock.bind(address)
         self.listener.listen(listening)
+        self._lanes = LaneDials(self.listener, self._protocols.rendezvous)
         if self._attach is not None:
             robots = DirectRobots(self._send)
             self.listener.on_check = robots.take_check
@@ -80,6 +89,11 @@ class QuicServing:
                 attachment.begin()
         return sockets[:first]
 
+    @property
+    def lanes(self) -> LaneDials | None:
+        """The way to replicas that attached, for robots; there once it listens."""
+        return self._lanes
+
     def _send(self, data: bytes, address: Address) -> None:
         self.listener.first_socket().send([data], len(data), b"", address)
 
@@ -89,9 +103,8 @@ class QuicServing:
 
     def numbers(self) -> dict[str, int]:
         """Return every count by name."""
-        robots = self._protocols.robots
-        found = self.listener.numbers() | {name: int(getattr(robots, name)) for name in ROBOT_NUMBERS}
-        return found | self.attached.numbers()
+        found = self.listener.numbers() | self._protocols.robots.numbers() | self.attached.numbers()
+        return found | ({} if self._lanes is None else self._lanes.numbers())
 
     def histograms(self) -> dict[str, HistogramSnapshot]:
         """Return every histogram by name."""
@@ -99,6 +112,29 @@ class QuicServing:
         found = {name: snapshot_histogram(getattr(robots, name)) for name in ROBOT_HISTOGRAMS}
         found["quic_rtt"] = snapshot_histogram(self.listener.counters.rtt)
         return found
+
+    async def links(self) -> dict[str, LinkSnapshot]:
+        """Return how links of open robot sessions do, looked at in slices; empty where there are none."""
+        measures = LinkMeasures()
+        parts = list(self._protocols.robots.parts.values())
+        for done, part in enumerate(parts, 1):
+            measures.add(part.seen)
+            if done % SLICE == 0:
+                await asyncio.sleep(0)
+        return measures.snapshots() if parts else {}
+
+    def shown_robots(self, asked: AskRobots) -> Robots:
+        """Return the open robot sessions that were asked for."""
+        table, now = self._beside.core.table, self._beside.reactor.clock.read()
+
+        def find_endpoint(authority: bytes, path: bytes) -> str:
+            endpoint = table.route(authority, path)
+            return "" if endpoint is None or endpoint.by_model else endpoint.name
+
+        count, shown = shown_robots(
+            self._protocols.robots, self._worker, asked.session, asked.limit, now, find_endpoint
+        )
+        return Robots(asked.question, count, shown)
 
     def drain(self, *, is_handed_over: bool) -> None:
         """Begin to come to an end, as the TCP listener does."""

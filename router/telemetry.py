@@ -105,6 +105,13 @@ class ReplicaSnapshot(msgspec.Struct):
     pooled: int
 
 
+class LinkSnapshot(msgspec.Struct):
+    """One measure of links at one moment: how many sessions were in which bucket of `BOUNDS_S`, and the worst."""
+
+    counts: list[int]
+    worst: float
+
+
 class WorkerSnapshot(msgspec.Struct):
     """Everything one worker counted, at one moment."""
 
@@ -117,6 +124,7 @@ class WorkerSnapshot(msgspec.Struct):
     histograms: dict[str, HistogramSnapshot]
     endpoints: dict[str, EndpointSnapshot]
     replicas: list[ReplicaSnapshot]
+    links: dict[str, LinkSnapshot] = {}  # of sessions that are open, by measure; empty where there are none
 
 
 def snapshot_histogram(histogram: Histogram) -> HistogramSnapshot:

@@ -32,6 +32,7 @@ from router.control import (
     Alive,
     Ask,
     AskDemand,
+    AskRobots,
     Built,
     Counted,
     Demanded,
@@ -46,6 +47,7 @@ from router.control import (
     Patch,
     Ready,
     ReopenLogs,
+    Robots,
     SessionAnswer,
     SetLogLevel,
     SetTls,
@@ -72,6 +74,7 @@ from router.session_desk import SessionDesk
 from router.telemetry import (
     EndpointSnapshot,
     GcWatch,
+    LinkSnapshot,
     ReplicaSnapshot,
     WorkerSnapshot,
     snapshot_endpoint,
@@ -169,6 +172,7 @@ class Worker:
 
             self.quic = QuicServing(start, start.quic, start.tls, self.listener, self._walltime)
             sockets = self.quic.listen(sockets)
+            self.pool.lanes = self.quic.lanes
         first_tls = len(sockets) - start.tls_listeners
         await self.listener.listen(sockets[:first_tls], sockets[first_tls:])
         self._next_tick_s = monotonic() + TICK_S
@@ -196,6 +200,9 @@ class Worker:
             case Explain():
                 found = explain(self.core.table, message.asked, self.clock.read())
                 self._control.send(Explained(message.question, msgspec.Raw(msgspec.msgpack.encode(found))))
+            case AskRobots():
+                none = Robots(message.question, 0, [])
+                self._control.send(none if self.quic is None else self.quic.shown_robots(message))
             case SessionAnswer():
                 self.desk.take(message, self.clock.read())
                 self.outbox.flush()
@@ -369,9 +376,11 @@ class Worker:
             "loop_lag": snapshot_histogram(counters.loop_lag),
             "gc_pause": snapshot_histogram(counters.gc_pause),
         }
+        links: dict[str, LinkSnapshot] = {}
         if self.quic is not None:
             numbers |= self.quic.numbers()
             histograms |= self.quic.histograms()
+            links = await self.quic.links()
         snapshot = WorkerSnapshot(
             worker=self._index,
             pid=os.getpid(),
@@ -382,6 +391,7 @@ class Worker:
             histograms=histograms,
             endpoints=endpoints,
             replicas=replicas,
+            links=links,
         )
         self._control.send(Counted(question, snapshot))
 

@@ -23,6 +23,7 @@ from router.control import (
     Alive,
     Ask,
     AskDemand,
+    AskRobots,
     Built,
     Counted,
     Demanded,
@@ -32,6 +33,7 @@ from router.control import (
     Explain,
     Explained,
     Ready,
+    Robots,
     SessionsUsed,
     StartSession,
     Unpacker,
@@ -56,7 +58,7 @@ OLD_AGE_S = 10.0
 START_LIMIT_S = 30.0
 MIN_MISSED = 3  # pulses, however short the limit: one or two may be late under load
 ABORT_GRACE_S = 1.0  # for a stuck worker to say where it is
-Answer = Counted | Demanded | Explained
+Answer = Counted | Demanded | Explained | Robots
 
 
 class WorkerProcess:
@@ -134,6 +136,11 @@ class WorkerProcess:
         found: dict[str, object] = msgspec.msgpack.decode(answer.explanation)
         return found
 
+    async def ask_robots(self, limit: int, session: str, limit_s: float) -> Robots | None:
+        """Return its open robot sessions, None if it does not answer in time."""
+        answer = await self._question(AskRobots(self._next_question(), limit, session), limit_s)
+        return answer if isinstance(answer, Robots) else None
+
     def watch(self, stuck_s: float) -> None:
         """Take one turn of the supervisor's watch, each `PULSE_S`: who is silent for so long is replaced.
 
@@ -202,7 +209,7 @@ class WorkerProcess:
         self._asked += 1
         return self._asked
 
-    async def _question(self, question: Ask | AskDemand | Explain, limit_s: float) -> Answer | None:
+    async def _question(self, question: Ask | AskDemand | Explain | AskRobots, limit_s: float) -> Answer | None:
         if self.state not in ("ready", "draining"):
             return None
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()

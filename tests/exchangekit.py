@@ -93,7 +93,7 @@ class FakePool:
         self.warm = []
         self.opened = []
 
-    def open(self, replica, receiver, dial, *, fresh):
+    def open(self, replica, receiver, dial, head, *, fresh):
         stream = self.warm.pop() if self.warm and not fresh else FakePending()
         self.opened.append((replica, stream))
         return stream
@@ -174,7 +174,7 @@ class Bench:
 
     def head(
         self, method=b"POST", length=None, end=False, upgrade=None, known=None, fields=(), path=b"/v1/x",
-        expects_continue=False,
+        expects_continue=False, continuity=None,
     ):  # fmt: skip
         shape = RequestShape(method, path, b"example.com")
         shape.expects_continue = expects_continue
@@ -182,7 +182,9 @@ class Bench:
         shape.fields = list(fields)
         if known:
             shape.known = known
-        self.exchange.request_head(RequestHead(shape, length), end)
+        head = RequestHead(shape, length)
+        head.continuity = continuity
+        self.exchange.request_head(head, end)
 
     def warm(self, **kwargs):
         stream = FakeStream(reused=True, **kwargs)

@@ -64,6 +64,11 @@ class FakeEngine:
         self.told_room = 0
         self.ecn = 0
         self.id = owner.make_id()
+        self.peer_ids = self  # of which only this is asked
+        self.reset_token = b""
+
+    def is_reset(self, tail):
+        return tail == self.reset_token
 
     def receive(self, data, segment_bytes, address, local, now, ecn):
         if self.fails == "receive":

@@ -12,6 +12,7 @@ from router.control import (
     Alive,
     Ask,
     AskDemand,
+    AskRobots,
     Built,
     Counted,
     Demanded,
@@ -27,6 +28,7 @@ from router.control import (
     Patch,
     Ready,
     ReopenLogs,
+    Robots,
     SessionAnswer,
     SessionsUsed,
     SetLogLevel,
@@ -46,6 +48,7 @@ from router.routing.spec import EndpointPatch, EndpointSpec, LimitSpec, ReplicaS
 from router.session_book import SessionUse
 from router.telemetry import EndpointSnapshot, ReplicaSnapshot, WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
+from router.transport.codec.robot.shown import ShownRobot
 from router.transport.server_tls import CertificatePair, ServerTls
 
 PATCH = TablePatch(
@@ -68,6 +71,10 @@ SNAPSHOT = WorkerSnapshot(
     0, 1, 7, True, 3, {"a": 1}, {}, {"e": EndpointSnapshot(requests=2, statuses={200: 2}, codes={"x": 1})},
     [ReplicaSnapshot("e", "r", "http://h:1", "READY", True, True, False, 1.0, 1, 2, 3, 4, 5, 0.25, 6)],
 )  # fmt: skip
+ROBOT = ShownRobot(
+    "s", 1, "192.0.2.1:5", "h", "/p", "e", "r", 2, "websocket", "quic", 1.5, 9, 8, 7, 6, 5, 4, 3, 2, None, 1, -1, [0, 1], 1, 2, 3, 4, 5,
+    6, 7, 8,
+)  # fmt: skip
 TLS = ServerTls((CertificatePair("/c", b"cert", b"key", ("a", "*.b"), 1.5),), b"ca", "1.3")
 TO_WORKER = [
     Start(1, 2, ServerLimits(head_s=1.0), 10, ["t"], 1, TLS, ["::1/128"], 2, "-", 0.5, "DEBUG", OverloadLimits(0.2, 5, 3)),
@@ -82,6 +89,7 @@ TO_WORKER = [
     EngineLoads("e", {"a": 1.5, "b": 0.0}),
     Explain(2, Asked("host", "/path", "key", "model", "environment", "r1")),
     AskDemand(3),
+    AskRobots(6, 50, "s"),
     SetLogLevel("INFO"),
     ReopenLogs(),
     SessionAnswer(4, "id", 1_790_000_000),
@@ -95,6 +103,7 @@ FROM_WORKER = [
     Counted(1, SNAPSHOT),
     Demanded(3, 9, {"e": EndpointDemand(1, 5, 2, 0, 1)}),
     Explained(2, msgspec.Raw(msgspec.msgpack.encode({"a": [1, None]}))),
+    Robots(6, 2, [ROBOT]),
     Drained(0),
     StartSession(4, "e", "r", 600),
     EndSession(5, "id"),

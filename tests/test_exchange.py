@@ -673,7 +673,7 @@ def test_a_retry_that_finds_a_stream_at_once_lets_the_client_go_on():
     bench.head(length=10)
     bench.exchange.request_data(b"hello", False)
     second = FakeStream(reused=True)
-    bench.pool.open = lambda replica, receiver, dial, *, fresh: second
+    bench.pool.open = lambda replica, receiver, dial, head, *, fresh: second
     bench.exchange.response_reset(ProxyError(Kind.UPSTREAM_RESET, Source.UPSTREAM, Retry.SAFE))
     assert second.data == b"hello" and bench.down.holds == 0
     bench.exchange.request_data(b"world", True)
@@ -683,7 +683,7 @@ def test_a_retry_that_finds_a_stream_at_once_lets_the_client_go_on():
 def test_a_pool_that_is_full_is_no_failure():
     bench = Bench(replicas=1)
     full = ProxyError(Kind.AT_CAPACITY, Source.ROUTER, Retry.SAFE)
-    bench.pool.open = lambda replica, receiver, dial, *, fresh: full
+    bench.pool.open = lambda replica, receiver, dial, head, *, fresh: full
     bench.head(end=True)
     assert bench.down.head.shape.status == 503 and bench.flags == ("UO", "at_capacity", b"no")
     assert bench.in_flight() == 0

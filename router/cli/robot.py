@@ -1,4 +1,4 @@
-"""`router robot ping|drive`: try a link to a policy as a robot would, and say what a control loop would feel.
+"""`router robot ping|drive|list`: try a link to a policy as a robot would, or see those of a daemon's robots.
 
 Nothing of the client is imported before a command runs: QUIC is an extra's.
 """
@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from router.cli.robot_list import list_robots
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
     from pathlib import Path
@@ -21,9 +23,11 @@ _SECONDS = click.FloatRange(min=0.0, max=86_400.0, min_open=True)
 
 robot = click.Group(
     "robot",
-    help="Robots: measure a link (ping), drive a policy as a robot would (drive).",
+    help="Robots: measure a link (ping), drive a policy as a robot would (drive), list a daemon's (list).",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+robot.add_command(list_robots)
 
 
 def _session_options(command: Callable[..., None]) -> Callable[..., None]:

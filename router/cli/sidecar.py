@@ -18,7 +18,7 @@ import uvloop
 
 from router.app import EXIT_BIND
 from router.cli.serve import configure_logging
-from router.cli.sidecar_attach import Attaching, attach_options
+from router.cli.sidecar_quic import SidecarQuic, quic_options
 from router.config.addresses import is_loopback, parse_listen
 from router.config.settings import Settings
 from router.config.static import ConfigError, check_name, check_replica_id
@@ -28,7 +28,6 @@ from router.transport.attached import PORT, SUFFIX
 
 if TYPE_CHECKING:
     from router.config.target import Target
-    from router.control import AttachStart
     from router.sidecar.ports import Engine
 
 _log = logging.getLogger("router.sidecar")
@@ -63,7 +62,7 @@ _GRACE = click.FloatRange(0.0, 7 * 86_400.0)
 @click.option("--admin", default="none", show_default=True, help="HOST:PORT or unix:PATH of the relay's own admin.")
 @click.option("--log-level", default="INFO", type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"]))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line on stdout once it listens.")
-@attach_options
+@quic_options
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def sidecar(**values: Any) -> None:
     r"""Stand beside one inference server: start it, wait until it is ready, register it, relay to it, drain it.
@@ -76,21 +75,20 @@ def sidecar(**values: Any) -> None:
     requests finish, then SIGTERM and SIGKILL to the engine. Exit codes as of `router serve`.
     """
     configure_logging(values["log_level"])
+    quic = None
     try:
         target = None if values["store"] == "none" else parse_target(values["store"], values["state_dir"])
         settings = _settings(values)
-        attaching = Attaching(values) if values["attach"] else None
-        attach = None if attaching is None else attaching.start(settings)
+        if target is not None and find_spec("grpc") is None:
+            raise click.UsageError("no grpc; install it with: pip install 'replica-router[store]'")
+        quic = SidecarQuic(values, settings)
         settings.check()
+        code = uvloop.run(_run(values, target, settings, quic))
     except ConfigError as refusal:
         raise click.UsageError(str(refusal)) from None
-    if target is not None and find_spec("grpc") is None:
-        raise click.UsageError("no grpc; install it with: pip install 'replica-router[store]'")
-    try:
-        code = uvloop.run(_run(values, target, settings, attach))
     finally:
-        if attaching is not None:
-            attaching.close()
+        if quic is not None:
+            quic.close()
     sys.exit(code)
 
 
@@ -126,7 +124,7 @@ def _settings(values: dict[str, Any]) -> Settings:
 
 
 async def _run(
-    values: dict[str, Any], target: Target | None, settings: Settings, attach: AttachStart | None
+    values: dict[str, Any], target: Target | None, settings: Settings, quic: SidecarQuic
 ) -> int:
     import asyncio  # noqa: PLC0415
 
@@ -138,6 +136,7 @@ async def _run(
     from router.sidecar.registry import NoRegistry, Place, StoreRegistry  # noqa: PLC0415
     from router.transport.upstream.question import ask_grpc_status, ask_http  # noqa: PLC0415
 
+    attach = quic.attach
     relay = EngineRelay(settings, attach)
     try:
         await relay.open()
@@ -155,7 +154,7 @@ async def _run(
     node = values["node"] or f"{socket.gethostname()}/{replica_id}"
     place = Place(
         values["endpoint"], replica_id, node, values["region"], values["zone"], host, port, values["weight"],
-        urlsplit(values["upstream"]).scheme,
+        urlsplit(values["upstream"]).scheme, quic.lanes(relay.supervisor.listen),
     )  # fmt: skip
     registry = NoRegistry() if target is None else StoreRegistry(target, place)
     try:

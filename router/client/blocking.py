@@ -77,6 +77,16 @@ class BlockingRobotSession:
         return self._session.epoch
 
     @property
+    def session_id(self) -> str:
+        """The router's id of the session; see `RobotSession`."""
+        return self._call(lambda: self._session.session_id)
+
+    @property
+    def resume_token(self) -> str:
+        """What finds back to the replica; see `RobotSession`."""
+        return self._call(lambda: self._session.resume_token)
+
+    @property
     def is_connected(self) -> bool:
         """Whether a replica is there now."""
         return self._session.is_connected

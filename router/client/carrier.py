@@ -33,7 +33,8 @@ class Carrier:
         self.lost: asyncio.Future[RobotError] = loop.create_future()
         self.meter = LinkMeter()
         self.replica = ""
-        self.resume = ""
+        self.session = ""  # its id, where the router gave it one
+        self.resume = ""  # the token to find back with
         self.moves = 0
         self.epoch = self.first_epoch = 0  # of the session: of what comes now, and of what came first
         self.on_round_trip: Callable[[float], None] | None = None

@@ -21,7 +21,7 @@ from router.transport.codec.punch import CHECK_S, CHECKS_S, Checks, is_loopback,
 
 if TYPE_CHECKING:
     from router.client.target import Target
-    from router.transport.codec.attach.control import Offer
+    from router.transport.codec.robot.control import Offer
     from router.transport.udp import Address
 
 OFFER_S: Final = 5.0

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from router.client.memory import Memory
     from router.client.port import ClientPort
     from router.client.target import Target
-    from router.transport.codec.attach.control import Offer
     from router.transport.codec.quic.seam import Application, Bearer
     from router.transport.codec.robot import control
+    from router.transport.codec.robot.control import Offer
     from router.transport.codec.robot.wire import Command
     from router.transport.udp import Address
 
@@ -100,6 +100,7 @@ class QuicCarrier(Carrier):
         calls.message = self._message
         calls.pong = self.hear_pong
         calls.offer = self._offered
+        calls.token = self._keep_resume
         calls.closed = self._closed
         self._client = client = RobotClient(bearer, self._hello, calls, self.meter, now, self._ping_every_s)
         if self._early is not None:
@@ -184,12 +185,17 @@ class QuicCarrier(Carrier):
 
     def _welcome(self, body: control.Welcome) -> None:
         self.replica = body.replica
+        self.session = body.session
         self.resume = body.token
         self.hear_epoch(body.epoch, body.replica)
         self._look = asyncio.get_running_loop().call_later(LOOK_S, self._look_around)
         self.come_up()
 
+    def _keep_resume(self, token: str) -> None:
+        self.resume = token
+
     def _epoch(self, body: control.Epoch) -> None:
+        self.resume = body.token or self.resume
         self.hear_epoch(body.epoch, body.replica)
 
     def _offered(self, body: Offer) -> None:

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-import socket
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from router.client import memory
 from router.client.carrier import Carrier, race
+from router.client.places import find_places
 from router.client.quic_carrier import QuicCarrier
 from router.client.target import read_target
 from router.client.words import LINK_LOST, TLS_FAILED, Lane, Link, Message, RobotError
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from router.client.target import Target
     from router.transport.codec.robot.wire import Command
     from router.transport.udp import Address
 
@@ -42,7 +41,6 @@ PING_S: Final = 0.2
 WEBSOCKET_PING_S: Final = 1.0
 ADDRESS_S: Final = 0.25
 """Between two addresses of one name, as RFC 8305 §5 has it."""
-MAX_ADDRESSES: Final = 4
 ATTEMPT_S: Final = 30.0
 """For one race; the router may hold a session that long for a replica that starts."""
 BACK_OFF_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
@@ -77,6 +75,7 @@ class RobotSession:
         silence_s: float = 5.0,
         ping_every_s: float | None = None,
         direct: bool = False,
+        resume: str = "",
         on_epoch: Callable[[int, str], None] | None = None,
         on_round_trip: Callable[[float], None] | None = None,
     ) -> None:
@@ -88,9 +87,10 @@ class RobotSession:
         over QUIC, if it is not the URL's. `silence_s`: a router that is not heard for so long is gone.
         `ping_every_s`: 0.2 over QUIC, 1 over a WebSocket if None. `direct`: a replica that attached to the router
         is looked for behind its NAT, and spoken to without the router if it is found; until then, and for any other
-        replica, the router relays. `on_epoch(epoch, replica)`: another replica serves from here on; what it knew of
-        the one before is lost. `on_round_trip` gets the seconds of each that is measured. ValueError and OSError
-        say what is wrong with the options.
+        replica, the router relays. `resume`: the `resume_token` of a session before, which then goes on, with its
+        replica if that still serves; after a lost connection this is seen to. `on_epoch(epoch, replica)`: another
+        replica serves from here on, or a connection was lost; what was under way may be lost. `on_round_trip`
+        gets the seconds of each that is measured. ValueError and OSError say what is wrong with the options.
         """
         self._target = read_target(
             url, token=token, headers=headers, ca=ca, verify=verify, replies=replies, upstream=upstream,
@@ -121,7 +121,8 @@ class RobotSession:
         self._commands: deque[Command] = deque()  # for the next connection
         self._commands_bytes = 0
         self._state: tuple[bytes, int] | None = None
-        self._resume = ""
+        self._resume = resume
+        self._session = ""
         self._past = LinkMeter()  # of connections that are over
         self._connections = 0
         self._moves = 0
@@ -284,6 +285,18 @@ class RobotSession:
             telemetry_dropped=self._telemetry_dropped,
         )
 
+    @property
+    def session_id(self) -> str:
+        """The router's id of the session, the same after a lost connection; empty over a WebSocket, or before."""
+        self._note_resume(self._carrier)
+        return self._session
+
+    @property
+    def resume_token(self) -> str:
+        """What finds back to the replica within the next half hour at least, in another process too; or empty."""
+        self._note_resume(self._carrier)
+        return self._resume
+
     def rebind(self) -> None:
         """Go on from another socket, as is done by itself within a second of a change of the network."""
         if isinstance(self._carrier, QuicCarrier):
@@ -383,7 +396,7 @@ class RobotSession:
         if self._transport != "websocket":
             runners += [
                 (place * ADDRESS_S, self._make_quic(address))
-                for place, address in enumerate(await _resolve(self._target))
+                for place, address in enumerate(await find_places(self._target))
             ]
         if self._transport != "quic" and self._target.websocket_url:
             runners.append((FALLBACK_S if runners else 0.0, self._make_websocket))
@@ -412,14 +425,13 @@ class RobotSession:
         self._carrier = carrier
         carrier.meter.follow(self._past)
         carrier.on_round_trip = self.on_round_trip
-        self._resume = carrier.resume
         carrier.first_epoch = self.epoch + 1
 
         def on_message(lane: Lane, sequence: int, payload: bytes, is_text: bool) -> None:
             self._on_message(Message(payload, lane, sequence, carrier.epoch, is_text))
 
-        def on_epoch(_: int, replica: str) -> None:
-            self._on_new_epoch(carrier, replica)
+        def on_epoch(number: int, replica: str) -> None:
+            self._on_new_epoch(carrier, number, replica)
 
         carrier.listen(on_message, on_epoch)
         now = monotonic()
@@ -438,6 +450,7 @@ class RobotSession:
     def _detach(self, carrier: Carrier) -> None:
         """Keep what never left for the next connection."""
         self._carrier = None
+        self._note_resume(carrier)
         self._moves += carrier.moves
         commands, state = carrier.unsent()
         for command in commands:
@@ -446,6 +459,12 @@ class RobotSession:
             self._state = state
         self._past.add(carrier.meter)
         self._past.follow(carrier.meter)
+
+    def _note_resume(self, carrier: Carrier | None) -> None:
+        """Keep what the router gave for the next connection; what a replica itself gave means nothing to it."""
+        if isinstance(carrier, QuicCarrier) and carrier.session and not carrier.is_direct:
+            self._session = carrier.session
+            self._resume = carrier.resume or self._resume
 
     def _keep_state(self, payload: bytes, deadline: int) -> bool:
         if self._state is not None:
@@ -473,11 +492,14 @@ class RobotSession:
         inbox.append(message)
         self._arrived.set()
 
-    def _on_new_epoch(self, carrier: Carrier, replica: str) -> None:
-        """Count replicas over all connections: each begins anew with 1. One that is being left counts no more."""
+    def _on_new_epoch(self, carrier: Carrier, number: int, replica: str) -> None:
+        """Count replicas over all connections: one that did not resume begins anew with 1.
+
+        A connection that is being left counts no more.
+        """
         if carrier is not self._carrier:
             return
-        self.epoch += 1
+        self.epoch = max(self.epoch + 1, number)
         carrier.epoch = self.epoch
         if self.epoch > 1 and self.on_epoch is not None:
             self.on_epoch(self.epoch, replica)
@@ -503,20 +525,3 @@ async def _end(carrier: Carrier) -> None:
     """Wait for a carrier's goodbye."""
     await asyncio.wait([carrier.lost], timeout=2 * GOODBYE_S + 0.5)
     await carrier.end()
-
-
-async def _resolve(target: Target) -> list[tuple[int, Address]]:
-    """Return where a name is, the families by turns."""
-    loop = asyncio.get_running_loop()
-    try:
-        found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_DGRAM)
-    except OSError as failure:
-        raise RobotError(LINK_LOST, f"{target.host}: {failure.strerror or failure}") from None
-    places: list[tuple[int, Address]] = []
-    for family, _, _, _, address in found:
-        if (int(family), address) not in places:
-            places.append((int(family), address))
-    first = [place for place in places if place[0] == places[0][0]]
-    others = [place for place in places if place[0] != places[0][0]]
-    mixed = [place for pair in zip(first, others, strict=False) for place in pair]
-    return [*mixed, *[place for place in places if place not in mixed]][:MAX_ADDRESSES]

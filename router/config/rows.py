@@ -21,6 +21,7 @@ from router.routing.spec import (
     EndpointSpec,
     EnvironmentName,
     HealthSpec,
+    LaneSpec,
     PoolSettings,
     RegionName,
     RegionSpec,
@@ -69,6 +70,7 @@ class Capabilities(msgspec.Struct):
     """Replicas.Capabilities; what a replica says of itself beyond this is for others."""
 
     scheme: str = "http"
+    lanes: LaneSpec | None = None
 
 
 class RowError(ValueError):
@@ -130,10 +132,10 @@ def read_replica(replica_id: str, row: Row) -> ReplicaSpec:
     _, region, _, host, port, weight, state, generation, capabilities = row
     if not isinstance(state, str) or state not in _STATES:
         raise RowError(f"State: {state!r} is none of {', '.join(sorted(_STATES))}")
-    scheme = "http"
+    scheme, lanes = "http", None
     if capabilities is not None and capabilities != "{}":
-        found = _json(capabilities, Capabilities, "Capabilities")
-        scheme = scheme if found is None else found.scheme
+        found = _json(capabilities, Capabilities, "Capabilities") or Capabilities()
+        scheme, lanes = found.scheme, found.lanes
     if not isinstance(host, str):
         raise RowError("Address: there is none")
     address = f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
@@ -153,7 +155,7 @@ def read_replica(replica_id: str, row: Row) -> ReplicaSpec:
     except (TypeError, ValueError):
         raise RowError(f"Generation: {generation!r} is no number") from None
     return ReplicaSpec(
-        replica_id, address, float(weight), cast("State", state), region=region, generation=generation
+        replica_id, address, float(weight), cast("State", state), region=region, generation=generation, lanes=lanes
     )
 
 

@@ -34,6 +34,7 @@ from router.routing.spec import (
     EndpointSpec,
     EnvironmentName,
     HealthSpec,
+    LaneSpec,
     PoolSettings,
     RegionName,
     RegionSpec,
@@ -65,6 +66,7 @@ class ReplicaEntry(msgspec.Struct, forbid_unknown_fields=True):
     weight: Weight = 1.0
     state: State = "READY"
     region: RegionName = ""
+    lanes: LaneSpec | None = None
 
 
 class EndpointEntry(PoolSettings, frozen=True, forbid_unknown_fields=True):
@@ -168,7 +170,11 @@ def _replicas(entries: Sequence[ReplicaEntry], place: str) -> tuple[ReplicaSpec,
         if replica_id in ids:
             raise ConfigError(f"{place}.replica[{j}].id: {replica_id!r} stands twice")
         ids.add(replica_id)
-        replicas.append(ReplicaSpec(replica_id, entry.address, entry.weight, entry.state, region=entry.region))
+        replicas.append(
+            ReplicaSpec(
+                replica_id, entry.address, entry.weight, entry.state, region=entry.region, lanes=entry.lanes
+            )
+        )
     return tuple(replicas)
 
 

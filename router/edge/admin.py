@@ -68,6 +68,9 @@ class AdminSource(Protocol):
     async def explain(self, asked: Asked) -> dict[str, Any]:
         """Return what `routing.explain` says in a worker; without `route` when no worker answers."""
 
+    async def robots(self, limit: int, session: str) -> dict[str, Any]:
+        """Return the open robot sessions, or the one of that id: see `robot_views.merged_robots`."""
+
     def sessions(self, endpoint: str | None) -> list[dict[str, Any]]:
         """Return the open sticky sessions: session, endpoint, replica, idle_timeout_s, busy, idle_s."""
 

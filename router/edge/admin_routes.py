@@ -31,10 +31,11 @@ from router.edge.admin_views import (
     sglang_workers,
     without_hashes,
 )
-from router.edge.dashboard import CONTENT_SECURITY_POLICY, page, summary
+from router.edge.dashboard import CONTENT_SECURITY_POLICY, MAX_ROBOTS, page, summary
 from router.edge.metrics import Totals, render_metrics, serving_snapshots
 from router.routing.explain import Asked
 from router.routing.spec import Weight
+from router.transport.codec.robot.shown import MAX_SHOWN
 from router.transport.tasks import spawn
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class AdminRoutes:
             "/v1/demand": {"GET": self._demand},
             "/server_info": {"GET": self._server_info},
             "/debug/route": {"GET": self._debug_route},
+            "/debug/robots": {"GET": self._debug_robots},
             "/drain_listeners": {"POST": self._drain},
             "/upgrade": {"POST": self._upgrade},
             "/config/accept": {"POST": self._accept_held},
@@ -173,7 +175,11 @@ class AdminRoutes:
     async def _dashboard_json(self, call: AdminCall) -> Reply:
         reading = await self._read()
         table, health = self._source.table(), self._source.health()
-        body = await asyncio.to_thread(summary, self.totals, reading.serving, reading.state, table, health)
+        has_robots = any(seen.counters.get("robot_sessions_open") for seen in reading.serving)
+        robots = await self._source.robots(MAX_ROBOTS, "") if has_robots else None
+        body = await asyncio.to_thread(
+            summary, self.totals, reading.serving, reading.state, table, health, robots
+        )
         return Reply(200, body, JSON)
 
     async def _metrics(self, call: AdminCall) -> Reply:
@@ -251,6 +257,22 @@ class AdminRoutes:
         found = await self._source.explain(asked)
         if "route" not in found:
             return error_reply(503, "no_worker", "No worker answered in time; try again.")
+        return json_reply(found)
+
+    async def _debug_robots(self, call: AdminCall) -> Reply:
+        """List the open robot sessions, the worst link first: ?session=ID for one, ?limit=N for fewer."""
+        for name in call.query:
+            if name not in ("session", "limit"):
+                message = f"{name}: there is no such field; there are session, limit."
+                return error_reply(400, "bad_request", message, name)
+        text = call.query.get("limit", str(MAX_SHOWN))
+        if not (text.isascii() and text.isdigit() and len(text) <= 6 and 1 <= int(text) <= MAX_SHOWN):
+            return error_reply(400, "bad_request", f"limit: it is a number from 1 to {MAX_SHOWN}.", "limit")
+        session = call.query.get("session", "")
+        found = await self._source.robots(int(text), session)
+        if session and not found["robots"] and not found["silent_workers"]:
+            message = f"There is no open robot session of the id {session!r}."
+            return error_reply(404, "not_found", message, "session")
         return json_reply(found)
 
     async def _sessions(self, call: AdminCall) -> Reply:

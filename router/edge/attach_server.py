@@ -80,12 +80,20 @@ class AttachServer(AttachSide):
 
     __slots__ = (
         "_allowance", "_asked", "_asked_count", "_attached", "_by_s", "_digest", "_is_leaving", "_is_served",
-        "_leave_by_s", "_listening", "_questions", "_seen", "_server", "certificate", "name",
+        "_leave_by_s", "_listening", "_questions", "_seen", "_server", "certificate", "listener", "name",
     )  # fmt: skip
 
-    def __init__(self, bearer: Bearer, attached: AttachedReplicas, seen: Callable[[], Address], now: float) -> None:
-        """`seen` says where the connection comes from now: a NAT may give it another port."""
+    def __init__(
+        self,
+        bearer: Bearer,
+        attached: AttachedReplicas,
+        seen: Callable[[], Address],
+        now: float,
+        listener: str = "",
+    ) -> None:
+        """`seen` says where the connection comes from now: a NAT may give it another port. `listener`: where to."""
         super().__init__(bearer)
+        self.listener = listener
         self._attached = attached
         self._seen = seen
         self._allowance = Allowance(CONTROL_BURST, CONTROL_RATE, now)

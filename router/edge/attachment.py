@@ -21,8 +21,9 @@ from router.edge.quic_shell import host_of
 from router.transport.codec.attach import control
 from router.transport.codec.punch import is_loopback, place_of
 from router.transport.codec.quic.config import QuicConfig
+from router.transport.quic_identities import ServedIdentity
 from router.transport.tasks import spawn
-from router.transport.udp import find_local_host
+from router.transport.udp import find_local_host, resolve
 
 if TYPE_CHECKING:
     from router.control import AttachStart
@@ -60,6 +61,7 @@ class Attachment:
         robots: DirectRobots,
     ) -> None:
         self._robots = robots
+        self._identity = None if start.identity is None else ServedIdentity(start.identity)
         self._address: Address = ()
         self._start = start
         self._where = where
@@ -86,7 +88,7 @@ class Attachment:
         while True:
             self._again.clear()
             try:
-                self._address = address = await self._resolve()
+                self._address = address = await resolve(self._quic.first_socket(), *self._where)
             except OSError as failure:
                 self._lost(self._dialled, control.DONE, failure.strerror or str(failure))
             else:
@@ -116,22 +118,13 @@ class Attachment:
         if dial(self._quic, address, self._config(), make, failed) is None:
             failed("there is no room for a connection")
 
-    async def _resolve(self) -> Address:
-        """Return the router's address as the listener's socket has addresses."""
-        sock = self._quic.first_socket()
-        host, port = self._where
-        mapped = socket.AI_V4MAPPED if sock.family == socket.AF_INET6 else 0
-        found = await asyncio.get_running_loop().getaddrinfo(
-            host, port, family=socket.AddressFamily(sock.family), type=socket.SOCK_DGRAM, flags=mapped
-        )
-        return found[0][4]
-
     def _config(self) -> QuicConfig:
         start = self._start
         config = QuicConfig(is_server=False, alpn=[control.ALPN])
         config.server_name = self._where[0]
         config.ca = start.ca
         config.verify = not start.insecure
+        config.identity = self._identity
         config.max_streams = MAX_STREAMS
         config.keep_alive_s = KEEP_ALIVE_S
         config.idle_s = SILENCE_S

@@ -22,9 +22,11 @@ if TYPE_CHECKING:
     from router.edge.metrics import Totals
     from router.routing.spec import TableSpec
     from router.telemetry import WorkerSnapshot
+    from router.transport.codec.robot.shown import ShownRobot
 
 MAX_ENDPOINTS = 100
 MAX_REPLICAS = 500
+MAX_ROBOTS = 50
 
 # The page's own script and style stand in it, its icon is empty; nothing else may be loaded, nobody may frame it.
 CONTENT_SECURITY_POLICY = b"default-src 'self' 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
@@ -42,6 +44,7 @@ def summary(
     state: dict[str, Any],
     table: TableSpec,
     health: list[dict[str, Any]],
+    robots: dict[str, Any] | None = None,
 ) -> bytes:
     """Return the JSON that the page lives on. Counters only grow; in-flight numbers are of this moment."""
     rows = replica_rows(table, health, serving)
@@ -75,6 +78,8 @@ def summary(
             "endpoint_count": len(table.endpoints),
             "replicas": busiest[:MAX_REPLICAS],
             "replica_count": len(rows),
+            "robots": [_robot(robot) for robot in robots["robots"]] if robots is not None else [],
+            "robot_count": robots["open"] if robots is not None else 0,
         }
     )
 
@@ -107,6 +112,25 @@ def _endpoints(
     if len(endpoints) > MAX_ENDPOINTS:
         endpoints.sort(key=lambda endpoint: -endpoint["requests"])
     return endpoints
+
+
+def _robot(robot: ShownRobot) -> dict[str, Any]:
+    """Return a row: what the robot says of its link, and the round trip as the router finds it until it has."""
+    return {
+        "session": robot.session,
+        "worker": robot.worker,
+        "client": robot.client,
+        "where": robot.endpoint or robot.authority + robot.path,
+        "replica": robot.replica,
+        "epoch": robot.epoch,
+        "transport": robot.transport,
+        "rtt_us": robot.reported_rtt_us if robot.reported_rtt_us >= 0 else robot.rtt_us,
+        "loss_ppm": robot.reported_loss_ppm,
+        "jitter_us": robot.reported_jitter_us,
+        "gap_us": max(robot.gap_us, robot.reported_gap_us),
+        "late": robot.late_in + robot.reported_late,
+        "stale": robot.stale_in + robot.stale_out + robot.reported_stale,
+    }
 
 
 def _worker(worker: dict[str, Any], seen: WorkerSnapshot | None, totals: Totals) -> dict[str, Any]:

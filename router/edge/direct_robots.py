@@ -15,6 +15,7 @@ from router.errors import Kind, ProxyError, Source
 from router.routing.credentials import ANYBODY
 from router.transport.codec.h2.calm import Allowance
 from router.transport.codec.punch import CHECK_S, CHECKS_S, Checks
+from router.transport.codec.robot import wire
 from router.transport.codec.stun import MAX_USERNAME_BYTES
 
 if TYPE_CHECKING:
@@ -40,7 +41,6 @@ CHECKS_RATE: Final = 2_000.0
 MIN_KEY_BYTES: Final = 16
 MIN_TICKET_BYTES: Final = 16
 """Less could be guessed."""
-_ROBOT: Final = b"ROBOT/1"
 _SPLICED: Final = frozenset((b"HTTP/1.0", b"HTTP/1.1", b"HTTP/2"))
 """What the router's streams carry; everything else came over QUIC from somebody else."""
 _MISSING: Final = ProxyError(Kind.UNAUTHENTICATED, Source.DOWNSTREAM)
@@ -66,8 +66,9 @@ class DirectRobots:
         self._tickets[ticket] = self._loop.time() + TICKET_S
         while len(self._tickets) > MAX_TICKETS:
             self._tickets.popitem(last=False)
-        self._checks[user] = checks = Checks(user, body.key, places)
-        self._check(checks, self._loop.time() + CHECKS_S)
+        if places:  # a router that comes for its robots needs none: the NAT lets it in
+            self._checks[user] = checks = Checks(user, body.key, places)
+            self._check(checks, self._loop.time() + CHECKS_S)
         return True
 
     def _check(self, checks: Checks, until_s: float) -> None:
@@ -111,7 +112,7 @@ class TicketGate(Gate):
         shape = head.shape
         if shape.version in _SPLICED:
             return self._gate.check(head, endpoint, credentials, now)
-        is_robot = shape.version == _ROBOT
+        is_robot = shape.version == wire.VERSION
         return ANYBODY if is_robot and self._robots.admits(shape.known.get(b"x-router-key", b"")) else _MISSING
 
     def check_session(

@@ -25,6 +25,8 @@ DROP_REASONS = (
 DROPS = tuple(f"quic_drop_{reason}" for reason in DROP_REASONS)
 ATTACH_NUMBERS = ("attached_replicas", "attach_refused", "attach_streams")
 """Of replicas that dialled; see `attach_server`. The first also falls."""
+LANE_NUMBERS = ("lanes_opened", "lanes_failed")
+"""Of robots' tunnels to them; see `lane_dials`."""
 QUIC_NUMBERS = (
     "quic_connections_open",
     "quic_handshaking",

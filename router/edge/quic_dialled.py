@@ -69,8 +69,9 @@ def dial(
     config: QuicConfig,
     make: Callable[[Bearer, float], Application],
     on_failed: Callable[[str], None],
+    sock: UdpSocket | None = None,
 ) -> DialledShell | None:
-    """Begin a connection to a server from the first of a listener's sockets; None: there is no room for it."""
-    shell = DialledShell(listener, listener.first_socket(), address, make, on_failed)
+    """Begin a connection to a server from a socket of the listener's, the first if not said; None: no room."""
+    shell = DialledShell(listener, sock or listener.first_socket(), address, make, on_failed)
     is_begun = listener.dial(shell, lambda now: ClientConnection(config, shell, now, address))
     return shell if is_begun else None

@@ -134,7 +134,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         self.is_retired = False
         self._by_id: dict[bytes, QuicShell] = {}
         self._shells: set[QuicShell] = set()
-        self._dialled: dict[Address, QuicShell] = {}  # by the server's address
+        self._dialled: dict[Address, list[QuicShell]] = {}  # by the server's address
         self._postponed: list[QuicShell] = []
         self._sockets: dict[bytes, UdpSocket] = {}
         self._strangers = Strangers(
@@ -224,12 +224,12 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
             at = end
 
     def _take_unknown(self, arrived: Datagrams, now: float) -> None:
-        """Ask the connection that we dialled there, if any: a stateless reset names nobody (RFC 9000 §10.3)."""
-        shell = self._dialled.get(arrived.address)
-        if shell is not None and arrived.data and not arrived.data[0] & 0x80:
-            shell.receive(arrived.data, arrived.segment_bytes, arrived.address, arrived.local, now, arrived.ecn)
-        else:
-            self._strangers.take(arrived, now)
+        """Ask the connections that we dialled there, if any: a stateless reset names nobody (RFC 9000 §10.3)."""
+        for shell in self._dialled.get(arrived.address, ()):
+            if shell.is_reset(arrived.data):
+                shell.receive(arrived.data, arrived.segment_bytes, arrived.address, arrived.local, now, arrived.ecn)
+                return
+        self._strangers.take(arrived, now)
 
     # -- new connections ------------------------------------------------------------------------------
 
@@ -258,7 +258,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         if not self._headcount.enter(shell.counted):
             return False
         self._shells.add(shell)
-        self._dialled[shell.address] = shell
+        self._dialled.setdefault(shell.address, []).append(shell)
         self.handshaking += 1
         shell.connection = connect(self.reactor.clock.read())
         shell.touch()
@@ -268,6 +268,10 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
     def first_socket(self) -> UdpSocket:
         """Return the one that connections of ours begin from."""
         return next(iter(self._sockets.values()))
+
+    def socket_named(self, name: bytes) -> UdpSocket | None:
+        """Return the socket of this worker that a shell of any has told by its name."""
+        return self._sockets.get(name)
 
     def take_check(self, user: bytes, arrived: Datagrams) -> bytes:
         """Ask who expects robots here, if anybody does."""
@@ -333,8 +337,11 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         shell.ids.clear()
         self.timers.forget(shell)
         self._shells.discard(shell)
-        if self._dialled.get(shell.address) is shell:
-            del self._dialled[shell.address]
+        dialled = self._dialled.get(shell.address)
+        if dialled is not None and shell in dialled:
+            dialled.remove(shell)
+            if not dialled:
+                del self._dialled[shell.address]
         self._headcount.leave(shell.counted)
         self._add(connection)
         connection.let_go()

@@ -29,6 +29,8 @@ QUIC_GAUGES = tuple(number for _, _, number in _GAUGES)
 _COUNTERS = (
     ("router_attach_refused", "Replicas that may not attach.", "attach_refused"),
     ("router_attach_streams", "Connections spliced to a stream of an attached replica.", "attach_streams"),
+    ("router_robot_lanes_opened", "Robots' tunnels to attached replicas by lanes.", "lanes_opened"),
+    ("router_robot_lanes_failed", "Those that became a WebSocket, as there was no way.", "lanes_failed"),
     ("router_quic_retries", "Clients asked to prove their address (Retry).", "quic_retries"),
     ("router_quic_retries_answered", "Clients that did.", "quic_retries_answered"),
     ("router_quic_invalid_tokens", "Answers to a Retry that were forged or too late.", "quic_invalid_tokens"),

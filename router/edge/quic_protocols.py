@@ -32,15 +32,26 @@ if TYPE_CHECKING:
     from router.edge.attach_server import AttachedReplicas
     from router.edge.quic_shell import QuicShell
     from router.errors import ProxyError
-    from router.transport.codec.attach.control import Offer, Place
+    from router.transport.codec.attach.control import Place
     from router.transport.codec.h1.limits import ServerLimits
     from router.transport.codec.quic.connection import QuicConnection
     from router.transport.codec.quic.seam import Application, Bearer
+    from router.transport.codec.robot.control import Offer
     from router.transport.codec.webtransport.host import Asked
     from router.transport.server_tls import ServerTls
     from router.transport.udp import Address
 
 H3: Final = "h3"
+
+
+def _finder_of(shell: QuicShell) -> Callable[[], str]:
+    """Return how to learn where a client is, which may move."""
+
+    def find() -> str:
+        host = host_of(shell.address).decode()
+        return f"[{host}]:{shell.address[1]}" if ":" in host else f"{host}:{shell.address[1]}"
+
+    return find
 
 
 class RobotHost(SessionHost):
@@ -60,7 +71,8 @@ class RobotHost(SessionHost):
     def begin_session(self, bearer: Bearer, asked: Asked, now: float) -> Application:
         """Return a robot's session."""
         self._robots.webtransport_sessions += 1
-        return RobotServer(bearer, self._shell.on_request, self._note_refused, self._robots, now, asked)
+        counters = self._robots.begin(_finder_of(self._shell), "webtransport")
+        return RobotServer(bearer, self._shell.on_request, self._note_refused, counters, now, asked)
 
     def session_over(self) -> None:
         """Count it."""
@@ -75,7 +87,7 @@ class ServedProtocols(Protocols):
     """HTTP/3, robots; and clients of quic-portal, who name no protocol, where a host is set for them."""
 
     __slots__ = (
-        "_attached", "_config", "_counters", "_limits", "_note_refused", "_portal", "_rendezvous", "_tickets",
+        "_attached", "_config", "_counters", "_limits", "_note_refused", "_portal", "_tickets", "rendezvous",
         "robots",
     )  # fmt: skip
 
@@ -94,7 +106,7 @@ class ServedProtocols(Protocols):
         """
         self._portal = portal
         self._attached = attached
-        self._rendezvous = Rendezvous(attached.sockets, attached.reactor)
+        self.rendezvous = Rendezvous(attached.sockets, attached.reactor)
         self._limits = limits
         self._counters = counters
         self._note_refused = note_refused
@@ -121,9 +133,10 @@ class ServedProtocols(Protocols):
             return PortalServer(bearer, shell.on_request, host.encode(), path.encode())
         if alpn == ROBOT:
             find = self._finder(shell)
-            return RobotServer(bearer, shell.on_request, self._note_refused, self.robots, now, None, find)
+            counters = self.robots.begin(_finder_of(shell), "quic")
+            return RobotServer(bearer, shell.on_request, self._note_refused, counters, now, None, find)
         if alpn == ATTACH:
-            return AttachServer(bearer, self._attached, lambda: shell.address, now)
+            return AttachServer(bearer, self._attached, lambda: shell.address, now, shell.sock.name.decode())
         assert alpn == H3, "nothing else was offered"
         robots = RobotHost(shell, self._note_refused, self.robots)
         return H3Server(bearer, shell.on_request, self._note_refused, self._on_flood, self._limits, now, robots)
@@ -135,7 +148,7 @@ class ServedProtocols(Protocols):
 
         def find(host: str, places: list[Place], answer: Callable[[Offer], None]) -> None:
             seen = host_of(shell.address).decode(), int(shell.address[1])
-            self._rendezvous.ask(host, [seen, *places][:MAX_PLACES], answer)
+            self.rendezvous.ask(host, [seen, *places][:MAX_PLACES], answer)
 
         return find
 

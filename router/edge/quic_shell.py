@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from router.core import Peer
 from router.edge.quic_timers import Timed
 from router.stream import Shell
+from router.transport.codec.quic.invariants import RESET_TOKEN_BYTES
 from router.transport.codec.quic.limits import CONNECTION_REFUSED, INTERNAL_ERROR, NO_ERROR
 from router.transport.codec.quic.seam import Owner
 from router.transport.codec.quic.state import HANDSHAKING, OPEN
@@ -80,6 +81,11 @@ class QuicShell(Timed, Owner, Shell):
             connection.receive(data, segment_bytes, address, local, now, ecn)
         except Exception:
             self._crash()
+
+    def is_reset(self, data: bytes) -> bool:
+        """Whether the datagram is the peer's stateless reset of this connection (RFC 9000 §10.3.1)."""
+        connection = self.connection
+        return connection is not None and connection.peer_ids.is_reset(data[-RESET_TOKEN_BYTES:])
 
     def tell(self, what: str, now: float, error: ProxyError | None = None) -> None:
         """Have the application `drain`, `retire` or be `cut`; without one the connection is refused.

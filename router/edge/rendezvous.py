@@ -17,6 +17,7 @@ import secrets
 from typing import TYPE_CHECKING, Final
 
 from router.transport.codec.attach import control
+from router.transport.codec.robot.control import Offer
 from router.transport.codec.robot.wire import FrameReader
 from router.transport.tasks import spawn
 
@@ -35,6 +36,7 @@ ANSWER_S: Final = 3.0
 MAX_READ_BYTES: Final = 20_000
 USER_BYTES: Final = 8
 KEY_BYTES: Final = 32
+TICKET_BYTES: Final = 24
 
 
 class Rendezvous:
@@ -44,38 +46,46 @@ class Rendezvous:
         self._sockets = sockets
         self._reactor = reactor
 
-    def ask(
-        self, host: str, places: list[control.Place], answer: Callable[[control.Offer], None]
-    ) -> None:
+    def ask(self, host: str, places: list[control.Place], answer: Callable[[Offer], None]) -> None:
         """Ask the replica at this host of the table where it is; an offer without places is a no."""
         spawn(self._ask(host, places, answer), "rendezvous")
 
-    async def _ask(
-        self, host: str, places: list[control.Place], answer: Callable[[control.Offer], None]
-    ) -> None:
-        user = secrets.token_hex(USER_BYTES)
-        punch = control.Punch(0, user, os.urandom(KEY_BYTES), secrets.token_urlsafe(24), places)
-        offer = control.Offer(user, punch.key, punch.ticket)
+    async def _ask(self, host: str, places: list[control.Place], answer: Callable[[Offer], None]) -> None:
+        punch = _make_punch(places)
+        found = await self._find(host, punch)
+        self._reactor.clock.read()
+        answer(Offer(punch.user, punch.key, punch.ticket, found.places, found.certificate))
+        self._reactor.outbox.flush()
+
+    async def find(self, host: str, places: list[control.Place]) -> tuple[control.Found, str]:
+        """Return where the replica is, without places if nobody may come; and the ticket that it was told."""
+        punch = _make_punch(places)
+        return await self._find(host, punch), punch.ticket
+
+    async def _find(self, host: str, punch: control.Punch) -> control.Found:
         path = self._sockets.path_of(host)
         if path:
             try:
                 async with asyncio.timeout(ANSWER_S):
-                    await _fill(offer, punch, path + control.PUNCH_SUFFIX)
+                    return await _question(punch, path + control.PUNCH_SUFFIX)
             except (OSError, TimeoutError) as failure:
                 _log.debug("no direct way to %s: %s", host, failure or "no answer in time")
-        self._reactor.clock.read()
-        answer(offer)
-        self._reactor.outbox.flush()
+        return control.Found()
 
 
-async def _fill(offer: control.Offer, punch: control.Punch, path: str) -> None:
+def _make_punch(places: list[control.Place]) -> control.Punch:
+    """Return a question with names and secrets of its own."""
+    user, ticket = secrets.token_hex(USER_BYTES), secrets.token_urlsafe(TICKET_BYTES)
+    return control.Punch(0, user, os.urandom(KEY_BYTES), ticket, places)
+
+
+async def _question(punch: control.Punch, path: str) -> control.Found:
     """Ask the worker that has the replica."""
     reader, writer = await asyncio.open_unix_connection(path)
     try:
         writer.write(control.encode(punch))
         body = await _read(reader)
-        if isinstance(body, control.Offer):
-            offer.places, offer.certificate = body.places, body.certificate
+        return body if isinstance(body, control.Found) else control.Found()
     finally:
         writer.close()
 
@@ -109,12 +119,11 @@ async def serve_questions(server: AttachServer, sock: socket.socket) -> asyncio.
     return await asyncio.start_unix_server(answer, sock=sock)
 
 
-async def _ask_replica(server: AttachServer, asked: control.Punch) -> control.Offer:
+async def _ask_replica(server: AttachServer, asked: control.Punch) -> control.Found:
     """Ask it, and add where we see it."""
     asking: Awaitable[control.Punching] = server.ask(asked)
-    found = await asking
-    offer = control.Offer(asked.user, asked.key, asked.ticket)
-    if found.places:
-        offer.places = [server.place, *found.places][: control.MAX_PLACES]
-        offer.certificate = server.certificate
-    return offer
+    punching = await asking
+    if not punching.places:
+        return control.Found()
+    places = [server.place, *punching.places][: control.MAX_PLACES]
+    return control.Found(places, server.certificate, server.listener)

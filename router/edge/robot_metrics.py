@@ -1,6 +1,7 @@
 """Names the counts of robot sessions for Prometheus: `router_robot_*`, `router_webtransport_*`.
 
-Imports nothing of the project but types.
+Links are of this moment, over the sessions that are open: the median, the 99th percentile (to the bucket) and the
+worst. No session has a series of its own; see /debug/robots. Imports nothing of the project but types and buckets.
 """
 
 from __future__ import annotations
@@ -9,12 +10,14 @@ from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from router.telemetry import HistogramSnapshot
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from prometheus_client.core import Metric
 
-    from router.telemetry import WorkerSnapshot
+    from router.telemetry import LinkSnapshot, WorkerSnapshot
 
 ROBOT_GAUGES = ("robot_sessions_open", "webtransport_sessions")
 # (name without `_total`, help, number)
@@ -24,8 +27,11 @@ _COUNTERS = (
     ("router_robot_faults", "Robots that broke the protocol or a limit.", "robot_faults"),
     ("router_robot_stalled", "Those of them that did not read.", "robot_stalled"),
     ("router_robot_epochs", "Replicas taken for a session after the first one.", "robot_epochs"),
+    ("router_robot_resumed", "Robot sessions that went on from a lost connection.", "robot_resumed"),
+    ("router_robot_resume_ignored", "Tokens of robots that did not hold: new sessions began.",
+     "robot_resume_ignored"),
     ("router_webtransport_rejected", "Streams of WebTransport that were of no session.", "webtransport_rejected"),
-)
+)  # fmt: skip
 # lane and direction of each number
 _MESSAGES = (
     ("state", "up", "robot_state_in"),
@@ -42,6 +48,15 @@ _DROPPED = (
     ("robot", "stale", "robot_reported_stale"),
     ("robot", "late", "robot_reported_late"),
 )
+# as above, the last one a measure of `WorkerSnapshot.links`
+_LINKS = (
+    ("router_robot_link_rtt_seconds", "Round-trip time of open robot sessions.", "robot_link_rtt"),
+    ("router_robot_link_jitter_seconds", "Jitter of open robot sessions, as they report it.", "robot_link_jitter"),
+    ("router_robot_link_gap_seconds", "Largest gap between replies in the last second of open robot sessions.",
+     "robot_link_gap"),
+    ("router_robot_link_loss_ratio", "Share of packets that open robot sessions lose, as they report it.",
+     "robot_link_loss"),
+)  # fmt: skip
 ROBOT_HISTOGRAMS = (
     ("router_robot_rtt_seconds", "Round-trip time as robots report it, each second.", "robot_rtt"),
     ("router_robot_jitter_seconds", "Jitter as robots report it, each second.", "robot_jitter"),
@@ -66,5 +81,22 @@ def robot_families(counters: dict[str, int], serving: list[WorkerSnapshot]) -> I
     yield dropped
     total = sum(seen.counters.get("robot_sessions_open", 0) for seen in serving)
     yield GaugeMetricFamily("router_robot_sessions_open", "Robot sessions that have a replica.", value=total)
+    for name, text, measure in _LINKS:
+        gauge = GaugeMetricFamily(name, text, labels=["quantile"])
+        found = [seen.links[measure] for seen in serving if measure in seen.links]
+        for label, value in _over_sessions(found):
+            gauge.add_metric([label], value)
+        yield gauge
     total = sum(seen.counters.get("webtransport_sessions", 0) for seen in serving)
     yield GaugeMetricFamily("router_webtransport_sessions", "WebTransport sessions open.", value=total)
+
+
+def _over_sessions(found: list[LinkSnapshot]) -> list[tuple[str, float]]:
+    """Return quantiles over the sessions of all workers; none where nothing is known of any."""
+    whole = HistogramSnapshot()
+    for one in found:
+        whole.add(HistogramSnapshot(one.counts))
+    if not any(whole.counts):
+        return []
+    worst = max(one.worst for one in found)
+    return [("0.5", min(worst, whole.quantile(0.5))), ("0.99", min(worst, whole.quantile(0.99))), ("max", worst)]

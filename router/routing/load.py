@@ -95,6 +95,7 @@ class Replica:
         "in_flight",
         "is_healthy",
         "key",
+        "lanes",
         "latency_at_s",
         "latency_s",
         "owner",
@@ -123,6 +124,7 @@ class Replica:
         self.weight = spec.weight
         self.region = spec.region
         self.generation = spec.generation
+        self.lanes = spec.lanes
         self.is_healthy = True
         self.rank = -1  # of its tier in the newest picker of its endpoint; negative: in none
         self.avoid_until_s = 0.0  # by routing keys, since it failed or refused
@@ -149,6 +151,7 @@ class Replica:
         self.state = spec.state
         self.region = spec.region
         self.generation = spec.generation
+        self.lanes = spec.lanes
         self.spec_weight = spec.weight
         self.weight = spec.weight
         if spec.slot != self.slot and self.board is not None:

@@ -54,20 +54,34 @@ class SessionKeys:
 
     def sign(self, claim: SessionClaim) -> bytes:
         """Return the token; LookupError where there is no key."""
-        signed = _PREFIX + _text(_encoder.encode(claim))
-        return signed + b"." + _text(_mac(self.keys[0], signed))
+        return self.seal(_PREFIX, _encoder.encode(claim))
 
     def read(self, token: bytes) -> SessionClaim | None:
         """Return what a token of ours says, None for any other."""
+        body = self.unseal(_PREFIX, token)
+        if body is None:
+            return None
+        try:
+            return _decoder.decode(body)
+        except msgspec.DecodeError:  # of another version of ours
+            return None
+
+    def seal(self, prefix: bytes, body: bytes) -> bytes:
+        """Return a signed text of the kind that `prefix` names; LookupError where there is no key."""
+        signed = prefix + _text(body)
+        return signed + b"." + _text(_mac(self.keys[0], signed))
+
+    def unseal(self, prefix: bytes, token: bytes) -> bytes | None:
+        """Return what was sealed, None for what was not, or under another prefix."""
         signed, _, shown = token.rpartition(b".")
-        if len(token) > MAX_TOKEN_BYTES or not signed.startswith(_PREFIX):
+        if len(token) > MAX_TOKEN_BYTES or not signed.startswith(prefix):
             return None
         # Both are compared as texts: base64 has several for the same bytes, and a token has one.
         if not any([compare_digest(_text(_mac(key, signed)), shown) for key in self.keys]):  # noqa: C419
             return None
         try:
-            return _decoder.decode(urlsafe_b64decode(signed[len(_PREFIX) :] + b"==="))
-        except (binascii.Error, msgspec.DecodeError):  # of another version of ours
+            return urlsafe_b64decode(signed[len(prefix) :] + b"===")
+        except binascii.Error:  # of another version of ours
             return None
 
 

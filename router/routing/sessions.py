@@ -136,6 +136,10 @@ class SessionIndex:
         """Return the Unix time up to which the table tells what there is."""
         return self.known_to_s or self._walltime.at(now)
 
+    def unix_s(self, now: float) -> float:
+        """Return the time of day."""
+        return self._walltime.at(now)
+
     def count(self, endpoint: str, replica: str, change: int) -> None:
         """Count a session more or less on a replica."""
         if change < 0:

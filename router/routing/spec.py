@@ -166,6 +166,13 @@ class ScalingSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("max_replicas is below min_replicas")
 
 
+class LaneSpec(msgspec.Struct, frozen=True):
+    """Where a sidecar takes robots by lanes: a UDP port of the replica's host; its authority's certificate, PEM."""
+
+    port: Annotated[int, msgspec.Meta(ge=1, le=65_535)]
+    certificate: Annotated[str, msgspec.Meta(max_length=8_192)]
+
+
 class ReplicaSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One inference server. `slot` is its cell in the load board that the workers share.
 
@@ -179,6 +186,7 @@ class ReplicaSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slot: int = 0
     region: RegionName = ""
     generation: int = 0
+    lanes: LaneSpec | None = None
 
 
 class PoolSettings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

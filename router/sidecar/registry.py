@@ -7,7 +7,7 @@ import json
 import logging
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from router.config.errors import StoreError, StoreUnavailableError
 from router.config.lease import NodeLease
@@ -37,6 +37,7 @@ class Place:
     port: int
     weight: float
     scheme: str = "http"
+    lanes: dict[str, Any] | None = None
 
 
 class StoreRegistry:
@@ -79,7 +80,9 @@ class StoreRegistry:
                 place.endpoint, place.replica, generation,
                 node=place.node, region=place.region, zone=place.zone,
                 address=place.address, port=place.port, weight=place.weight,
-                capabilities=json.dumps({"scheme": place.scheme}),
+                capabilities=json.dumps(
+                    {"scheme": place.scheme} | ({} if place.lanes is None else {"lanes": place.lanes})
+                ),
             )  # fmt: skip
 
     async def set_state(self, state: str) -> None:

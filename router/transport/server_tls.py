@@ -50,7 +50,7 @@ class ServerTls(msgspec.Struct, frozen=True):
 
 def read_server_tls(certs: list[str], keys: list[str], client_ca: str, min_version: MinVersion) -> ServerTls:
     """Read and check the files; TlsFileError names the field (`ca` is the clients' authority) and the file."""
-    pairs = tuple(_read_pair(cert, key) for cert, key in zip(certs, keys, strict=True))
+    pairs = tuple(read_pair(cert, key) for cert, key in zip(certs, keys, strict=True))
     ca = read_pem(client_ca, "ca") if client_ca else b""
     tls = ServerTls(pairs, ca, min_version)
     try:
@@ -114,7 +114,8 @@ def _make_context(tls: ServerTls, pair: CertificatePair) -> ssl.SSLContext:
     return context
 
 
-def _read_pair(cert_path: str, key_path: str) -> CertificatePair:
+def read_pair(cert_path: str, key_path: str) -> CertificatePair:
+    """Read one certificate and its key; TlsFileError names the field and the file."""
     cert, key = read_pem(cert_path, "cert"), read_pem(key_path, "key")
     try:
         names, expires_epoch_s = _try_out(cert, key)

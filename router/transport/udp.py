@@ -476,6 +476,15 @@ def _is_wildcard(sock: socket.socket) -> bool:
     return sock.getsockname()[0] in ("0.0.0.0", "::")  # noqa: S104 - what was bound, not a binding
 
 
+async def resolve(sock: UdpSocket, host: str, port: int) -> Address:
+    """Return an address of a host as the socket has addresses; OSError if there is none."""
+    mapped = socket.AI_V4MAPPED if sock.family == socket.AF_INET6 else 0
+    found = await asyncio.get_running_loop().getaddrinfo(
+        host, port, family=socket.AddressFamily(sock.family), type=socket.SOCK_DGRAM, flags=mapped
+    )
+    return found[0][4]
+
+
 def find_local_host(family: int, address: Address) -> str:
     """Return the address of this host from which the kernel would send there; OSError if there is no route."""
     with socket.socket(family, socket.SOCK_DGRAM) as sock:

@@ -1,4 +1,4 @@
-"""`router robot ping|drive` by click's runner, against a daemon of this test's own in another process."""
+"""`router robot ping|drive|list` by click's runner, against a daemon of this test's own in another process."""
 
 import json
 import os
@@ -6,13 +6,16 @@ import select
 import socket
 import subprocess
 import sys
+import time
 
+import msgspec
 import pytest
 from certkit import Authority
 from click.testing import CliRunner
 
 from inference_backend.ports import free_port
 from router.cli import main
+from router.client import BlockingRobotSession
 
 READY_S = 30
 
@@ -37,7 +40,13 @@ def stop(process):
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory):
+def admin(tmp_path_factory):
+    """Where the router of `place` has its admin listener."""
+    return f"unix:{tmp_path_factory.mktemp('admin')}/admin.sock"
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory, admin):
     """URL of a router in front of a policy, and what it takes to trust it."""
     folder = tmp_path_factory.mktemp("tls")
     authority = Authority()
@@ -47,7 +56,7 @@ def place(tmp_path_factory):
     router = None
     try:
         router, told = start(
-            "router", "serve", "--json", "--admin", "none", "--listen", "127.0.0.1:0", "--listen-quic", "127.0.0.1:0",
+            "router", "serve", "--json", "--admin", admin, "--listen", "127.0.0.1:0", "--listen-quic", "127.0.0.1:0",
             "--tls-cert", folder / "local.pem", "--tls-key", folder / "local.key", "--health", "none",
             "--auth-token", "s3cret", "--replica", ready["url"].replace("ws://", "http://"),
         )  # fmt: skip
@@ -119,6 +128,37 @@ def test_deadlines_that_cannot_be_kept_are_counted(place):
     found = call("drive", url, *trust, "--hz", 20, "--bytes", 100_000, "--seconds", 0.5, "--deadline-ms", 0.1, "--json")
     summary = json.loads(found.output.splitlines()[0])
     assert summary["missed"] + summary["dropped"] == summary["sent"] == 10
+
+
+def test_list(place, admin):
+    url, trust, _ = place
+    found = call("list", "--admin", admin)
+    assert (found.exit_code, found.output) == (0, "none\n")
+    with BlockingRobotSession(url, ca=trust[1], token=trust[3]) as session:
+        for _ in range(3):
+            session.send(msgspec.msgpack.encode({"image": b"x", "sequence": 1}))
+            session.recv(5.0)
+        ends_s = time.monotonic() + 10
+        while True:  # the robot's first report is a second away
+            found = call("list", "--admin", admin, "--json")
+            (robot,) = json.loads(found.output)["robots"]
+            if robot["reported_ago_s"] is not None:
+                break
+            assert time.monotonic() < ends_s
+        assert (robot["transport"], robot["upstream"], robot["epoch"], robot["state_in"]) == ("quic", "websocket", 1, 3)
+        assert robot["replica"] == session.link.replica
+        assert robot["client"].startswith("127.0.0.1:")
+        assert 0 < robot["reported_rtt_us"] < 1_000_000
+        assert sum(robot["gaps"]) == 2
+        found = call("list", "--admin", admin, "--session", robot["session"])
+        assert found.exit_code == 0
+        assert robot["session"] in found.output
+        assert robot["replica"] in found.output
+        assert call("list", "--admin", admin, "--session", "nobody").exit_code == 1
+    assert call("list", "--admin", "none").exit_code == 2
+    found = call("list", "--admin", admin + ".not")
+    assert found.exit_code == 1
+    assert "no daemon answers" in found.output
 
 
 def test_errors_say_what_to_do(place):

@@ -138,6 +138,9 @@ BAD_REPLICAS = {
     "capabilities are a list": (replica_row(capabilities="[]"), "Capabilities"),
     "scheme": (replica_row(capabilities={"scheme": "gopher"}), "gopher"),
     "scheme is a number": (replica_row(capabilities={"scheme": 1}), "Capabilities.scheme"),
+    "lanes without a port": (replica_row(capabilities={"lanes": {"certificate": "PEM"}}), "Capabilities.lanes"),
+    "lanes' port": (replica_row(capabilities={"lanes": {"port": 70_000, "certificate": "PEM"}}), "Capabilities.lanes.port"),
+    "lanes' certificate": (replica_row(capabilities={"lanes": {"port": 1, "certificate": 5}}), "Capabilities.lanes.certificate"),
 }  # fmt: skip
 
 BAD_ROUTES = {

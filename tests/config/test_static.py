@@ -9,6 +9,7 @@ from router.routing.spec import (
     EndpointSpec,
     HealthSpec,
     HoldSpec,
+    LaneSpec,
     LimitSpec,
     OutlierSpec,
     RegionSpec,
@@ -88,6 +89,7 @@ weight = 2
 id = "one"
 state = "DRAINING"
 region = "eu"
+lanes = { port = 8443, certificate = "PEM" }
 [[endpoint.replica]]
 address = "http://[::1]:30001"
 [[region]]
@@ -119,7 +121,7 @@ def test_every_key(tmp_path):
             EndpointSpec(
                 "llama",
                 (
-                    ReplicaSpec("one", "http://127.0.0.1:30000", 2.0, "DRAINING", region="eu"),
+                    ReplicaSpec("one", "http://127.0.0.1:30000", 2.0, "DRAINING", region="eu", lanes=LaneSpec(8_443, "PEM")),
                     ReplicaSpec("::1:30001", "http://[::1]:30001"),
                 ),
                 HealthSpec("http", "/ready2", "/health2", 0.5, 1.5, 2, 3),

@@ -53,8 +53,9 @@ async def start_sidecar(files):
     started = []
     with tempfile.TemporaryDirectory() as folder:
 
-        async def start(upstream, *routers, **more):
-            found = AttachedSidecar(Path(folder), upstream, [quic_of(r) for r in routers], ca=files / "ca.pem", **more)
+        async def start(upstream, *routers, flags=(), **more):
+            where = [quic_of(r) for r in routers]
+            found = AttachedSidecar(Path(folder), upstream, where, *flags, ca=files / "ca.pem", **more)
             started.append(found)
             return await found.start()
 
@@ -186,6 +187,16 @@ async def test_who_may_not(start_router, start_sidecar, engine, client, until, f
     assert (await client.get(f"{router.url}/health")).status_code == 503
 
 
+async def test_a_router_that_asks_for_certificates(start_router, start_sidecar, engine, client, until, files):
+    router = await start_router(*flags(files, "--tls-client-ca", files / "ca.pem"), replicas=[ATTACHED])
+    without = await start_sidecar(engine.url, router)
+    await until(lambda: "not attached" in without.stderr())
+    await without.end()
+    shown = ("--attach-cert", files / "local.pem", "--attach-key", files / "local.key")
+    await start_sidecar(engine.url, router, flags=shown)
+    await served(client, router.url, until)
+
+
 async def test_a_router_that_cannot_prove_itself_is_told_no_token(start_router, start_sidecar, engine, until, files):
     other = Authority().sign("localhost", "127.0.0.1")
     folder = files / "other"
@@ -230,17 +241,58 @@ async def test_the_same_name_again_takes_over(start_router, start_sidecar, engin
 @pytest_asyncio.fixture(loop_scope="session")
 async def policy():
     """A policy server: speaks first, then answers each message with its length."""
-    opened = []
+    opened, taken = [], []
 
     async def serve(connection):
         opened.append(connection)
         await connection.send(b"metadata")
         async for message in connection:
+            taken.append(message)
             await connection.send(b"%d" % len(message))
 
     async with websockets.asyncio.server.serve(serve, "127.0.0.1", 0, max_size=None, compression=None) as server:
-        server.opened = opened
+        server.opened, server.taken = opened, taken
         yield server
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_robots_lanes_go_on_to_it(start_router, start_sidecar, policy, until, files, workers):
+    upstream = f"http://127.0.0.1:{policy.sockets[0].getsockname()[1]}"
+    router = await start_router(*flags(files, "--workers", workers), replicas=[ATTACHED])
+    sidecar = await start_sidecar(upstream, router)
+    await until(lambda: "attached to" in sidecar.stderr())
+    for replies in ("state", "command"):
+        async with RobotSession(
+            f"quic://{quic_of(router)}/policy?a=b", ca=files / "ca.pem", websocket_url="", token="router's", replies=replies,
+            headers=[("x-mine", "1")],
+        ) as robot:  # fmt: skip
+            first = await robot.recv(5)
+            assert (first.data, first.lane) == (b"metadata", "command")
+            for size in (1, 0, 600_000):
+                robot.send(bytes(size))
+                reply = await robot.recv(5)
+                assert (reply.data, reply.lane) == (b"%d" % size, replies)
+            for size in range(1, 200):
+                robot.send(bytes(size), lane="command")
+            if replies == "command":
+                assert [(await robot.recv(5)).data for _ in range(1, 200)] == [b"%d" % size for size in range(1, 200)]
+            robot.send("wörter", lane="command")
+            await until(lambda: policy.taken[-1] == "wörter")
+            request = policy.opened[-1].request
+            assert request.path == "/policy?a=b"
+            names = {name.lower() for name in request.headers}
+            assert not {"x-router-key", "x-router-replies", "sec-websocket-protocol"} & names
+            assert {"x-mine", "x-request-id"} <= names
+    assert await counted(router, "router_robot_lanes_opened_total") == 2
+    assert await counted(router, "router_robot_lanes_failed_total") == 0
+    await router.settled()
+    assert [row["in_flight"] for row in await router.rows()] == [0]
+    await until(lambda: all(connection.state.name == "CLOSED" for connection in policy.opened))
+
+
+async def counted(router, name):
+    text = (await router.ask("/metrics")).text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 
 async def test_a_robot_finds_the_replica_itself(start_router, start_sidecar, policy, until, files):

@@ -19,12 +19,14 @@ import httpx
 import psutil
 import pytest
 import pytest_asyncio
+from certkit import Authority
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from storekit import StoreProcess, Traffic, child_env, stamp, table_of  # noqa: E402
 
 from inference_backend.ports import free_port  # noqa: E402
+from router.client import RobotSession  # noqa: E402
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -39,7 +41,7 @@ class Sidecar:
         self.process = None
         self.url = ""
 
-    async def start(self, *flags, engine=("--time-scale", "1"), grpc=False):
+    async def start(self, *flags, engine=("--time-scale", "1"), grpc=False, program="simulate"):
         port, upstream = free_port(), free_port()
         engine = (*engine, "--grpc-port", str(upstream)) if grpc else engine
         upstream = f"h2c://127.0.0.1:{upstream}" if grpc else f"http://127.0.0.1:{port}"
@@ -48,12 +50,13 @@ class Sidecar:
                 [sys.executable, "-m", "router", "sidecar", "--upstream", upstream,
                  "--endpoint", "e", "--replica", self.replica, "--store", self._store.setting, "--json",
                  "--settle-s", "0.3", *map(str, flags),
-                 "--", sys.executable, "-m", "inference_backend", "simulate", "--port", str(port), *engine],
+                 "--", sys.executable, "-m", "inference_backend", program, "--port", str(port), *engine],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=child_env(),
             )  # fmt: skip
         line = await asyncio.to_thread(self._first_line)
         assert line, self.stderr()
         self.url = json.loads(line)["listen"][0]
+        self.says = json.loads(line)
         return self
 
     def _first_line(self):
@@ -122,10 +125,10 @@ async def beside(store, folder):
     """`await beside(replica, *flags, engine=(…))`: a sidecar that registers as `replica`."""
     sidecars = []
 
-    async def start(replica, *flags, engine=("--time-scale", "1"), on=None, grpc=False):
+    async def start(replica, *flags, engine=("--time-scale", "1"), on=None, **more):
         sidecar = Sidecar(on or store, folder, replica)
         sidecars.append(sidecar)
-        return await sidecar.start(*flags, engine=engine, grpc=grpc)
+        return await sidecar.start(*flags, engine=engine, **more)
 
     yield start
     failures = []
@@ -219,6 +222,58 @@ async def test_it_registers_once_its_engine_is_ready(store, beside, router, clie
     assert await sidecar.wait() == 0
     assert await rows(store)() == {}
     await in_table(router, until)
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def quic_router(start_router, store, folder):
+    authority = Authority()
+    (folder / "ca.pem").write_bytes(authority.cert)
+    authority.sign("localhost", "127.0.0.1").write(folder, "local")
+    return await start_router(
+        "--store", store.setting, "--state-dir", folder / "q", "--drain-settle-s", 0, "--listen-quic", "127.0.0.1:0",
+        "--tls-cert", folder / "local.pem", "--tls-key", folder / "local.key",
+    )  # fmt: skip
+
+
+async def test_robots_come_by_lanes_and_go_on_at_another_when_one_is_killed(store, beside, quic_router, folder, until):
+    taken = {
+        replica: await beside(
+            replica, "--listen-quic", "127.0.0.1:0", "--ready-path", "/healthz", program="policy", engine=()
+        )
+        for replica in ("one", "two")
+    }
+    await in_table(quic_router, until, "one", "two")
+    row = (await rows(store)())["one"]
+    (port,) = [url.rpartition(":")[2] for url in taken["one"].says["listen"] if url.startswith("quic://")]
+    lanes = row["capabilities"]["lanes"]
+    assert str(lanes["port"]) == port
+    assert "BEGIN CERTIFICATE" in lanes["certificate"]
+    (url,) = [url for url in quic_router.listen if url.startswith("quic://")]
+    epochs = []
+    async with RobotSession(
+        f"{url}/echo", ca=folder / "ca.pem", websocket_url="", on_epoch=lambda epoch, replica: epochs.append((epoch, replica))
+    ) as robot:
+        (first,) = [row["id"] for row in await quic_router.rows() if row["in_flight"]]
+        for size in (3, 300_000):
+            robot.send(bytes(size))
+            assert (await robot.recv(5)).data == bytes(size)
+        robot.send(b"go", lane="command")
+        assert (await robot.recv(5)).data == b"go"
+        assert await metric(quic_router, "router_robot_lanes_opened_total") == 1
+        taken[first].signal(signal.SIGKILL)
+        started = monotonic()
+        await until(lambda: epochs)
+        assert monotonic() - started < 10.0
+        assert epochs == [(2, {"one": "two", "two": "one"}[first])]
+        robot.send(b"again", lane="command")
+        assert (await robot.recv(5)).data == b"again"
+    assert await metric(quic_router, "router_robot_lanes_opened_total") == 2
+    assert await metric(quic_router, "router_robot_lanes_failed_total") == 0
+
+
+async def metric(router, name):
+    text = (await router.ask("/metrics")).text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 
 async def test_a_drain_under_streams_fails_none(store, beside, router, client, until):
@@ -405,6 +460,11 @@ async def test_a_store_away_for_longer_than_a_lease_takes_no_replica_out(store, 
         (("--upstream", "http://h:1", "--endpoint", "e", "--store", "nonsense"), "--store"),
         (("--upstream", "http://h:1", "--endpoint", "e e"), "--endpoint"),
         (("--upstream", "http://h:1", "--endpoint", "e", "--replica", "a b"), "--replica"),
+        (("--upstream", "http://h:1", "--endpoint", "e", "--listen-quic", "0.0.0.0:0"), "--unauthenticated"),
+        (("--upstream", "http://h:1", "--endpoint", "e", "--listen-quic", "nonsense"), "--listen-quic"),
+        (("--upstream", "http://h:1", "--endpoint", "e", "--attach", "127.0.0.1:1", "--attach-name", "a", "--attach-token", "t", "--attach-cert", __file__), "--attach-key"),
+        (("--upstream", "http://h:1", "--endpoint", "e", "--attach", "127.0.0.1:1", "--attach-name", "a", "--attach-token", "t", "--attach-cert", __file__, "--attach-key", __file__), "--attach-"),
+        (("--upstream", "http://h:1", "--endpoint", "e", "--listen-quic", "127.0.0.1:0", "--attach", "127.0.0.1:1"), "--listen-quic"),
     ],
 )
 async def test_arguments_that_cannot_be_used_are_named(run_router, flags, says):

@@ -15,9 +15,11 @@ from router.counters import BOUNDS_S, WorkerCounters
 from router.deadlines import TICK_S, DeadlineWheel
 from router.demand import EndpointDemand
 from router.edge.admin import AdminListener
+from router.edge.robot_views import merged_robots
 from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec, TokenSpec
 from router.telemetry import EndpointSnapshot, HistogramSnapshot, ReplicaSnapshot, WorkerSnapshot
 from router.transport.codec.h1.limits import ServerLimits
+from router.transport.codec.robot.shown import ShownRobot
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
 
@@ -89,6 +91,16 @@ def daemon_state(workers=None, *, reasons=(), draining=False):
     }
 
 
+def robot(session="s1", **values):
+    defaults = dict(
+        session=session, worker=0, client="192.0.2.1:5000", authority="arm.example", path="/arm", endpoint="llama", replica="a:1", epoch=1,
+        upstream="websocket", transport="quic", age_s=12.0, badness_us=20_000, rtt_us=18_000, reported_rtt_us=20_000, reported_loss_ppm=0,
+        reported_jitter_us=500, reported_gap_us=70_000, reported_late=0, reported_stale=0, reported_ago_s=0.4, gap_us=60_000, silent_us=10,
+        gaps=[0] * 15, state_in=100, command_in=1, telemetry_in=0, state_out=99, command_out=2, stale_in=0, stale_out=0, late_in=0,
+    )  # fmt: skip
+    return ShownRobot(**(defaults | values))
+
+
 class FakeSource:
     """Answers from attributes that a test sets; remembers what it was told."""
 
@@ -112,6 +124,8 @@ class FakeSource:
         ]
         self.unhealthy = {"b:1": "refused"}
         self.asked = 0
+        self.robot_answers = []  # of workers
+        self.robots_asked = []
         self.told = []
         self.hang = None  # an Event: `snapshots` waits for it
         self.was_cancelled = asyncio.Event()
@@ -186,6 +200,10 @@ class FakeSource:
     async def drain(self):
         self.told.append(("drain",))
         await asyncio.Event().wait()
+
+    async def robots(self, limit, session):
+        self.robots_asked.append((limit, session))
+        return merged_robots(self.robot_answers, [], limit)
 
     def sessions(self, endpoint):
         shown = {"session": "s1", "endpoint": "llama", "replica": "a:1", "idle_timeout_s": 60, "busy": True, "idle_s": 0.0}

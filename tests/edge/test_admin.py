@@ -14,10 +14,12 @@ import uvloop
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from adminkit import STARTED_EPOCH_S, TABLE, FakeSource, daemon_state, serve, worker_state
+from adminkit import STARTED_EPOCH_S, TABLE, FakeSource, daemon_state, robot, serve, worker_state
 
+from router.control import Robots
 from router.routing.spec import SessionEntry
 from router.transport.codec.h1.limits import ServerLimits
+from router.transport.codec.robot.shown import MAX_SHOWN
 
 
 def error_of(response):
@@ -221,6 +223,35 @@ async def test_debug_route():
         assert (await client.get("/debug/route")).json()["path"] == "/"
         assert error_of(await client.get("/debug/route?path=v1"))["param"] == "path"
         assert (await client.get("/debug/route?host=nobody")).status_code == 503
+
+
+async def test_debug_robots():
+    source = FakeSource()
+    async with serve(source) as admin, admin.client() as client:
+        found = (await client.get("/debug/robots")).json()
+        assert (found["open"], found["left_out"], found["robots"]) == (0, 0, [])
+        source.robot_answers = [
+            Robots(1, 3, [robot("b", badness_us=40_000), robot("a", badness_us=10_000)]),
+            Robots(1, 1, [robot("c", worker=1, badness_us=30_000, gaps=[4, *[0] * 14])]),
+        ]
+        found = (await client.get("/debug/robots")).json()
+        assert [one["session"] for one in found["robots"]] == ["b", "c", "a"], "the worst link first"
+        assert (found["open"], found["left_out"]) == (4, 1)
+        assert found["robots"][1]["worker"] == 1
+        assert len(found["gap_bounds_us"]) == len(found["robots"][1]["gaps"]) - 1
+        found = (await client.get("/debug/robots?limit=1")).json()
+        assert ([one["session"] for one in found["robots"]], found["left_out"]) == (["b"], 3)
+        await client.get("/debug/robots?session=c")
+        assert source.robots_asked[-3:] == [(MAX_SHOWN, ""), (1, ""), (MAX_SHOWN, "c")]
+        source.robot_answers = []
+        assert (await client.get("/debug/robots?session=c")).status_code == 404
+        for query in ("limit=0", "limit=1001", "limit=x", "limit=1e2", "limit=", "who=me"):
+            assert error_of(await client.get("/debug/robots?" + query))["param"] == query.partition("=")[0]
+
+
+async def test_debug_robots_is_guarded():
+    async with serve(token="secret") as admin, admin.client() as client:
+        assert (await client.get("/debug/robots")).status_code == 401
 
 
 async def test_mutations_of_the_daemon():

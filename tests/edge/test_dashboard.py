@@ -12,9 +12,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from adminkit import FakeSource, endpoint, replica, serve, snapshot, worker_state
+from adminkit import FakeSource, endpoint, replica, robot, serve, snapshot, worker_state
 
+from router.control import Robots
 from router.counters import BOUNDS_S
+from router.edge.dashboard import MAX_ROBOTS
 from router.routing.spec import EndpointSpec, ReplicaSpec, TableSpec
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -54,6 +56,23 @@ async def test_the_summary_answers_what_the_page_asks():
         assert by_name["qwen"]["requests"] == 0
         assert [r["id"] for r in found["replicas"]] == ["a:1", "b:1", "c:1"]
         assert found["replicas"][1]["health_reason"] == "refused"
+
+
+async def test_the_summary_has_the_worst_robots():
+    source = FakeSource()
+    async with serve(source) as admin, admin.client() as client:
+        found = (await client.get("/dashboard.json")).json()
+        assert (found["robots"], found["robot_count"]) == ([], 0)
+        assert source.robots_asked == [], "nobody is asked where no session is open"
+        source.taken = [snapshot(robot_sessions_open=70)]
+        unknown = robot("new", endpoint="", reported_rtt_us=-1, reported_gap_us=-1, badness_us=1)
+        source.robot_answers = [Robots(1, 70, [robot("s1", late_in=1, reported_late=2), unknown])]
+        found = (await client.get("/dashboard.json")).json()
+        assert source.robots_asked == [(MAX_ROBOTS, "")]
+        assert found["robot_count"] == 70
+        first, second = found["robots"]
+        assert (first["session"], first["where"], first["rtt_us"], first["gap_us"], first["late"]) == ("s1", "llama", 20_000, 70_000, 3)
+        assert (second["where"], second["rtt_us"], second["gap_us"]) == ("arm.example/arm", 18_000, 60_000)
 
 
 async def test_the_summary_outlives_a_worker():
@@ -112,7 +131,10 @@ async def test_in_a_browser():
         nonlocal polls
         polls += 1
         counted = endpoint(10 * polls, codes={"no_replica": polls}, duration_s=[0.1] * 10 * polls, in_flight=4)
-        return [snapshot(endpoints={ODD: counted, "": endpoint()}, replicas=[replica(ODD, in_flight=4)])]
+        endpoints = {ODD: counted, "": endpoint()}
+        return [snapshot(endpoints=endpoints, replicas=[replica(ODD, in_flight=4)], robot_sessions_open=1)]
+
+    source.robot_answers = [Robots(1, 3, [robot(ODD, reported_loss_ppm=25_000)])]
 
     async def explain(asked):
         path = asked.path
@@ -146,6 +168,9 @@ async def test_in_a_browser():
         ">refused · 1 s<",
         "odd &lt;img src=x onerror=alert(1)&gt; &amp;",
         "passed over: active health checks fail",
+        ">192.0.2.1:5000<",
+        ">2.5 %<",
+        "the worst links; 2 more",
         "candidate, least loaded",
     ):
         assert wanted in text, wanted

@@ -59,7 +59,7 @@ async def test_the_nat_is_held_open_for_a_while(robots):
 
 
 async def test_a_robots_check_is_answered_while_it_is_expected(robots):
-    robots.expect(punch(), [])
+    robots.expect(punch(), [("192.0.2.99", 9)])
     ((request, _),) = Checks(b"user1", b"k" * 32, [PLACE]).due()
     assert robots.take_check(b"user1", request, PLACE)
     assert robots.take_check(b"user2", request, PLACE) == b""
@@ -78,6 +78,12 @@ async def test_tickets(robots):
     assert verdict(robots, b"ROBOT/1", b"the ticket of robot 1") is ANYBODY  # another replica's WebSocket in the same session
 
 
+async def test_a_router_that_comes_for_its_robots_is_sent_nothing(robots):
+    assert all(robots.expect(punch(n), []) for n in range(2 * MAX_CHECKED))
+    assert not robots.sent
+    assert verdict(robots, b"ROBOT/1", b"the ticket of robot 100") is ANYBODY
+
+
 async def test_a_ticket_that_comes_too_late(robots, monkeypatch):
     monkeypatch.setattr(direct_robots, "TICKET_S", -1.0)
     robots.expect(punch(), [])
@@ -91,8 +97,8 @@ async def test_what_the_router_forwards_is_the_other_gates(robots, version):
 
 async def test_robots_are_bounded(robots, monkeypatch):
     monkeypatch.setattr(direct_robots, "MAX_TICKETS", 3)
-    assert all(robots.expect(punch(n), []) for n in range(MAX_CHECKED))
-    assert not robots.expect(punch(MAX_CHECKED), [])
+    assert all(robots.expect(punch(n), [PLACE]) for n in range(MAX_CHECKED))
+    assert not robots.expect(punch(MAX_CHECKED), [PLACE])
     assert verdict(robots, b"ROBOT/1", b"the ticket of robot 0").kind is Kind.UNAUTHENTICATED  # the oldest went
     assert verdict(robots, b"ROBOT/1", b"the ticket of robot 63") is ANYBODY
 

@@ -33,7 +33,7 @@ class Never(PendingStream):
 
 
 class NoPool:
-    def open(self, replica, receiver, connect_s, *, fresh):
+    def open(self, replica, receiver, dial, head, *, fresh):
         return Never()
 
 

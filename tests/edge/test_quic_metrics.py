@@ -11,12 +11,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 from adminkit import daemon_state, snapshot
 
 from router.edge.metrics import Totals, render_metrics
-from router.edge.quic_counters import ATTACH_NUMBERS, DROP_REASONS, QUIC_NUMBERS, QuicCounters
+from router.edge.quic_counters import ATTACH_NUMBERS, DROP_REASONS, LANE_NUMBERS, QUIC_NUMBERS, QuicCounters
 from router.edge.quic_metrics import QUIC_GAUGES
 from router.telemetry import HistogramSnapshot, snapshot_histogram
 from router.transport.udp import UDP_NUMBERS
 
-NUMBERS = (*QUIC_NUMBERS, *ATTACH_NUMBERS, *(f"udp_{name}" for name in UDP_NUMBERS))
+NUMBERS = (*QUIC_NUMBERS, *ATTACH_NUMBERS, *LANE_NUMBERS, *(f"udp_{name}" for name in UDP_NUMBERS))
 
 
 def scrape(*snapshots, totals=None):
@@ -24,7 +24,7 @@ def scrape(*snapshots, totals=None):
     totals.add(list(snapshots))
     body, _ = render_metrics(totals, list(snapshots), daemon_state(), "")
     families = {family.name: family for family in parse_text(body.decode())}
-    return {name: family for name, family in families.items() if name.startswith(("router_quic_", "router_stun_", "router_attach"))}
+    return {name: family for name, family in families.items() if name.startswith(("router_quic_", "router_stun_", "router_attach", "router_robot_lanes"))}
 
 
 def worker(index, value, rtt=()):

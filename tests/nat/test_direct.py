@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import httpx
 import pytest
 from certkit import Authority
 
@@ -34,13 +35,20 @@ class World:
             f'[[endpoint.replica]]\naddress = "http://{name_of(kind)}.attached.alt:80"\n' for kind in NATS
         ))  # fmt: skip
         self.router = process = lab.run(
-            "router", sys.executable, "-m", "router", "serve", "--json", "--admin", "none",
+            "router", sys.executable, "-m", "router", "serve", "--json", "--admin", f"unix:{folder}/admin",
             "--config", folder / "table.toml", "--unauthenticated", "--workers", 2,
             "--listen-quic", f"{address}:4433", "--listen-tls", f"{address}:4433",
             "--tls-cert", folder / "local.pem", "--tls-key", folder / "local.key", *pairs,
             stdout=subprocess.PIPE,
         )  # fmt: skip
         ready(process)
+
+    def lanes(self):
+        """Return how many robots' tunnels went by lanes, and how many could not."""
+        with httpx.Client(transport=httpx.HTTPTransport(uds=f"{self.folder}/admin")) as client:
+            lines = client.get("http://admin/metrics").text.splitlines()
+        names = ("router_robot_lanes_opened_total ", "router_robot_lanes_failed_total ")
+        return tuple(int(float(line.split()[-1])) for name in names for line in lines if line.startswith(name))
 
     def replica(self, kind):
         """Start a policy and its sidecar behind such a NAT, once."""
@@ -122,6 +130,17 @@ def test_they_meet_or_are_relayed(world, robot, replica, is_direct):
     assert told["direct"] is is_direct
     assert told["connections"] == (2 if is_direct else 1)
     assert told["replies"] >= 0.9 * told["sent"] - 2
+
+
+@pytest.mark.parametrize("replica", ["masquerade", "random", "static"])
+def test_the_router_comes_to_the_replica_by_lanes(world, replica):
+    """From the socket that the replica attached by, which is all that its NAT lets in."""
+    world.replica(replica)
+    opened, failed = world.lanes()
+    told = world.drive("masquerade", replica, seconds=0.3)
+    assert told["transport"] == "quic"
+    assert told["replies"] >= 1
+    assert world.lanes() == (opened + 1, failed)
 
 
 def test_where_udp_is_blocked_it_is_a_websocket(world):

@@ -9,7 +9,8 @@
 // States that nobody took out yet are replaced by newer ones; commands wait, and the router waits for them. Times are
 // the page's clock in microseconds. No part of this polls, and none needs a library.
 
-const HELLO = 1, PING = 2, PONG = 3, LINK = 4, BYE = 5, WELCOME = 0x11, REFUSED = 0x12, EPOCH = 0x13;
+const HELLO = 1, PING = 2, PONG = 3, LINK = 4, BYE = 5, WELCOME = 0x11, REFUSED = 0x12, EPOCH = 0x13, TOKEN = 0x15;
+const HEARD = new Set([PING, PONG, WELCOME, REFUSED, EPOCH, TOKEN]);
 const COMMAND = 0x43, STATE = 0x53, STALE = 1, TEXT = 1n;
 const MAX_FRAME_BYTES = 16_384; // of a control frame
 const MAX_UNDER_WAY = 8; // states sent and not acknowledged; the oldest is given up for a ninth
@@ -33,14 +34,15 @@ export class RobotSession {
   /**
    * Resolves when a replica is there. `headers`: pairs, as a request's; `replies`: the lane that answers come on,
    * "state" or "command"; `certificateHashes`: SHA-256 of certificates to trust (ArrayBuffers), which then have to be
-   * younger than two weeks and have an ECDSA key.
+   * younger than two weeks and have an ECDSA key; `resume`: the `token` of a session that was lost, which then goes on.
    */
-  static async connect(url, { headers = [], certificateHashes = [], replies = "state", maxMessageBytes = 1 << 24 } = {}) {
+  static async connect(url, options = {}) {
+    const { headers = [], certificateHashes = [], replies = "state", resume = "", maxMessageBytes = 1 << 24 } = options;
     const serverCertificateHashes = certificateHashes.map((value) => ({ algorithm: "sha-256", value }));
-    const options = { serverCertificateHashes, protocols: ["router-robot/1"] };
-    const session = new RobotSession(new WebTransport(url, options), maxMessageBytes);
+    const transport = new WebTransport(url, { serverCertificateHashes, protocols: ["router-robot/1"] });
+    const session = new RobotSession(transport, maxMessageBytes);
     try {
-      await session.#begin({ headers, replies });
+      await session.#begin({ headers, replies, resume });
     } catch (error) {
       session.#end(error);
       throw session.error;
@@ -53,6 +55,7 @@ export class RobotSession {
   epoch = 0; // which replica of the session it is, as far as the router's word of it has come
   replica = "";
   session = "";
+  token = ""; // to `resume` with, for half an hour at least; another may come while the session lasts
   error = null; // once it is over
   closed = null; // a promise of `error`
 
@@ -276,7 +279,7 @@ export class RobotSession {
       const size = Number(await input.varint());
       if (size > MAX_FRAME_BYTES) throw new RobotError(1_009, "a control frame is too large");
       const packed = await input.take(size);
-      if (kind === PING || kind === PONG || (kind >= WELCOME && kind <= EPOCH)) this.#hear(kind, unpack(packed));
+      if (HEARD.has(kind)) this.#hear(kind, unpack(packed));
     }
   }
 
@@ -288,6 +291,8 @@ export class RobotSession {
     } else if (kind === REFUSED) {
       this.#end(new RobotError(1_008, body.message || body.code, body.status ?? 0, body.retry_after_s ?? 0));
     } else {
+      this.token = body.token || this.token;
+      if (kind === TOKEN) return;
       this.epoch = body.epoch;
       this.replica = body.replica ?? "";
       if (kind === WELCOME) {

@@ -2,6 +2,7 @@
 
 The exchange sees the client's side of one WebSocket request; the protocol sees messages. What the replica does not
 take yet stays with the protocol: it asks `is_full` before it sends, and hears `tunnel_ready` when there is room.
+A replica whose sidecar speaks robot sessions itself is reached by lanes instead: the head of its answer says so.
 
     CONNECTING --head 200--> OPEN --close frame, end, reset--> OVER
         +-----------any other head, reset---------------------->
@@ -16,19 +17,20 @@ from mypy_extensions import trait
 from router.errors import WIRE, Kind, ProxyError, Source
 from router.stream import DownstreamStream
 from router.transport.codec import messages
+from router.transport.codec.framing import LaneFraming, WebSocketFraming
 from router.transport.codec.head import read_request
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from router.continuity import Continuity
     from router.http import Headers, RequestHead, ResponseHead
     from router.stream import RequestReceiver
+    from router.transport.codec.framing import Framing
 
 MAX_BODY_BYTES: Final = 4_096
 """Of a refusal's body that is read; the message in it is shown to the client."""
 
-JOIN_BYTES: Final = 16_384
-"""A message above that is not copied behind its frame's header."""
 MAX_ANSWERS: Final = 16
 """Pongs that wait for a replica that reads nothing."""
 
@@ -51,8 +53,8 @@ class TunnelOwner:
         """A replica took the WebSocket."""
         raise NotImplementedError
 
-    def tunnel_message(self, data: bytes, is_text: bool) -> None:
-        """The replica sent a message."""
+    def tunnel_message(self, data: bytes, is_text: bool, lane: int) -> None:
+        """The replica sent a message; `lane` as in `framing`."""
         raise NotImplementedError
 
     def tunnel_refused(self, status: int, code: str, retry_after_s: int, body: bytes) -> None:
@@ -95,8 +97,12 @@ class Tunnel:
         """Whether a message would have to wait: the replica is not there yet, or takes no more for now."""
         raise NotImplementedError
 
-    def send(self, data: bytes, *, is_text: bool = False) -> None:
-        """Send one message; only while it is not full."""
+    def send(self, data: bytes, *, is_text: bool = False, is_state: bool = False, deadline: int = 0) -> None:
+        """Send one message; only while it is not full.
+
+        What follows is for a way that has lanes: `is_state`: a newer one may take its place; `deadline`: after it,
+        by our clock in microseconds, it is of no use (0: always of use).
+        """
         raise NotImplementedError
 
     def close(self, code: int, reason: str = "", *, waits: bool = True) -> None:
@@ -126,10 +132,11 @@ class MessageTunnel(DownstreamStream, Tunnel):
     __slots__ = (
         "_body",
         "_code",
+        "_continuity",
         "_ends",
+        "_framing",
         "_holds",
         "_owner",
-        "_reader",
         "_receiver",
         "_retry_after_s",
         "_state",
@@ -139,9 +146,13 @@ class MessageTunnel(DownstreamStream, Tunnel):
         "idle_s",
     )
 
-    def __init__(self, owner: TunnelOwner, max_message_bytes: int) -> None:
+    def __init__(
+        self, owner: TunnelOwner, max_message_bytes: int, continuity: Continuity | None = None
+    ) -> None:
+        """`continuity`: of the session that it is for, if it may find back to its replica."""
         self._owner = owner
-        self._reader = messages.MessageReader(max_message_bytes)
+        self._continuity = continuity
+        self._framing: Framing = WebSocketFraming(max_message_bytes)
         self._receiver: RequestReceiver | None = None
         self._state = _CONNECTING
         self._holds = 0
@@ -167,6 +178,7 @@ class MessageTunnel(DownstreamStream, Tunnel):
         head: RequestHead | ProxyError = read_request(fields + headers, version)
         if isinstance(head, ProxyError):
             return head
+        head.continuity = self._continuity
         self._receiver = receiver = on_request(self)
         receiver.request_head(head, False)
         return None
@@ -177,17 +189,13 @@ class MessageTunnel(DownstreamStream, Tunnel):
         """Whether a message would have to wait: the replica is not there yet, or takes no more for now."""
         return self._state != _OPEN or self._holds != 0 or bool(self._waiting)
 
-    def send(self, data: bytes, *, is_text: bool = False) -> None:
+    def send(self, data: bytes, *, is_text: bool = False, is_state: bool = False, deadline: int = 0) -> None:
         """Send one message; only while it is not full."""
         if self._receiver is not None:
-            kind = messages.TEXT if is_text else messages.BINARY
-            if len(data) < JOIN_BYTES:
-                self._receiver.request_data(messages.write_frame(kind, data), False)
-                return
-            header, masked = messages.write_pieces(kind, data)
-            self._receiver.request_data(header, False)
-            if self._receiver is not None:
-                self._receiver.request_data(masked, False)
+            first, rest = self._framing.write(data, is_text, is_state, deadline)
+            self._receiver.request_data(first, False)
+            if rest and self._receiver is not None:
+                self._receiver.request_data(rest, False)
 
     def close(self, code: int, reason: str = "", *, waits: bool = True) -> None:
         """End it: with a close frame if it is open. The owner hears nothing more.
@@ -203,8 +211,7 @@ class MessageTunnel(DownstreamStream, Tunnel):
         if receiver is None:
             return
         if state == _OPEN and not self._holds and not self._waiting:
-            frame = messages.write_frame(messages.CLOSE, messages.close_payload(code, reason))
-            receiver.request_data(frame, True)
+            receiver.request_data(self._framing.write_close(code, reason), True)
         else:
             receiver.request_reset(_GONE)
 
@@ -236,9 +243,9 @@ class MessageTunnel(DownstreamStream, Tunnel):
         elif not self._holds and self._state == _OPEN:
             self._owner.tunnel_ready()
 
-    def _answer(self, kind: int, payload: bytes) -> None:
+    def _answer(self, frame: bytes) -> None:
         if len(self._waiting) < MAX_ANSWERS:
-            self._waiting.append(messages.write_frame(kind, payload))
+            self._waiting.append(frame)
             self._owner.touch()
 
     # -- the stream, for the exchange -----------------------------------------------------------------
@@ -255,6 +262,8 @@ class MessageTunnel(DownstreamStream, Tunnel):
         shape = head.shape
         if shape.accepts_tunnel:
             self._state = _OPEN
+            if shape.has_lanes:
+                self._framing = LaneFraming()
             self._owner.tunnel_open(head)
             self._owner.touch()
             return
@@ -270,18 +279,18 @@ class MessageTunnel(DownstreamStream, Tunnel):
             if end:
                 self._refuse()
             return
-        for message in self._reader.read(data):
+        for message in self._framing.read(data):
             if self._state != _OPEN:
                 return
             kind = message.kind
             if kind <= messages.BINARY:
-                self._owner.tunnel_message(message.data, kind == messages.TEXT)
+                self._owner.tunnel_message(message.data, kind == messages.TEXT, message.lane)
             elif kind == messages.PING:
-                self._answer(messages.PONG, message.data)
+                self._answer(messages.write_frame(messages.PONG, message.data))
             elif kind == messages.CLOSE:
                 self._end(message.code, message.data.decode("utf-8", "replace"))
-        if self._state == _OPEN and self._reader.fault:
-            self._end(self._reader.fault, Kind.UPSTREAM_PROTOCOL.value)
+        if self._state == _OPEN and self._framing.fault:
+            self._end(self._framing.fault, Kind.UPSTREAM_PROTOCOL.value)
         elif self._state == _OPEN and end:
             self.failure = Kind.UPSTREAM_CLOSED.value
             self._end(1_006, self.failure)
@@ -325,7 +334,7 @@ class MessageTunnel(DownstreamStream, Tunnel):
         self._state = _OVER
         self._ends = True
         self._waiting.clear()
-        self._answer(messages.CLOSE, messages.close_payload(code if code in _MAY_BE_SAID else messages.NORMAL, ""))
+        self._answer(self._framing.write_close(code if code in _MAY_BE_SAID else messages.NORMAL, ""))
         self._owner.tunnel_closed(code, reason)
 
 

@@ -74,14 +74,15 @@ def close_payload(code: int, reason: str) -> bytes:
 
 
 class Message:
-    """One message, or a control frame; of a close `code` and the reason as `data`."""
+    """One message, or a control frame; of a close `code` and the reason as `data`. `lane`: see `framing`."""
 
-    __slots__ = ("code", "data", "kind")
+    __slots__ = ("code", "data", "kind", "lane")
 
-    def __init__(self, kind: int, data: bytes, code: int = 0) -> None:
+    def __init__(self, kind: int, data: bytes, code: int = 0, lane: int = 0) -> None:
         self.kind = kind
         self.data = data
         self.code = code
+        self.lane = lane
 
 
 class MessageReader:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from router.errors import WIRE, Kind, ProxyError, Source
 from router.http import ResponseHead, ResponseShape
 from router.stream import DownstreamStream
+from router.transport.codec.framing import ANY_LANE
 from router.transport.codec.head import read_request
 from router.transport.codec.message_tunnel import MAX_BODY_BYTES, Tunnel, TunnelOwner, read_refusal
 
@@ -83,7 +84,7 @@ class PostTunnel(Tunnel):
         """Whether a message would have to wait for the answer to the one before."""
         return self._asked is not None or self._is_paused or self._is_over
 
-    def send(self, data: bytes, *, is_text: bool = False) -> None:
+    def send(self, data: bytes, *, is_text: bool = False, is_state: bool = False, deadline: int = 0) -> None:
         """Ask; only while it is not full."""
         head = self._make_head(len(data), is_text=is_text)
         on_request = self._on_request
@@ -134,7 +135,7 @@ class PostTunnel(Tunnel):
         self._asked = None
         if 200 <= status < 300:
             self._owner.touch()
-            self._owner.tunnel_message(body, False)
+            self._owner.tunnel_message(body, False, ANY_LANE)
         elif status >= 500 or status == 429:
             self.lost(code or f"status_{status}")
         else:

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING
 from mypy_extensions import trait
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from router.errors import ProxyError
+    from router.http import RequestHead
     from router.routing.load import Replica
     from router.routing.spec import DialSpec
     from router.stream import PendingStream, ResponseReceiver, UpstreamStream
@@ -20,10 +23,32 @@ class Pool:
     __slots__ = ()
 
     def open(
-        self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec, *, fresh: bool
+        self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec, head: RequestHead, *, fresh: bool
     ) -> UpstreamStream | PendingStream | ProxyError:
         """Return a stream on a connection that is there at once, or a pending one, or why there can be none.
 
-        `fresh` forbids those that serve one request after another, of which one was just found dead.
+        `head` is what will be sent on it. `fresh` forbids connections that serve one request after another, of
+        which one was just found dead.
         """
+        raise NotImplementedError
+
+
+@trait
+class Lanes:
+    """Another way to some replicas, for robots: see `edge.lane_dials`."""
+
+    __slots__ = ()
+
+    def leads_to(self, replica: Replica) -> bool:
+        """Whether it is worth a try."""
+        raise NotImplementedError
+
+    def open(
+        self,
+        replica: Replica,
+        receiver: ResponseReceiver,
+        dial: DialSpec,
+        instead: Callable[[ResponseReceiver], UpstreamStream | PendingStream | ProxyError],
+    ) -> PendingStream:
+        """Return a stream to be; where there is no such way after all, one that `instead` opens."""
         raise NotImplementedError

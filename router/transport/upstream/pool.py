@@ -18,10 +18,12 @@ from router.errors import Kind, ProxyError, Retry, Source
 from router.stream import PendingStream
 from router.transport.attached import NOWHERE, AttachedSockets
 from router.transport.codec.h2.limits import ASSUMED_STREAMS
+from router.transport.codec.robot.wire import VERSION as ROBOT
 from router.transport.upstream.dial import Dial, PendingConnect
-from router.transport.upstream.opening import Pool
+from router.transport.upstream.opening import Lanes, Pool
 
 if TYPE_CHECKING:
+    from router.http import RequestHead
     from router.routing.load import Replica
     from router.routing.spec import DialSpec
     from router.stream import ResponseReceiver, UpstreamStream
@@ -62,18 +64,36 @@ class Kept:
 class ConnectionPool(Pool):
     """Warm and fresh connections. Lives in one worker's event loop."""
 
-    __slots__ = ("_is_closed", "_kept", "attached", "reactor")
+    __slots__ = ("_is_closed", "_kept", "attached", "lanes", "reactor")
 
     def __init__(self, reactor: Reactor, attached: AttachedSockets = NOWHERE) -> None:
         self.reactor = reactor
         self.attached = attached
+        self.lanes: Lanes | None = None  # where QUIC is listened on
         self._kept: dict[Replica, Kept] = {}
         self._is_closed = False
 
     def open(
-        self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec, *, fresh: bool
+        self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec, head: RequestHead, *, fresh: bool
     ) -> UpstreamStream | PendingStream | ProxyError:
         """Return a stream at once, or connect, or say why not. See `Pool`."""
+        lanes = self.lanes
+        shape = head.shape
+        if lanes is not None and shape.version == ROBOT and shape.upgrade is not None and lanes.leads_to(replica):
+            return self._open_lanes(lanes, replica, receiver, dial)
+        return self._open_http(replica, receiver, dial, fresh=fresh)
+
+    def _open_lanes(
+        self, lanes: Lanes, replica: Replica, receiver: ResponseReceiver, dial: DialSpec
+    ) -> PendingStream:
+        # On its own: a closure costs the function around it an object for every call.
+        return lanes.open(
+            replica, receiver, dial, lambda waiting: self._open_http(replica, waiting, dial, fresh=False)
+        )
+
+    def _open_http(
+        self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec, *, fresh: bool
+    ) -> UpstreamStream | PendingStream | ProxyError:
         kept = self._kept.get(replica)
         if kept is None:
             if replica.scheme != "h2c":
@@ -124,7 +144,7 @@ class ConnectionPool(Pool):
         receiver = pending.receiver
         assert receiver is not None
         pending.has_moved = True
-        opened = self.open(dial.replica, receiver, dial.spec, fresh=True)
+        opened = self._open_http(dial.replica, receiver, dial.spec, fresh=True)
         if isinstance(opened, ProxyError):
             receiver.upstream_failed(opened)
         elif isinstance(opened, PendingConnect):

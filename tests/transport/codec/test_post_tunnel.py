@@ -64,7 +64,7 @@ class Owner(TunnelOwner):
     def tunnel_open(self, head):
         self.told.append("open")
 
-    def tunnel_message(self, data, is_text):
+    def tunnel_message(self, data, is_text, lane):
         self.told.append(data)
 
     def tunnel_refused(self, status, code, retry_after_s, body):

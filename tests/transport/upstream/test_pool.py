@@ -4,7 +4,7 @@ import asyncio
 import socket
 
 import pytest
-from upkit import OK, FakeReplica
+from upkit import HEAD, OK, FakeReplica
 
 from router.errors import Kind, Retry
 from router.routing.load import Replica
@@ -73,7 +73,7 @@ class TestStaleness:
         clock = bench.reactor.clock
         clock.now += DEFAULT_KEEP_S + 0.01
         receiver = type("R", (), {})()
-        found = bench.pool.open(bench.replica, receiver, 5.0, fresh=False)
+        found = bench.pool.open(bench.replica, receiver, 5.0, HEAD, fresh=False)
         found.cancel()
         bench.reactor.outbox.flush()
         assert await is_closed(sock)
@@ -82,7 +82,7 @@ class TestStaleness:
     async def test_all_below_it_go_too(self, bench):
         socks = await bench.idle(3)
         bench.reactor.clock.now += DEFAULT_KEEP_S + 0.01
-        bench.pool.open(bench.replica, object(), 5.0, fresh=False).cancel()
+        bench.pool.open(bench.replica, object(), 5.0, HEAD, fresh=False).cancel()
         bench.reactor.outbox.flush()
         assert all([await is_closed(sock) for sock in socks])
 

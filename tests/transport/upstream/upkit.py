@@ -15,6 +15,7 @@ from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
 from router.transport.upstream.pool import ConnectionPool
 
+HEAD = RequestHead(RequestShape(b"GET", b"/", b"a"))
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
 
@@ -129,15 +130,14 @@ class PoolBench:
         """Return the receiver, and the pending stream or None if it was warm."""
         receiver = Receiver()
         self.reactor.clock.read()
-        found = self.pool.open(replica or self.replica, receiver, DialSpec(connect_s, ConnectionSpec(), TlsSpec()), fresh=fresh)
+        found = self.pool.open(replica or self.replica, receiver, DialSpec(connect_s, ConnectionSpec(), TlsSpec()), HEAD, fresh=fresh)
         if isinstance(found, PendingStream):
             return receiver, found
         receiver.upstream_ready(found)
         return receiver, None
 
     def send(self, receiver):
-        shape = RequestShape(b"GET", b"/", b"a")
-        receiver.stream.send_head(RequestHead(shape), True)
+        receiver.stream.send_head(HEAD, True)
         self.reactor.outbox.flush()
 
     async def connect(self):

@@ -28,10 +28,10 @@ REPLACED: Final = 3
 MAX_PLACES: Final = 4
 """That one side may name: what it has itself, and where others see it."""
 PUNCH_SUFFIX: Final = ".punch"
-"""Of the path of the socket on which a replica's worker answers `Punch` by `Offer`."""
+"""Of the path of the socket on which a replica's worker answers `Punch` by `Found`."""
 
-_Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=1_024)]
-_Pem: TypeAlias = Annotated[str, msgspec.Meta(max_length=8_192)]
+Text: TypeAlias = Annotated[str, msgspec.Meta(max_length=1_024)]
+Pem: TypeAlias = Annotated[str, msgspec.Meta(max_length=8_192)]
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 Place: TypeAlias = tuple[Annotated[str, msgspec.Meta(max_length=64)], Annotated[int, msgspec.Meta(ge=0, lt=65_536)]]
 """An address and a port."""
@@ -41,9 +41,9 @@ Places: TypeAlias = Annotated[list[Place], msgspec.Meta(max_length=MAX_PLACES)]
 class Attach(msgspec.Struct, omit_defaults=True):
     """The replica's first word. `certificate`: of its authority, PEM, if robots may come to it directly."""
 
-    name: _Text
-    token: _Text
-    certificate: _Pem = ""
+    name: Text
+    token: Text
+    certificate: Pem = ""
 
 
 class Attached(msgspec.Struct):
@@ -63,9 +63,9 @@ class Punch(msgspec.Struct):
     """
 
     n: _Count
-    user: _Text
+    user: Text
     key: bytes
-    ticket: _Text
+    ticket: Text
     places: Places
 
 
@@ -76,17 +76,18 @@ class Punching(msgspec.Struct):
     places: Places
 
 
-class Offer(msgspec.Struct):
-    """What a robot's worker is told by the replica's: `Punch` answered, for the robot."""
+class Found(msgspec.Struct):
+    """What a robot's worker is told by the replica's, within this host: `Punching`, and how to get there.
 
-    user: _Text
-    key: bytes
-    ticket: _Text
+    The first of `places` is where the router sees the replica, by the listening socket of the name `listener`.
+    """
+
     places: Places = []
-    certificate: _Pem = ""
+    certificate: Pem = ""
+    listener: Text = ""
 
 
-Body: TypeAlias = Attach | Attached | Leaving | Punch | Punching | Offer
+Body: TypeAlias = Attach | Attached | Leaving | Punch | Punching | Found
 
 _TYPES: Final[dict[type[Body], int]] = {
     Attach: 0x01,
@@ -94,7 +95,7 @@ _TYPES: Final[dict[type[Body], int]] = {
     Attached: 0x11,
     Leaving: 0x12,
     Punch: 0x13,
-    Offer: 0x21,
+    Found: 0x21,
 }
 _decoders: Final = {kind: msgspec.msgpack.Decoder(body) for body, kind in _TYPES.items()}
 _encoder: Final = msgspec.msgpack.Encoder()

@@ -241,7 +241,7 @@ class PortalServer(Application, TunnelOwner):
             self._tunnel.send(message)
         self._return_credit()
 
-    def tunnel_message(self, data: bytes, is_text: bool) -> None:
+    def tunnel_message(self, data: bytes, is_text: bool, lane: int) -> None:
         """Pass a message on."""
         flow = self._flow
         framed = len(data).to_bytes(_LENGTH_BYTES, "big") + data

@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
-from router.transport.codec.attach.control import Offer
 from router.transport.codec.h2.calm import Allowance
+from router.transport.codec.quic.limits import HIGH_BYTES
 from router.transport.codec.quic.seam import Application
 from router.transport.codec.robot import control, wire
 from router.transport.codec.robot.limits import (
@@ -59,15 +59,17 @@ def _nothing(*_: object) -> None:
 class RobotCalls:
     """Who is told of what. Each is called inside the connection's `receive`, or its deadlines."""
 
-    __slots__ = ("closed", "epoch", "message", "offer", "pong", "welcome")
+    __slots__ = ("closed", "epoch", "flushed", "message", "offer", "pong", "token", "welcome")
 
     def __init__(self) -> None:
         self.welcome: Callable[[control.Welcome], None] = _nothing
         self.epoch: Callable[[control.Epoch], None] = _nothing
         # lane, sequence (0 on the command lane), payload, whether it is text; commands are to be `took`
         self.message: Callable[[int, int, bytes, bool], None] = _nothing
-        self.offer: Callable[[Offer], None] = _nothing
+        self.offer: Callable[[control.Offer], None] = _nothing
+        self.token: Callable[[str], None] = _nothing  # to find back with, instead of the one before
         self.pong: Callable[[float], None] = _nothing  # a round trip, seconds
+        self.flushed: Callable[[], None] = _nothing  # the tick is about to end: what waits for that is due
         # code, reason, whether the peer ended it, and why if the router refused; the last word
         self.closed: Callable[[int, str, bool, control.Refused | None], None] = _nothing
 
@@ -186,6 +188,10 @@ class RobotClient(Application):
         self._command_bytes += len(header) + len(payload)
         return True
 
+    def is_command_full(self) -> bool:
+        """Whether so much of the lane is unsent that who has a choice sends no more for now."""
+        return self._command is not None and self._command.unsent_bytes > HIGH_BYTES
+
     def send_telemetry(self, payload: bytes) -> bool:
         """Send a DATAGRAM; False if the path takes none so large."""
         if self.phase >= LEAVING:
@@ -289,7 +295,8 @@ class RobotClient(Application):
             self._bearer.touch()
 
     def stream_drained(self, flow: Flow) -> None:
-        """There is room again: whoever sends looks at `unsent_bytes`."""
+        """There is room again: the flush tells who waits for it."""
+        self._bearer.touch()
 
     def stream_gone(self, flow: Flow) -> None:
         """Forget it."""
@@ -322,6 +329,7 @@ class RobotClient(Application):
             out.expire(microseconds(now))
             self._meter.late += out.late - before
         out.send_waiting()
+        self._calls.flushed()
         command = self._command
         if self.phase == LEAVING and not self._said_bye and command is not None and command.send_is_over():
             self._say_bye()
@@ -331,12 +339,10 @@ class RobotClient(Application):
         self._end(code, reason, by_peer=by_peer)
 
     def drain(self) -> None:
-        """Say goodbye; shells of clients do not ask for it."""
-        self.leave(self._now)
+        """Go on: a robot at work is not interrupted. Its session's owner says goodbye."""
 
     def retire(self, now: float) -> None:
-        """Say goodbye."""
-        self.leave(now)
+        """Go on."""
 
     def cut(self, error: ProxyError) -> None:
         """End now."""
@@ -375,8 +381,10 @@ class RobotClient(Application):
                 self._calls.epoch(body)
         elif isinstance(body, control.Refused):
             self._refused = body
-        elif isinstance(body, Offer):
+        elif isinstance(body, control.Offer):
             self._calls.offer(body)
+        elif isinstance(body, control.Token):
+            self._calls.token(body.token)
         else:
             self._fault(wire.BROKEN, b"a control frame that clients send")
 

@@ -9,28 +9,34 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias
 
 import msgspec
 
-from router.transport.codec.attach.control import Offer, Places
+from router.transport.codec.attach.control import Pem, Places, Text
 from router.transport.codec.robot import wire
 
 if TYPE_CHECKING:
     from router.transport.codec.robot.wire import Frame
 
 MAX_HEADERS: Final = 100
-"""Of a HELLO; the request that they become has a few more."""
+"""Of a robot's HELLO."""
+MAX_RELAYED_HEADERS: Final = MAX_HEADERS + 16
+"""With those that a router adds; the request that they become has a few more."""
 
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 _Time: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 
 
 class Hello(msgspec.Struct, omit_defaults=True):
-    """The client's first word: for whom it is, and who asks. In a WebTransport session all may be left out."""
+    """The client's first word: for whom it is, and who asks. In a WebTransport session all may be left out.
+
+    `is_relayed`: a router says it for a robot of its own, and takes another replica itself when this one goes.
+    """
 
     authority: str | None = None
     path: str = ""
-    headers: Annotated[list[tuple[str, str]], msgspec.Meta(max_length=MAX_HEADERS)] = []
+    headers: Annotated[list[tuple[str, str]], msgspec.Meta(max_length=MAX_RELAYED_HEADERS)] = []
     replies: Literal["state", "command"] = "state"
     resume: str = ""
     upstream: Literal["websocket", "post"] = "websocket"
+    is_relayed: bool = msgspec.field(default=False, name="relayed")
 
 
 class Ping(msgspec.Struct):
@@ -88,6 +94,13 @@ class Epoch(msgspec.Struct):
 
     epoch: _Count
     replica: str = ""
+    token: str = ""
+
+
+class Token(msgspec.Struct):
+    """What to show from now on to find back: the one before ends."""
+
+    token: str
 
 
 class Direct(msgspec.Struct):
@@ -96,7 +109,17 @@ class Direct(msgspec.Struct):
     places: Places
 
 
-Body: TypeAlias = Hello | Ping | Pong | Link | Bye | Direct | Welcome | Refused | Epoch | Offer
+class Offer(msgspec.Struct):
+    """Where the replica is, if it lets the client in: `user` and `key` for the checks, the ticket for its HELLO."""
+
+    user: Text
+    key: bytes
+    ticket: Text
+    places: Places = []
+    certificate: Pem = ""
+
+
+Body: TypeAlias = Hello | Ping | Pong | Link | Bye | Direct | Welcome | Refused | Epoch | Token | Offer
 
 _TYPES: Final[dict[type[Body], int]] = {
     Hello: wire.HELLO,
@@ -109,6 +132,7 @@ _TYPES: Final[dict[type[Body], int]] = {
     Refused: wire.REFUSED,
     Epoch: wire.EPOCH,
     Offer: wire.OFFER,
+    Token: wire.TOKEN,
 }
 _decoders: Final = {kind: msgspec.msgpack.Decoder(body) for body, kind in _TYPES.items()}
 _encoder: Final = msgspec.msgpack.Encoder()

@@ -1,10 +1,19 @@
-"""What a worker counts of its robots, by name; two of them also fall. Imports nothing but histograms."""
+"""What a worker counts of its robots, by name; two of them also fall.
+
+Each session counts for itself, in a part of the whole that shares its histograms: so the same integers tell of one
+session and, added up when asked, of all. A part that is settled is added to the whole; who counts on counts there.
+Imports nothing but histograms and what is seen of a session.
+"""
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from router.counters import Histogram
+from router.transport.codec.robot.seen import Seen
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 ROBOT_NUMBERS: Final = (
     "robot_sessions_open",
@@ -13,6 +22,8 @@ ROBOT_NUMBERS: Final = (
     "robot_faults",
     "robot_stalled",
     "robot_epochs",
+    "robot_resumed",
+    "robot_resume_ignored",
     "robot_state_in",
     "robot_command_in",
     "robot_telemetry_in",
@@ -30,17 +41,26 @@ ROBOT_HISTOGRAMS: Final = ("robot_rtt", "robot_jitter", "robot_gap", "robot_loss
 
 
 class RobotCounters:
-    """Plain integers, and histograms of what robots say of their links, one value a LINK."""
+    """Plain integers, and histograms of what robots say of their links, one value a LINK.
 
-    __slots__ = (*ROBOT_NUMBERS, *ROBOT_HISTOGRAMS)
+    `parts`: the sessions that are not over; one that has a replica has an epoch. `seen`: of the session that it is.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = (*ROBOT_NUMBERS, *ROBOT_HISTOGRAMS, "_numbers", "_whole", "parts", "seen")
+
+    def __init__(self, whole: RobotCounters | None = None) -> None:
+        self._whole = whole
+        self._numbers = 0  # of parts so far
+        self.parts: dict[int, RobotCounters] = {}
+        self.seen = Seen()
         self.robot_sessions_open = 0
         self.robot_sessions = 0  # that were welcome
         self.robot_refused = 0
         self.robot_faults = 0  # connections ended since the client broke the protocol or a limit
         self.robot_stalled = 0  # since it did not read
         self.robot_epochs = 0  # replicas after the first
+        self.robot_resumed = 0  # sessions that were ones of before
+        self.robot_resume_ignored = 0  # whose token did not hold: they began anew
         self.robot_state_in = 0  # messages handed to a replica
         self.robot_command_in = 0
         self.robot_telemetry_in = 0
@@ -53,7 +73,37 @@ class RobotCounters:
         self.robot_reported_stale = 0
         self.webtransport_sessions = 0  # that are open: it falls, too
         self.webtransport_rejected = 0  # streams of sessions that are gone, never were, or came too late
-        self.robot_rtt = Histogram()
-        self.robot_jitter = Histogram()
-        self.robot_gap = Histogram()  # the largest between two replies within a second
-        self.robot_loss = Histogram()  # of datagrams: a share, not a time
+        self.robot_rtt: Histogram = Histogram() if whole is None else whole.robot_rtt
+        self.robot_jitter: Histogram = Histogram() if whole is None else whole.robot_jitter
+        # the largest between two replies within a second
+        self.robot_gap: Histogram = Histogram() if whole is None else whole.robot_gap
+        # of datagrams: a share, not a time
+        self.robot_loss: Histogram = Histogram() if whole is None else whole.robot_loss
+
+    def begin(self, where: Callable[[], str], transport: str) -> RobotCounters:
+        """Return the part of a session that begins; `where` says at any time where its robot is."""
+        part = RobotCounters(self)
+        self._numbers += 1
+        part.seen.key = self._numbers
+        part.seen.where = where
+        part.seen.transport = transport
+        self.parts[self._numbers] = part
+        return part
+
+    def settle(self) -> RobotCounters:
+        """Add this part to the whole, and return who is to count from now on; once is enough."""
+        whole = self._whole
+        if whole is None:
+            return self
+        if whole.parts.pop(self.seen.key, None) is not None:
+            for name in ROBOT_NUMBERS:
+                setattr(whole, name, getattr(whole, name) + getattr(self, name))
+        return whole
+
+    def numbers(self) -> dict[str, int]:
+        """Return every count by name, over all parts."""
+        found = {name: int(getattr(self, name)) for name in ROBOT_NUMBERS}
+        for part in self.parts.values():
+            for name in ROBOT_NUMBERS:
+                found[name] += getattr(part, name)
+        return found

@@ -170,8 +170,10 @@ class RobotEnding:
 
     def leave(self, phase: int) -> None:
         """Count a session that ends, and forget every time."""
-        if self.phase < ENDING and self.epochs.number:
-            self.counters.robot_sessions_open -= 1
+        if self.phase < ENDING:
+            if self.epochs.number:
+                self.counters.robot_sessions_open -= 1
+            self.counters = self.counters.settle()
         self.phase = phase
         self.hello_by_s = self.ping_s = self.stalled_s = self.bye_s = self.goodbye_s = 0.0
         self.epochs.retry_s = 0.0

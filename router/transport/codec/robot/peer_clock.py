@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class PeerClock:
-    """`offset_us`: the other's clock minus ours."""
+    """`offset_us`: the other's clock minus ours; `rtt_us`: round trips, smoothed as TCP does (RFC 6298 §2)."""
 
-    __slots__ = ("_asked", "_number", "_samples", "is_known", "offset_us")
+    __slots__ = ("_asked", "_number", "_samples", "is_known", "offset_us", "rtt_us")
 
     def __init__(self) -> None:
         self._asked: dict[int, int] = {}  # when which PING was sent, of those that were not answered
@@ -26,6 +26,7 @@ class PeerClock:
         self._samples: deque[tuple[int, int]] = deque(maxlen=MAX_PINGS)  # round trip, offset
         self.is_known = False
         self.offset_us = 0
+        self.rtt_us = 0
 
     def ask(self, now_us: int) -> int:
         """Return the number of the next PING, which is sent now."""
@@ -42,8 +43,13 @@ class PeerClock:
         round_trip = max(0, now_us - pong.t - (pong.s - pong.r))
         self._samples.append((round_trip, ((pong.r - pong.t) + (pong.s - now_us)) // 2))
         self.offset_us = min(self._samples)[1]
+        self.rtt_us = self.rtt_us + ((round_trip - self.rtt_us) >> 3) if self.is_known else round_trip
         self.is_known = True
         return round_trip
+
+    def to_ours(self, deadline: int) -> int:
+        """Return a time of the other's clock by ours; 0, no deadline, while that is not known."""
+        return max(1, deadline - self.offset_us) if deadline and self.is_known else 0
 
     def is_late(self, deadline: int, now_us: int) -> bool:
         """Whether a time of the other's clock has passed; 0 is no deadline."""

@@ -1,4 +1,7 @@
-"""What a robot says of its link, into histograms. Counts are so far; what one LINK may add is bounded."""
+"""What a robot says of its link, into histograms, and the last of it for who asks.
+
+Counts are so far; what one LINK may add is bounded.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +24,10 @@ class Reports:
         self._late = 0
         self._stale = 0
 
-    def take(self, link: Link) -> None:
+    def take(self, link: Link, now: float) -> None:
         """Count one; what is 0 is not known yet."""
         counters = self._counters
+        counters.seen.hear(link, now)
         if link.rtt_us:
             counters.robot_rtt.observe(link.rtt_us / 1e6)
             counters.robot_jitter.observe(link.jitter_us / 1e6)

@@ -28,6 +28,7 @@ WELCOME: Final = 0x11
 REFUSED: Final = 0x12
 EPOCH: Final = 0x13
 OFFER: Final = 0x14
+TOKEN: Final = 0x15
 
 # First bytes of lanes.
 COMMAND: Final = 0x43
@@ -37,6 +38,9 @@ TELEMETRY: Final = 0x54
 CONTROL_ID: Final = 0
 COMMAND_ID: Final = 4
 """Ids of the client's first and second two-way stream (RFC 9000 §2.1)."""
+
+VERSION: Final = b"ROBOT/1"
+"""Of the request that a session makes, where others have that of HTTP."""
 
 FLAG_TEXT: Final = 1
 """The only flag there is. Another one is a fault: who does not know it cannot know what the message means."""
@@ -185,21 +189,24 @@ def state_header(sequence: int, deadline: int) -> bytes:
 class Command:
     """One message of the command lane."""
 
-    __slots__ = ("data", "deadline", "is_text")
+    __slots__ = ("data", "deadline", "flags", "is_text")
 
-    def __init__(self, data: bytes, deadline: int, is_text: bool) -> None:
+    def __init__(self, data: bytes, deadline: int, is_text: bool, flags: int = 0) -> None:
+        """`flags`: all of them, of a reader that takes more than the lane has."""
         self.data = data
         self.deadline = deadline
         self.is_text = is_text
+        self.flags = flags
 
 
 class CommandReader:
-    """Takes the bytes of the command lane. `from_client`: the lane's own byte comes first."""
+    """Takes the bytes of the command lane. `from_client`: the lane's own byte comes first; `known`: flags."""
 
-    __slots__ = ("_deadline", "_first", "_flags", "_has_lane", "_left", "_more", "fault")
+    __slots__ = ("_deadline", "_first", "_flags", "_has_lane", "_known", "_left", "_more", "fault")
 
-    def __init__(self, *, from_client: bool) -> None:
+    def __init__(self, *, from_client: bool, known: int = FLAG_TEXT) -> None:
         self._has_lane = not from_client
+        self._known = known
         self._left = -1  # of the message whose header was read
         self._flags = 0
         self._deadline = 0
@@ -249,7 +256,7 @@ class CommandReader:
             return 0
         if cursor.is_short():
             return -1
-        if flags & ~FLAG_TEXT:
+        if flags & ~self._known:
             self.fault = BROKEN
             return 0
         self._left = size
@@ -277,7 +284,7 @@ class CommandReader:
                 data.decode()
             except UnicodeDecodeError:
                 self.fault = BAD_TEXT
-        return Command(data, self._deadline, is_text)
+        return Command(data, self._deadline, is_text, self._flags)
 
     @property
     def is_between(self) -> bool:

@@ -119,7 +119,7 @@ def test_maps_are_read_as_they_were_written(body):
 
 
 def test_more_headers_than_a_request_may_have_are_no_hello():
-    many = control.Hello("a", headers=[("x", "y")] * (control.MAX_HEADERS + 1))
+    many = control.Hello("a", headers=[("x", "y")] * (control.MAX_RELAYED_HEADERS + 1))
     (frame,) = wire.FrameReader().read(control.encode(many))
     assert control.decode(frame) is None
 

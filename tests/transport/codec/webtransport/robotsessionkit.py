@@ -1,5 +1,7 @@
 """A robot's session in a WebTransport session, and the replicas that the test plays."""
 
+from types import SimpleNamespace
+
 import msgspec
 from webtransportkit import Host, SessionBench, one_way, two_way
 
@@ -22,11 +24,16 @@ class RobotHost(Host):
         super().__init__()
         self.replicas = []
         self.refusals = []
-        self.counters = RobotCounters()
+        self.robots = RobotCounters()
 
     def begin_session(self, bearer, asked, now):
-        self.begun.append(RobotServer(bearer, self._on_request, self.refusals.append, self.counters, now, asked))
+        part = self.robots.begin(lambda: "192.0.2.1:5000", "webtransport")
+        self.begun.append(RobotServer(bearer, self._on_request, self.refusals.append, part, now, asked))
         return self.begun[-1]
+
+    @property
+    def counters(self):
+        return SimpleNamespace(**self.robots.numbers())
 
     def _on_request(self, stream):
         self.replicas.append(Replica(stream))

@@ -102,8 +102,8 @@ def test_robots(actions, is_welcome):
         if bench.is_open:
             act(bench, *action)
             check(bench)
-    counters = bench.host.counters
     if bench.is_open:
         bench.lost()
-    assert counters.robot_sessions_open == 0 and bench.open_sessions == 0
+    assert bench.host.counters.robot_sessions_open == 0 and bench.open_sessions == 0
+    assert not bench.host.robots.parts, "no session is left behind"
     assert all(replica.is_over or replica.closed for replica in bench.host.replicas)
