@@ -46,7 +46,7 @@ async def test_curl(start_router, engine, files):
     def ask():
         body = {"model": "sim", "max_tokens": 4, "messages": [{"role": "user", "content": "hello " * 20_000}]}
         with requests.Session(verify=str(files / "ca.pem"), http_version=CurlHttpVersion.V3ONLY) as session:
-            small = [session.get(base + "/health") for _ in range(5)]
+            small = [session.get(base + "/_sim/bytes?n=10") for _ in range(5)]
             large = session.post(base + "/v1/chat/completions", json=body)
             lost = session.get(base + "/nowhere")
         return small, large, lost
