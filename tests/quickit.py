@@ -62,16 +62,22 @@ class FakeEngine:
         self.fails = None
         self.more = 0
         self.told_room = 0
+        self.ecn = 0
         self.id = owner.make_id()
+        self.peer_ids = self  # of which only this is asked
+        self.reset_token = b""
 
-    def receive(self, data, segment_bytes, address, local, now):
+    def is_reset(self, tail):
+        return tail == self.reset_token
+
+    def receive(self, data, segment_bytes, address, local, now, ecn):
         if self.fails == "receive":
             raise RuntimeError("as the test wants")
         self.received.append((data, segment_bytes, address, local))
         if b"junk" in data:
             return
         self.received_packets += 1
-        self.address, self.local = address, local
+        self.address, self.local, self.ecn = address, local, ecn
         self.out.append(b"pong" + self.id)
         self.owner.touch()
 

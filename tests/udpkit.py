@@ -68,3 +68,18 @@ async def until(condition, limit_s=5.0):
     while not condition():
         assert time.monotonic() < ends, "it did not come to be"
         await asyncio.sleep(0.002)
+
+
+class Counted:
+    """A socket that counts its `recvmsg` calls."""
+
+    def __init__(self, sock):
+        self._sock = sock
+        self.reads = 0
+
+    def recvmsg(self, size, control_size):
+        self.reads += 1
+        return self._sock.recvmsg(size, control_size)
+
+    def __getattr__(self, name):
+        return getattr(self._sock, name)

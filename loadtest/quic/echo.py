@@ -226,7 +226,7 @@ class Host(DatagramReceiver):
         else:
             peer = self.by_id.get(data[1:13])
         if peer is not None and peer.connection is not None:
-            peer.connection.receive(data, segment_bytes, address, None, now)
+            peer.connection.receive(data, segment_bytes, address, None, now, ecn)
 
     def received(self) -> None:
         """Send what came of it."""

@@ -164,14 +164,14 @@ class QuicEndpoint(Owner, PortUser):
 
     # -- for the port ---------------------------------------------------------------------------------
 
-    def receive(self, data: bytes, segment_bytes: int, address: Address) -> None:
+    def receive(self, data: bytes, segment_bytes: int, address: Address, ecn: int) -> None:
         """Hand datagrams to the engine."""
         connection = self.connection
         if connection is None:
             return
         self._is_busy = True
         try:
-            connection.receive(data, segment_bytes, address, None, self.clock.read())
+            connection.receive(data, segment_bytes, address, None, self.clock.read(), ecn)
         except Exception:
             self._crash()
 

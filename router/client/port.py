@@ -26,7 +26,7 @@ class PortUser:
 
     __slots__ = ()
 
-    def receive(self, data: bytes, segment_bytes: int, address: Address) -> None:
+    def receive(self, data: bytes, segment_bytes: int, address: Address, ecn: int) -> None:
         """Take datagrams of the other side."""
         raise NotImplementedError
 
@@ -115,7 +115,7 @@ class ClientPort(DatagramReceiver):
             return
         user = self._users.get((address[0], address[1]))
         if user is not None:
-            user.receive(data, segment_bytes, address)
+            user.receive(data, segment_bytes, address, ecn)
             if user not in self._heard:
                 self._heard.append(user)
 

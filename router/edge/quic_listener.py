@@ -25,7 +25,7 @@ from router.edge.quic_strangers import Datagrams, Host, Strangers
 from router.edge.quic_timers import QuicTimers
 from router.exchange import Exchange
 from router.transport.codec.h2.calm import Allowance
-from router.transport.codec.quic.invariants import ID_BYTES, RESET_TOKEN_BYTES
+from router.transport.codec.quic.invariants import ID_BYTES
 from router.transport.udp import UDP_NUMBERS, DatagramReceiver, UdpCounters, UdpSocket
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         now = self.reactor.clock.read()
         shell = self._find(data, 0)
         if shell is not None:
-            shell.receive(data, segment_bytes, address, local, now)
+            shell.receive(data, segment_bytes, address, local, now, ecn)
         elif segment_bytes:
             self._sort(Datagrams(sock, data, segment_bytes, address, local, ecn, 0), now)
         else:
@@ -184,7 +184,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         shell = self._find(data, 0)
         if shell is not None:
             self.counters.quic_taken_over += 1
-            shell.receive(data, segment_bytes, address, local, now)
+            shell.receive(data, segment_bytes, address, local, now, ecn)
             return
         sock = self._sockets.get(listener)
         if sock is not None:
@@ -193,13 +193,13 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         else:
             self.counters.quic_drop_forward_gone += 1  # an address that is not listened on any more
 
-    def take_stray(self, shell: QuicShell, data: bytes, address: Address, local: bytes) -> None:
+    def take_stray(self, shell: QuicShell, data: bytes, address: Address, local: bytes, ecn: int) -> None:
         """Take what was read together with a connection's datagrams, and is not its own."""
         found = self._find(data, 0)
         if found is not None and found is not shell:
-            found.receive(data, 0, address, local, self.reactor.clock.now)
+            found.receive(data, 0, address, local, self.reactor.clock.now, ecn)
         else:
-            self._strangers.take(Datagrams(shell.sock, data, 0, address, local, 0, 0), self.reactor.clock.now)
+            self._strangers.take(Datagrams(shell.sock, data, 0, address, local, ecn, 0), self.reactor.clock.now)
 
     def _find(self, data: bytes, at: int) -> QuicShell | None:
         """Return whose connection the packet names that begins there."""
@@ -224,7 +224,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
             )  # fmt: skip
             shell = self._find(data, at)
             if shell is not None:
-                shell.receive(run.data, run.segment_bytes, run.address, run.local, now)
+                shell.receive(run.data, run.segment_bytes, run.address, run.local, now, run.ecn)
             else:
                 self._take_unknown(run, now)
             at = end
@@ -236,12 +236,10 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         """
         data = arrived.data
         shells = self._dialled.get(arrived.address)
-        if shells is not None and data and not data[0] & 0x80 and not self.keyring.is_ours(data[1 : 1 + ID_BYTES]):
-            tail = data[-RESET_TOKEN_BYTES:]
-            for shell in shells if self._looks.take(now) else ():
-                connection = shell.connection
-                if connection is not None and connection.peer_ids.is_reset(tail):
-                    shell.receive(data, arrived.segment_bytes, arrived.address, arrived.local, now)
+        if shells is not None and not self.keyring.is_ours(data[1 : 1 + ID_BYTES]) and self._looks.take(now):
+            for shell in shells:
+                if shell.is_reset(data):
+                    shell.receive(data, arrived.segment_bytes, arrived.address, arrived.local, now, arrived.ecn)
                     return
         self._strangers.take(arrived, now)
 
@@ -261,7 +259,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         shell.connection = connection = self._protocols.connect(
             shell, now, arrived.address, arrived.local, destination_id, original_id, is_validated=is_validated
         )
-        shell.receive(arrived.data, arrived.segment_bytes, arrived.address, arrived.local, now)
+        shell.receive(arrived.data, arrived.segment_bytes, arrived.address, arrived.local, now, arrived.ecn)
         if not connection.received_packets:
             self._strangers.note_junk(now)
             shell.discard()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 from router.core import Peer
 from router.edge.quic_timers import Timed
 from router.stream import Shell
+from router.transport.codec.quic.invariants import RESET_TOKEN_BYTES
 from router.transport.codec.quic.limits import CONNECTION_REFUSED, INTERNAL_ERROR, NO_ERROR
 from router.transport.codec.quic.seam import Owner
 from router.transport.codec.quic.state import HANDSHAKING, OPEN
@@ -68,16 +69,23 @@ class QuicShell(Timed, Owner, Shell):
 
     # -- for the listener -----------------------------------------------------------------------------
 
-    def receive(self, data: bytes, segment_bytes: int, address: Address, local: bytes, now: float) -> None:
+    def receive(
+        self, data: bytes, segment_bytes: int, address: Address, local: bytes, now: float, ecn: int
+    ) -> None:
         """Hand datagrams to the engine."""
         self._local = local
         connection = self.connection
         if connection is None:
             return
         try:
-            connection.receive(data, segment_bytes, address, local, now)
+            connection.receive(data, segment_bytes, address, local, now, ecn)
         except Exception:
             self._crash()
+
+    def is_reset(self, data: bytes) -> bool:
+        """Whether the datagram is the peer's stateless reset of this connection (RFC 9000 §10.3.1)."""
+        connection = self.connection
+        return connection is not None and connection.peer_ids.is_reset(data[-RESET_TOKEN_BYTES:])
 
     def tell(self, what: str, now: float, error: ProxyError | None = None) -> None:
         """Have the application `drain`, `retire` or be `cut`; without one the connection is refused.
@@ -155,7 +163,8 @@ class QuicShell(Timed, Owner, Shell):
     def stray(self, data: bytes, address: object) -> None:
         """Take back a datagram that is for another connection on the same addresses."""
         assert isinstance(address, tuple)
-        self._listener.take_stray(self, data, address, self._local)
+        ecn = 0 if self.connection is None else self.connection.ecn
+        self._listener.take_stray(self, data, address, self._local, ecn)
 
     def peer_moved(self, address: object) -> None:
         """Tell requests from now on where the client is."""

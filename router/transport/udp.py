@@ -1,6 +1,7 @@
 """A UDP socket on the event loop that moves many datagrams in one system call. Knows nothing of what they carry.
 
-Read: up to `MAX_READS` times 64 KiB a wake-up, each of which may be many datagrams of one sender (UDP_GRO).
+Read: up to `MAX_READS` times 64 KiB a wake-up, each of which may be many datagrams of one sender (UDP_GRO). Reads
+that go on where the last one ended are handed on as one, still of 64 KiB at most: a receiver's work is for each.
 Written: groups of equally large datagrams (UDP_SEGMENT), the pieces handed to the kernel as they are. A kernel or
 a path that refuses either costs one failed call and a line in the log; after that datagrams go one by one.
 
@@ -27,6 +28,10 @@ Ancillary = list[tuple[int, int, bytes]]
 
 READ_BYTES: Final = 65_535
 MAX_READS: Final = 16  # in one wake-up; what else the loop has to do comes between
+LONE_WAKES: Final = 4
+"""Wake-ups in a row with one datagram each, after which no second read looks for another: the poll will say."""
+LOOK_AGAIN: Final = 32
+"""Wake-ups until a second read is tried again, which a busier socket needs: a wake-up costs more than a read."""
 MAX_SEGMENTS: Final = 60  # of one write; the kernel takes 64
 MAX_WRITE_BYTES: Final = 65_000  # with its headers one write is an IP packet to the kernel: below 64 KiB
 MAX_UNSENT: Final = 4_096  # datagrams that wait for a full send buffer; UDP may lose what comes on top
@@ -111,6 +116,47 @@ class DatagramReceiver:
         raise NotImplementedError
 
 
+class _Run:
+    """Reads of one wake-up that go on where the last one ended: datagrams of one sender and one size."""
+
+    __slots__ = ("address", "ecn", "local", "pieces", "segment_bytes", "size")
+
+    def __init__(self) -> None:
+        self.pieces: list[bytes] = []
+        self.size = 0
+        self.segment_bytes = 0
+        self.address: Address = ()
+        self.local = b""
+        self.ecn = 0
+
+    def begin(self, data: bytes, segment_bytes: int, address: Address, local: bytes, ecn: int) -> None:
+        """Keep the first."""
+        self.pieces.append(data)
+        self.size = len(data)
+        self.segment_bytes = segment_bytes
+        self.address = address
+        self.local = local
+        self.ecn = ecn
+
+    def takes(self, size: int, segment_bytes: int, address: Address, local: bytes, ecn: int) -> bool:
+        """Whether a read goes on where the last one ended, which is where all were of full size."""
+        return (
+            segment_bytes == self.segment_bytes
+            and self.size + size <= READ_BYTES
+            and self.size % segment_bytes == 0
+            and ecn == self.ecn
+            and address == self.address
+            and local == self.local
+        )
+
+    def take(self) -> bytes:
+        """Return all of them, and begin anew."""
+        pieces = self.pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
+        return data
+
+
 class UdpSocket:
     """A bound socket, which is non-blocking and this object's from now on. `name` is its owner's."""
 
@@ -121,8 +167,10 @@ class UdpSocket:
         "_is_reading",
         "_is_wildcard",
         "_locals",
+        "_lone",
         "_loop",
         "_receiver",
+        "_run",
         "_sock",
         "_unsent",
         "_unsent_count",
@@ -145,6 +193,8 @@ class UdpSocket:
         self._waits = False
         self._unsent: deque[tuple[list[bytes], int, bytes, Address]] = deque()
         self._unsent_count = 0
+        self._run = _Run()
+        self._lone = 0  # wake-ups in a row that brought one datagram, not joined by the kernel
         self._locals: dict[bytes, bytes] = {}
         self._controls: dict[tuple[int, bytes], Ancillary] = {}
         sock.setblocking(False)
@@ -193,7 +243,7 @@ class UdpSocket:
         read = self._sock.recvmsg
         receiver = self._receiver
         counters = self.counters
-        for _ in range(MAX_READS):
+        for done in range(MAX_READS):
             try:
                 data, ancillary, flags, address = read(READ_BYTES, _CONTROL_BYTES)
             except (BlockingIOError, InterruptedError):
@@ -220,10 +270,40 @@ class UdpSocket:
             else:
                 segment_bytes = 0
                 counters.datagrams_received += 1
-            receiver.receive(self, data, segment_bytes, address, local, ecn)
+            if segment_bytes:
+                self._gather(data, segment_bytes, address, local, ecn)
+            else:
+                if self._run.pieces:
+                    self._hand_on()
+                receiver.receive(self, data, 0, address, local, ecn)
             if not self._is_reading:
                 break
+            if done or segment_bytes:
+                self._lone = 0
+                continue
+            self._lone += 1
+            if LONE_WAKES < self._lone < LOOK_AGAIN:
+                break  # more likely than not there is no more, and to be told so is half the cost of a read
+            if self._lone == LOOK_AGAIN:
+                self._lone = LONE_WAKES
+        if self._run.pieces:
+            self._hand_on()
         receiver.received()
+
+    def _gather(self, data: bytes, segment_bytes: int, address: Address, local: bytes, ecn: int) -> None:
+        """Keep datagrams that the kernel joined: it often joins fewer than one read takes."""
+        run = self._run
+        if run.pieces:
+            if run.takes(len(data), segment_bytes, address, local, ecn):
+                run.pieces.append(data)
+                run.size += len(data)
+                return
+            self._hand_on()
+        run.begin(data, segment_bytes, address, local, ecn)
+
+    def _hand_on(self) -> None:
+        run = self._run
+        self._receiver.receive(self, run.take(), run.segment_bytes, run.address, run.local, run.ecn)
 
     def _local(self, info: bytes) -> bytes:
         """Return what to send with so that an answer comes from the address that was asked.

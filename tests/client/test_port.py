@@ -20,7 +20,7 @@ class User(PortUser):
         self.heard = []
         self.moves = 0
 
-    def receive(self, data, segment_bytes, address):
+    def receive(self, data, segment_bytes, address, ecn):
         self.heard.append(data)
 
     def received(self):

@@ -25,6 +25,7 @@ import httpx
 import psutil
 import pytest
 import pytest_asyncio
+from certkit import Authority
 
 from inference_backend.launch import ReplicaProcess
 
@@ -302,6 +303,17 @@ async def policy():
     """A policy server for every test that does not harm it."""
     async with ReplicaProcess.policy() as replica:
         yield replica
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder with an authority (ca.pem), its certificate for localhost (local.pem, .key) and a client's."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority = Authority()
+    (folder / "ca.pem").write_bytes(authority.cert)
+    authority.sign("localhost", "127.0.0.1").write(folder, "local")
+    authority.client().write(folder, "client")
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -29,15 +29,6 @@ from router.client import RobotError, RobotSession  # noqa: E402
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(60)]
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    authority = Authority()
-    (folder / "ca.pem").write_bytes(authority.cert)
-    authority.sign("localhost", "127.0.0.1").write(folder, "local")
-    return folder
-
-
 def flags(files, *more):
     pair = ("--tls-cert", files / "local.pem", "--tls-key", files / "local.key")
     return ("--listen-quic", "127.0.0.1:0", *pair, "--health", "none", "--may-attach", "gpu-7=t", *more)

@@ -10,7 +10,6 @@ from pathlib import Path
 import httpx
 import pytest
 import websockets
-from certkit import Authority
 
 import router as package
 
@@ -32,15 +31,6 @@ setTimeout(() => { found.failed = `stuck with ${JSON.stringify(found)}`; tell();
 try { %s } catch (error) { found.failed = String(error) + error.stack; }
 tell();
 </script>"""
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    authority = Authority()
-    (folder / "ca.pem").write_bytes(authority.cert)
-    authority.sign("localhost", "127.0.0.1").write(folder, "local")
-    return folder
 
 
 class Obedient(Policy):

@@ -137,6 +137,7 @@ async def test_a_loop_that_is_late_refuses_what_is_new_and_goes_on_with_the_rest
     assert {record["flags"] for record in router.records() if record["status"] == 503} == {"OM"}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 async def test_memory_short_sheds_first_and_comes_back(start_router, start_server, until):
     async def serve(reader, writer):

@@ -74,6 +74,7 @@ async def test_least_inflight_is_level(spread, router):
     await router.settled()
 
 
+@pytest.mark.slow
 async def test_p2c_is_nearly_level(spread, router):
     even = await spread("p2c-even", 60, together=True)
     assert all(14 <= even[name] <= 26 for name in "abc"), even

@@ -23,16 +23,6 @@ pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120
 DRAIN = ("--drain-settle-s", 0, "--drain-deadline-s", 10)
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    authority = Authority()
-    (folder / "ca.pem").write_bytes(authority.cert)
-    authority.sign("localhost", "127.0.0.1").write(folder, "local")
-    authority.client().write(folder, "client")
-    return folder
-
-
 def quic_flags(files, *more):
     return ("--listen-quic", "127.0.0.1:0", "--tls-cert", files / "local.pem", "--tls-key", files / "local.key", "--health", "none", *more)
 

@@ -10,7 +10,6 @@ import pytest
 import pytest_asyncio
 import quic_portal
 import websockets.asyncio.server
-from certkit import Authority
 from curl_cffi import CurlHttpVersion, requests
 
 from inference_backend.ports import free_port
@@ -18,15 +17,6 @@ from inference_backend.ports import free_port
 sys.path.insert(0, str(Path(__file__).parent))
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(90)]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    authority = Authority()
-    (folder / "ca.pem").write_bytes(authority.cert)
-    authority.sign("localhost", "127.0.0.1").write(folder, "local")
-    return folder
 
 
 def flags(files, *more):
@@ -46,7 +36,7 @@ async def test_curl(start_router, engine, files):
     def ask():
         body = {"model": "sim", "max_tokens": 4, "messages": [{"role": "user", "content": "hello " * 20_000}]}
         with requests.Session(verify=str(files / "ca.pem"), http_version=CurlHttpVersion.V3ONLY) as session:
-            small = [session.get(base + "/health") for _ in range(5)]
+            small = [session.get(base + "/_sim/bytes?n=10") for _ in range(5)]
             large = session.post(base + "/v1/chat/completions", json=body)
             lost = session.get(base + "/nowhere")
         return small, large, lost

@@ -11,7 +11,6 @@ import httpx
 import pytest
 import pytest_asyncio
 import websockets
-from certkit import Authority
 from websockets.asyncio.server import serve
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -19,15 +18,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 from robotpeer import BYE, EPOCH, LINK, REFUSED, WELCOME, RobotPeer, now_us  # noqa: E402
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    authority = Authority()
-    (folder / "ca.pem").write_bytes(authority.cert)
-    authority.sign("localhost", "127.0.0.1").write(folder, "local")
-    return folder
 
 
 def quic_flags(files, *more):

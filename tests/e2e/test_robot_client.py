@@ -25,15 +25,6 @@ from router.client import BlockingRobotSession, RobotError, RobotSession
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
 
 
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    authority = Authority()
-    (folder / "ca.pem").write_bytes(authority.cert)
-    authority.sign("localhost", "127.0.0.1").write(folder, "local")
-    return folder
-
-
 def url_of(router, path="/"):
     (url,) = [url for url in router.listen if url.startswith("quic://")]
     return f"quic://127.0.0.1:{httpx.URL(url).port}{path}"

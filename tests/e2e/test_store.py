@@ -133,6 +133,7 @@ async def test_without_a_schema_it_says_what_to_do(run_router, folder):
     assert "router store init" in done.stderr
 
 
+@pytest.mark.slow
 async def test_a_router_that_waits_is_not_ready_and_says_why(start_router, folder, client, engines, until):
     store = StoreProcess(folder)
     router = await start_router("--store", store.setting, "--state-dir", folder, "--store-start-timeout-s", "0")

@@ -7,7 +7,6 @@ import asyncio
 import httpx
 import pytest
 from aioice import stun as ice
-from certkit import Authority
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(60)]
 
@@ -31,13 +30,6 @@ class Client(asyncio.DatagramProtocol):
         self.waiting[request.transaction_id] = transaction = ice.Transaction(request, server, self, retransmissions=3)
         answer, _ = await transaction.run()
         return answer.attributes["XOR-MAPPED-ADDRESS"]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    Authority().sign("localhost", "127.0.0.1").write(folder, "local")
-    return folder
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])

@@ -55,7 +55,10 @@ async def test_once(run_router, mark, until):
     await until(lambda: not running(mark))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)], ids=["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [pytest.param(signal.SIGINT, 130, id="SIGINT", marks=pytest.mark.slow), pytest.param(signal.SIGTERM, 0, id="SIGTERM")],
+)
 async def test_each_endpoint_is_served(start_router, client, mark, number, code, until):
     router = await start_router(
         "--no-check", "--replicas", 3, "--time-scale", 0, "--drain-settle-s", 0, command="up", env={MARK: mark}

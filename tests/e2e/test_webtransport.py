@@ -14,7 +14,6 @@ from aioquic.buffer import encode_uint_var
 from aioquic.h3.connection import FrameType, H3Connection
 from aioquic.h3.events import DatagramReceived, DataReceived, HeadersReceived, WebTransportStreamDataReceived
 from aioquic.quic.events import ConnectionTerminated, HandshakeCompleted, StreamReset
-from certkit import Authority
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -24,15 +23,6 @@ from test_robot import Policy, metric, quic_flags  # noqa: E402
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
 CLOSE, DRAIN = 0x2843, 0x78AE
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tls")
-    authority = Authority()
-    (folder / "ca.pem").write_bytes(authority.cert)
-    authority.sign("localhost", "127.0.0.1").write(folder, "local")
-    return folder
 
 
 def split(data, numbers):

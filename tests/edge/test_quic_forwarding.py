@@ -135,9 +135,10 @@ async def test_a_sibling_gets_what_is_its_own_and_answers_itself(host):
     engine, own_id = await begin(two, client)
     assert own_id[:2] == b"\x01\x07"
     moved = one.client()
-    read(one, short(own_id), moved)
+    read(one, short(own_id), moved, ecn=3)
     assert (await answered(moved)).startswith(b"pong")
     assert engine.received[-1] == (short(own_id), 0, moved.getsockname(), b"")
+    assert engine.ecn == 3, "its mark comes along"
     assert (one.count("forwarded"), two.count("taken_over")) == (1, 1)
 
 

@@ -6,9 +6,10 @@ import struct
 
 import pytest
 import pytest_asyncio
-from quickit import CLOSING, HANDSHAKING, OVER, FakeApplication, Rig, answered, initial, short
+from quickit import CLOSING, HANDSHAKING, OVER, FakeApplication, FakeEngine, Rig, answered, initial, short
 from udpkit import until
 
+from router.edge.quic_shell import QuicShell
 from router.errors import Kind, ProxyError, Source
 
 CUT = ProxyError(Kind.DRAINING, Source.ROUTER)
@@ -54,6 +55,20 @@ class TestRouting:
         assert [len(data) for data, *_ in first.received[1:]] == [50, 50]
         assert [(len(data), size) for data, size, *_ in second.received[1:]] == [(100, 50)]
         assert rig.count("drop_unknown") == 1, "a run of the same is looked at once"
+
+    async def test_a_reset_finds_the_one_of_several_that_were_dialled_to_one_place(self, rig):
+        server = rig.client()
+        place = server.getsockname()
+        for n in range(3):
+            shell = QuicShell(rig.listener, rig.listener.first_socket(), place, b"")
+            assert rig.listener.dial(shell, lambda now, shell=shell: FakeEngine(shell, now, place, b"", b"", b"", False))
+            rig.engines.append(shell.connection)
+            shell.connection.reset_token = bytes((n,)) * 16
+        server.sendto(short(b"\xee" * 12, size=30) + bytes((1,)) * 16, rig.address)
+        await until(lambda: rig.engines[1].received)
+        server.sendto(short(b"\xee" * 12, size=30) + bytes((9,)) * 16, rig.address)
+        await until(lambda: rig.count("drop_unknown") + rig.count("resets") == 1)
+        assert [len(engine.received) for engine in rig.engines] == [0, 1, 0]
 
     async def test_strays_of_a_buffer_are_taken_back(self, rig):
         _, first, first_id = await rig.connected()
@@ -168,6 +183,13 @@ class TestTime:
         engine.owner.watch()
         rig.reactor.wheel.turn(rig.reactor.clock.now + 0.2)
         assert engine.application.told == ["deadline"]
+
+    async def test_marks_of_congestion_are_the_engines(self, rig):
+        client, engine, own_id = await rig.connected()
+        for size, ecn in ((0, 3), (len(short(own_id)), 2), (0, 0)):
+            data = short(own_id) * (2 if size else 1)
+            rig.listener.receive(engine.owner.sock, data, size, client.getsockname(), b"", ecn)
+            assert engine.ecn == ecn
 
     async def test_who_has_more_to_send_lets_the_others_go_first(self, rig):
         client, engine, own_id = await rig.connected()

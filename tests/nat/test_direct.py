@@ -113,14 +113,14 @@ def ready(process):
     ("robot", "replica", "is_direct"),
     [
         ("masquerade", "masquerade", True),
-        ("masquerade", "static", True),
+        pytest.param("masquerade", "static", True, marks=pytest.mark.slow),
         ("random", "static", True),
-        ("masquerade", "", True),
-        ("random", "", True),
+        pytest.param("masquerade", "", True, marks=pytest.mark.slow),
+        pytest.param("random", "", True, marks=pytest.mark.slow),
         ("static", "random", True),
         ("masquerade", "random", False),
         ("random", "masquerade", False),
-        ("random", "random", False),
+        pytest.param("random", "random", False, marks=pytest.mark.slow),
     ],
 )
 def test_they_meet_or_are_relayed(world, robot, replica, is_direct):

@@ -4,10 +4,18 @@ import errno
 import socket
 
 import pytest
-from udpkit import Faulty, Kept, bound, open_udp, until
+from udpkit import Counted, Faulty, Kept, bound, open_udp, until
 
 from router.transport import udp
-from router.transport.udp import MAX_SEGMENTS, MAX_UNSENT, SOL_UDP, UDP_SEGMENT, UdpSocket
+from router.transport.udp import (
+    LONE_WAKES,
+    LOOK_AGAIN,
+    MAX_SEGMENTS,
+    MAX_UNSENT,
+    SOL_UDP,
+    UDP_SEGMENT,
+    UdpSocket,
+)
 
 
 @pytest.fixture
@@ -73,6 +81,32 @@ async def test_one_alone(pair, size):
     await until(lambda: len(kept.datagrams) == 2)
     assert kept.datagrams == [b"x" * size, b"y" * size]
     assert {segment_bytes for _, segment_bytes, *_ in kept.buffers} == {0}
+
+
+async def test_datagrams_that_come_alone_are_read_once_each(pair):
+    near, _, _, _, _ = pair()
+    counted = Counted(bound())
+    far, kept = open_udp(counted)
+    for number in range(3 * LOOK_AGAIN):
+        near.send([b"ping"], 4, b"", far.address())
+        await until(lambda: len(kept.buffers) == number + 1)  # noqa: B023 - awaited at once
+    far.close()
+    beyond = counted.reads - 3 * LOOK_AGAIN
+    assert 0 < beyond <= LONE_WAKES + 4, "a socket that gets one at a time looks for a second now and then"
+
+
+async def test_a_socket_that_becomes_busy_is_emptied_in_one_wake_up(pair):
+    near, _, far, kept, to = pair()
+    for number in range(LONE_WAKES + 2):
+        near.send([b"ping"], 4, b"", to)
+        await until(lambda: len(kept.buffers) == number + 1)  # noqa: B023 - awaited at once
+    wakes, count = kept.wakes, len(kept.buffers)
+    flood = [bytes([1 + i % 2]) * (100 + i % 2) for i in range(2 * LOOK_AGAIN)]  # of sizes that are not joined
+    for one in flood:
+        near.send([one], 0, b"", to)
+    await until(lambda: len(kept.buffers) == count + len(flood))
+    assert kept.datagrams[count:] == flood
+    assert kept.wakes - wakes < LOOK_AGAIN + 6, "once a second was found, a wake-up takes all there is"
 
 
 async def test_an_empty_datagram_is_one(pair):
@@ -345,3 +379,36 @@ async def test_buffers_are_as_large_as_the_kernel_gives(pair):
         most = int(file.read())
     wanted = min(udp.BUFFER_BYTES, most)
     assert near._sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * wanted
+
+
+async def test_reads_that_follow_on_each_other_are_handed_on_as_one(pair):
+    near, _, far, kept, to = pair()
+    far.stop_reading()
+    sent = pieces_of(50, 1_200)
+    for at in range(0, 50, 10):
+        near.send(sent[at : at + 10], 1_200, b"", to)
+    end = pieces_of(15, 1_200, last=77)
+    near.send(end, 1_200, b"", to)
+    more, other = pieces_of(3, 1_200), pieces_of(4, 600)
+    near.send(more, 1_200, b"", to)
+    near.send(other, 600, b"", to)
+    near.send([b"alone"], 0, b"", to)
+    far.start_reading()
+    await until(lambda: len(kept.datagrams) == 73)
+    assert kept.datagrams == [*sent, *end, *more, *other, b"alone"]
+    assert [(len(data), segment) for data, segment, *_ in kept.buffers] == [
+        (60_000, 1_200), (14 * 1_200 + 77, 1_200), (3_600, 1_200), (2_400, 600), (5, 0),
+    ]  # fmt: skip
+    assert far.counters.reads == 9 and far.counters.datagrams_received == 73
+
+
+async def test_reads_of_two_senders_stay_apart(pair):
+    near, heard, far, kept, to = pair()
+    second, _ = open_udp(bound())
+    far.stop_reading()
+    for sender in (near, second, near):
+        sender.send(pieces_of(3, 500), 500, b"", to)
+    far.start_reading()
+    await until(lambda: len(kept.datagrams) == 9)
+    assert [buffer[2] for buffer in kept.buffers] == [near.address(), second.address(), near.address()]
+    second.close()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from router.transport.codec.quic.ack_frequency import MIN_ACK_DELAY_US
 from router.transport.codec.quic.keys import PacketKey
 from router.transport.codec.quic.limits import (
     CRYPTO_ERROR,
@@ -41,6 +42,7 @@ from router.transport.codec.quic.transport_parameters import (
     MAX_PAYLOAD,
     MAX_STREAMS_BIDI,
     MAX_STREAMS_UNI,
+    MIN_ACK_DELAY,
     RESET_TOKEN,
     Parameters,
     read_parameters,
@@ -140,6 +142,7 @@ class QuicConnection(PacketWriter):
                 DELAY_EXPONENT: 3,
                 MAX_ACK_DELAY: int(MAX_ACK_DELAY_S * 1000),
                 ID_LIMIT: HELD_IDS,
+                MIN_ACK_DELAY: MIN_ACK_DELAY_US,
             }
         )
         if config.datagram_bytes:
@@ -239,6 +242,7 @@ class QuicConnection(PacketWriter):
             (peer.number(MAX_STREAMS_BIDI), peer.number(MAX_STREAMS_UNI)),
         )
         self.max_peer_datagram = peer.number(MAX_DATAGRAM)
+        self.takes_ack_frequency = MIN_ACK_DELAY in peer.numbers
         self.recovery.max_ack_delay_s = peer.number(MAX_ACK_DELAY) / 1000
         idle_s = peer.number(IDLE_TIMEOUT) / 1000
         if idle_s:

@@ -211,6 +211,10 @@ class QuicFlow(Flow):
             return self.sent_bytes < self.send_limit and self._streams.room() > 0
         return self.end_queued and not self.end_sent
 
+    def next_offset(self) -> int:
+        """Return where `take_chunk` will begin."""
+        return self._lost[-1].offset if self._lost else self.sent_bytes
+
     def take_chunk(self, room: int) -> StreamChunk | None:
         """Return the next bytes for a packet, at most `room`; lost ones first."""
         lost = self._lost

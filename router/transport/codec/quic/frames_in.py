@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from router.transport.codec.quic.ack_frequency import ACK_FREQUENCY, IMMEDIATE_ACK
 from router.transport.codec.quic.flow import QuicFlow
 from router.transport.codec.quic.limits import (
     CRYPTO_BUFFER_EXCEEDED,
@@ -56,7 +57,8 @@ DATAGRAM_SIZED: Final = 0x31
 MAX_STREAM_COUNT: Final = 1 << 60
 _IN_HANDSHAKE: Final = frozenset((PADDING, PING, ACK, ACK_ECN, CRYPTO, CLOSE))
 _NOT_EARLY: Final = frozenset(
-    (ACK, ACK_ECN, CRYPTO, NEW_TOKEN, PATH_RESPONSE, RETIRE_CONNECTION_ID, HANDSHAKE_DONE)
+    (ACK, ACK_ECN, CRYPTO, NEW_TOKEN, PATH_RESPONSE, RETIRE_CONNECTION_ID, HANDSHAKE_DONE, IMMEDIATE_ACK,
+     ACK_FREQUENCY)
 )
 _NOT_ELICITING: Final = frozenset((PADDING, ACK, ACK_ECN, CLOSE, CLOSE_APPLICATION))
 _PROBING: Final = frozenset((PADDING, NEW_CONNECTION_ID, PATH_CHALLENGE, PATH_RESPONSE))  # RFC 9000 §9.1
@@ -159,6 +161,8 @@ class FrameReader(ConnectionState):
                 self.fail(PROTOCOL_VIOLATION if self.is_server else FRAME_ENCODING_ERROR, "a bad NEW_TOKEN", kind)
             elif len(token) <= _MAX_TOKEN_BYTES:
                 self.on_new_token(token)
+        elif kind in (ACK_FREQUENCY, IMMEDIATE_ACK):
+            self._on_ack_frequency(kind, cursor)
         elif kind != PING:
             self.fail(FRAME_ENCODING_ERROR, "an unknown frame", kind)
         if cursor.is_short():
@@ -319,6 +323,18 @@ class FrameReader(ConnectionState):
         self.settle_acked(acked)
         self.paced_until_s = 0.0
         self.owner.touch()
+
+    def _on_ack_frequency(self, kind: int, cursor: Cursor) -> None:
+        if kind == IMMEDIATE_ACK:
+            if not self.is_over_budget():  # else as for a PING: the draft's §5 lets us
+                self.recovery.spaces[DATA].is_ack_due = True
+            return
+        sequence = cursor.varint()
+        threshold = cursor.varint()
+        delay_us = cursor.varint()
+        reordering = cursor.varint()
+        if not cursor.is_short() and not self.ack_frequency.receive(sequence, threshold, delay_us, reordering):
+            self.fail(PROTOCOL_VIOLATION, "an acknowledgement is asked for sooner than we can", kind)
 
     def _on_crypto(self, epoch: int, cursor: Cursor) -> None:
         offset = cursor.varint()

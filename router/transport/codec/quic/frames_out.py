@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from router.transport.codec.quic.ack_frequency import ACK_FREQUENCY
 from router.transport.codec.quic.frames_in import (
     HANDSHAKE_DONE,
     MAX_DATA,
@@ -29,7 +30,7 @@ STREAM_CREDIT: Final = 0x11
 
 
 class ConnectionFrame(SentFrame):
-    """A frame about the connection as a whole; `value` is the id's sequence number, or the kind of streams."""
+    """A frame about the connection as a whole; `value` is a sequence number, or the kind of streams."""
 
     __slots__ = ("connection", "kind", "value")
 
@@ -56,6 +57,8 @@ class ConnectionFrame(SentFrame):
             connection.peer_ids.retiring.append(self.value)
         elif kind == MAX_STREAMS_BIDI:
             connection.streams.max_streams_due[self.value] = True
+        elif kind == ACK_FREQUENCY and self.value == connection.ack_frequency.sequence:
+            connection.ack_frequency.is_due = True
 
 
 class FlowFrame(SentFrame):
@@ -84,7 +87,10 @@ class FlowFrame(SentFrame):
 
 
 def write_ack(space: Space, now: float, more: int) -> bytes:
-    """Return an ACK of the last range received, and of at most so many before it (RFC 9000 §13.2.4)."""
+    """Return an ACK of the last range received, and of at most so many before it (RFC 9000 §13.2.4).
+
+    With counts once a packet had an ECN mark (§13.4.1).
+    """
     received = space.received
     starts, ends = received.starts, received.ends
     last = len(starts) - 1
@@ -92,7 +98,7 @@ def write_ack(space: Space, now: float, more: int) -> bytes:
     delay_us = int((now - space.largest_s) * 1e6) if now > space.largest_s else 0
     low = starts[last]
     parts = [
-        b"\x02",
+        b"\x03" if space.is_marked else b"\x02",
         varint(ends[last] - 1),
         varint(delay_us >> ACK_DELAY_EXPONENT),
         varint(last - first),
@@ -101,4 +107,6 @@ def write_ack(space: Space, now: float, more: int) -> bytes:
     for at in range(last - 1, first - 1, -1):
         parts += (varint(low - ends[at] - 1), varint(ends[at] - 1 - starts[at]))
         low = starts[at]
+    if space.is_marked:
+        parts += (varint(space.ect0_packets), varint(space.ect1_packets), varint(space.ce_packets))
     return b"".join(parts)

@@ -12,11 +12,9 @@ from typing import Final
 from router.transport.codec.quic.frames_in import DROPPED, ELICITING, NOT_PROBING, FrameReader
 from router.transport.codec.quic.keys import SAMPLE_BYTES, PacketKey, initial_keys
 from router.transport.codec.quic.limits import (
-    ACK_EVERY,
     AEAD_LIMIT_REACHED,
     ID_BYTES,
     INTEGRITY_LIMIT,
-    MAX_ACK_DELAY_S,
     MAX_EARLY_PACKETS,
     MAX_PATHS,
     MIN_DATAGRAM_BYTES,
@@ -65,10 +63,16 @@ class PacketReader(FrameReader):
         """Take a packet of version 0. A client's."""
         raise NotImplementedError
 
-    def receive(self, data: bytes, segment_bytes: int, address: Address, local: object, now: float) -> None:
-        """Take what was read from the socket: datagrams of `segment_bytes` each, or one if that is 0."""
+    def receive(
+        self, data: bytes, segment_bytes: int, address: Address, local: object, now: float, ecn: int = 0
+    ) -> None:
+        """Take what was read from the socket: datagrams of `segment_bytes` each, or one if that is 0.
+
+        `ecn` are the two bits of RFC 3168, alike for all of them.
+        """
         self.now = now
-        if self.phase >= DRAINING:
+        self.ecn = ecn
+        if self.phase >= DRAINING or not data:  # a datagram may be empty
             return
         path = self.path
         if path.address != address:
@@ -79,13 +83,15 @@ class PacketReader(FrameReader):
         path.received_bytes += len(data)
         size = len(data)
         if not segment_bytes or segment_bytes >= size:
-            self._receive_datagram(data, 0, size, path)
+            self._receive_datagram(data, 0, size, path, b"", 0)
         else:
-            at = 0
+            masks = self._short_masks(data, segment_bytes)
+            at = mask_at = 0
             while at < size:
                 end = min(at + segment_bytes, size)
-                self._receive_datagram(data, at, end, path)
+                self._receive_datagram(data, at, end, path, masks, mask_at)
                 at = end
+                mask_at += SAMPLE_BYTES
         if self.early_packets:
             self.take_early()
         if self.phase <= OPEN:
@@ -114,15 +120,29 @@ class PacketReader(FrameReader):
         self.paths.append(path)
         return path
 
-    def _receive_datagram(self, data: bytes, at: int, end: int, path: Path) -> None:
+    def _short_masks(self, data: bytes, segment_bytes: int) -> bytes:
+        """Return the header masks of all datagrams as if each were a packet of data; empty: each makes its own.
+
+        In one call they cost little more than one of them. The header's key is the same for all key phases.
+        """
+        key = self.recovery.spaces[DATA].receive_key
+        if key is None or segment_bytes < _SMALLEST:
+            return b""
+        samples = [data[at : at + SAMPLE_BYTES] for at in range(_SAMPLE_AT, len(data), segment_bytes)]
+        if len(samples[-1]) < SAMPLE_BYTES:
+            samples.pop()  # the last may be smaller
+        return key.masks(b"".join(samples))
+
+    def _receive_datagram(self, data: bytes, at: int, end: int, path: Path, masks: bytes, mask_at: int) -> None:
+        """Take the packets of one datagram; `masks`, from `mask_at`, may have the mask of a packet of data."""
         if not data[at] & 0x80:
-            self._receive_short(data, at, end, path)
+            self._receive_short(data, at, end, path, masks, mask_at)
             return
         begin = at
         size = end - at
         while at < end and self.phase < CLOSING:
             if not data[at] & 0x80:
-                self._receive_short(data, at, end, path)
+                self._receive_short(data, at, end, path, b"", 0)
                 return
             header = read_long(data, at, end)
             if header is None:
@@ -147,7 +167,7 @@ class PacketReader(FrameReader):
         key = self.early_key if epoch == EARLY else space.receive_key
         if key is None:
             if self.phase == HANDSHAKING and (epoch == HANDSHAKE or (epoch == EARLY and self.is_server)):
-                self._keep_early(epoch, data[at : header.end])
+                self._keep_early(data[at : header.end])
             return
         number_at = header.number_at
         sample = data[number_at + 4 : number_at + 4 + SAMPLE_BYTES]
@@ -156,7 +176,7 @@ class PacketReader(FrameReader):
         mask = key.mask(sample)
         first = data[at] ^ (mask[0] & 0x0F)
         number_bytes = (first & 3) + 1
-        truncated = _unmask(data, number_at, number_bytes, mask)
+        truncated = _unmask(data, number_at, number_bytes, mask, 0)
         number = whole_number(truncated, 8 * number_bytes, space.expected)
         body_at = number_at + number_bytes
         plain = FIRST_BYTE[first] + data[at + 1 : number_at] + truncated.to_bytes(number_bytes, "big")
@@ -186,7 +206,7 @@ class PacketReader(FrameReader):
             return True
         return source in peer_ids.sequences
 
-    def _receive_short(self, data: bytes, at: int, end: int, path: Path) -> None:
+    def _receive_short(self, data: bytes, at: int, end: int, path: Path, masks: bytes, mask_at: int) -> None:
         if not data[at] & 0x40:
             if is_stun(data[at:end]):  # RFC 9443: it has the same socket, and the kernel joins by addresses
                 self.owner.stray(data[at:end], path.address)
@@ -202,13 +222,15 @@ class PacketReader(FrameReader):
         key = space.receive_key
         if key is None or (self.phase == HANDSHAKING and self.is_server):
             # RFC 9001 §5.7: a server reads no data before the handshake is complete.
-            self._keep_early(DATA, data[at:end])
+            self._keep_early(data[at:end])
             return
-        mask = key.mask(data[at + _SAMPLE_AT : at + _SMALLEST])
-        first = data[at] ^ (mask[0] & 0x1F)
+        if mask_at + SAMPLE_BYTES > len(masks):
+            masks = key.mask(data[at + _SAMPLE_AT : at + _SMALLEST])
+            mask_at = 0
+        first = data[at] ^ (masks[mask_at] & 0x1F)
         number_bytes = (first & 3) + 1
         body_at = at + _NUMBER_AT + number_bytes
-        truncated = _unmask(data, at + _NUMBER_AT, number_bytes, mask)
+        truncated = _unmask(data, at + _NUMBER_AT, number_bytes, masks, mask_at)
         number = whole_number(truncated, 8 * number_bytes, space.expected)
         plain = FIRST_BYTE[first] + used + truncated.to_bytes(number_bytes, "big")
         if (first >> 2 & 1) == self.key_phase:
@@ -242,19 +264,23 @@ class PacketReader(FrameReader):
         if result == DROPPED:
             return
         is_eliciting = bool(result & ELICITING)
+        frequency = self.ack_frequency
         space.note_received(
             number,
             now,
             is_eliciting=is_eliciting,
-            every=ACK_EVERY if epoch == DATA else 1,
-            delay_s=MAX_ACK_DELAY_S if epoch == DATA else 0.0,
+            every=frequency.every if epoch == DATA else 1,
+            delay_s=frequency.delay_s if epoch == DATA else 0.0,
+            reordering=frequency.reordering,
         )
+        if self.ecn:
+            space.note_mark(self.ecn, is_eliciting=is_eliciting)
         if path is not self.path and is_newest and result & NOT_PROBING and epoch == DATA:
             self.move_to(path)
 
-    def _keep_early(self, epoch: int, packet: bytes) -> None:
+    def _keep_early(self, packet: bytes) -> None:
         if len(self.early_packets) < MAX_EARLY_PACKETS:
-            self.early_packets.append((epoch, packet))
+            self.early_packets.append((self.ecn, packet))
 
     def take_early(self) -> None:
         """Try again what came before its keys."""
@@ -262,8 +288,9 @@ class PacketReader(FrameReader):
         if not waiting or self.phase >= CLOSING:
             return
         self.early_packets = []
-        for _, packet in waiting:
-            self._receive_datagram(packet, 0, len(packet), self.path)
+        for ecn, packet in waiting:
+            self.ecn = ecn
+            self._receive_datagram(packet, 0, len(packet), self.path, b"", 0)
 
     def _note_failure(self) -> None:
         self.failed_opens += 1
@@ -331,13 +358,13 @@ class PacketReader(FrameReader):
         self.phase_acked = False
 
 
-def _unmask(data: bytes, at: int, size: int, mask: bytes) -> int:
+def _unmask(data: bytes, at: int, size: int, masks: bytes, mask_at: int) -> int:
     """Return the packet number as it stood on the wire before it was masked."""
-    number = data[at] ^ mask[1]
+    number = data[at] ^ masks[mask_at + 1]
     if size > 1:
-        number = number << 8 | (data[at + 1] ^ mask[2])
+        number = number << 8 | (data[at + 1] ^ masks[mask_at + 2])
         if size > 2:
-            number = number << 8 | (data[at + 2] ^ mask[3])
+            number = number << 8 | (data[at + 2] ^ masks[mask_at + 3])
             if size > 3:
-                number = number << 8 | (data[at + 3] ^ mask[4])
+                number = number << 8 | (data[at + 3] ^ masks[mask_at + 4])
     return number

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from router.transport.codec.quic.ack_frequency import ACK_FREQUENCY, IMMEDIATE_ACK
 from router.transport.codec.quic.frames_in import (
     CLOSE,
     CLOSE_APPLICATION,
@@ -25,12 +26,13 @@ from router.transport.codec.quic.frames_in import (
     STOP_SENDING,
 )
 from router.transport.codec.quic.frames_out import STREAM_CREDIT, ConnectionFrame, FlowFrame, write_ack
-from router.transport.codec.quic.keys import TAG_BYTES, PacketKey
+from router.transport.codec.quic.keys import TAG_BYTES
 from router.transport.codec.quic.limits import APPLICATION_ERROR, KEY_PACKETS, MIN_DATAGRAM_BYTES
 from router.transport.codec.quic.packet import DATA, EARLY, FIRST_BYTE, HANDSHAKE, INITIAL, write_long
 from router.transport.codec.quic.packets_in import PacketReader
 from router.transport.codec.quic.recovery import SentFrame, SentPacket, Space
 from router.transport.codec.quic.state import CLOSING, SPACES
+from router.transport.codec.quic.transport_parameters import MAX_ACK_DELAY
 from router.transport.codec.quic.varint import varint
 
 if TYPE_CHECKING:
@@ -38,12 +40,12 @@ if TYPE_CHECKING:
     from router.transport.codec.quic.path import Address, Path
 
 _CONTROL_ROOM: Final = 64  # no frame about the connection or a stream is larger
-_STREAM_ROOM: Final = 32  # of a STREAM frame's header, and a byte that it is worth
+_STREAM_ROOM: Final = 32  # of a STREAM frame's header, and some bytes that it is worth
 _TWO_BYTE_NUMBERS: Final = 1 << 14
 _NO_FRAMES: Final[list[SentFrame]] = []
 MIN_CHALLENGE_BYTES: Final = 64
 """Of a packet with a challenge; less than that is not worth sending at all."""
-_ACK_BYTES: Final = 32  # of an ACK of one range, at most
+_ACK_BYTES: Final = 56  # of an ACK of one range and the counts of ECN, at most
 _RANGE_BYTES: Final = 8  # of each further one; numbers far apart are not received in one window
 MAX_BURST_PACKETS: Final = 1_024
 """Datagrams of one flush; the rest comes in a next turn, so that a fast stream does not keep the others waiting."""
@@ -138,7 +140,7 @@ class PacketWriter(PacketReader):
                 payload += bytes(padding)  # noqa: PLW2901 - the datagram's rest belongs to its last packet
             length = 4 + len(payload) + TAG_BYTES
             whole = header + (0x4000 | length).to_bytes(2, "big")
-            sealed = _seal(key, packet.number, whole, payload, 4, 0x0F)
+            sealed = key.seal_packet(packet.number, whole, payload, 4, 0x0F)
             datagram.append(sealed)
             if packet.is_eliciting or (packet is last and padding):
                 packet.size = len(sealed)
@@ -156,12 +158,18 @@ class PacketWriter(PacketReader):
         congestion.is_held_back = False
         path = self.path
         mtu = path.mtu
+        if self.takes_ack_frequency and self.streams.unsent_bytes:
+            self.ack_frequency.consider(congestion.window, mtu.size, self.streams.unsent_bytes)
         for _ in range(MAX_BURST_PACKETS):
             room = min(mtu.size, path.room())
             if room < MIN_CHALLENGE_BYTES:
                 return
+            has_more = self._has_more(space)
+            is_ack_wanted = self._is_ack_wanted(space)
+            if not has_more and not is_ack_wanted and not space.probes:
+                break
             is_free = space.probes > 0 or congestion.room() >= mtu.size
-            if is_free and not space.probes and self._has_more(space):
+            if is_free and not space.probes and has_more:
                 paced_s = congestion.take_tokens(mtu.size, self.now, self.recovery.rtt.smoothed_s)
                 if paced_s:
                     congestion.is_held_back = True
@@ -169,9 +177,9 @@ class PacketWriter(PacketReader):
                     self.owner.watch()
                     is_free = False
             if not is_free:
-                if self._has_more(space):
+                if has_more:
                     congestion.is_held_back = True
-                if not self._is_ack_wanted(space):
+                if not is_ack_wanted:
                     return
             if not self._write_packet(space, path, room, acks_only=not is_free):
                 break
@@ -210,7 +218,7 @@ class PacketWriter(PacketReader):
         if len(payload) < short:
             payload += bytes(short)
         first = 0x40 | self.key_phase << 2 | (number_bytes - 1)
-        sealed = _seal(key, packet.number, FIRST_BYTE[first] + peer_id, payload, number_bytes, 0x1F)
+        sealed = key.seal_packet(packet.number, FIRST_BYTE[first] + peer_id, payload, number_bytes, 0x1F)
         if packet.is_eliciting:
             packet.size = len(sealed)
         self._count(space, packet)
@@ -232,7 +240,8 @@ class PacketWriter(PacketReader):
         packet.is_probe = True
         peer_id = self.peer_ids.current
         number_bytes = _number_bytes(space)
-        payload = FIRST_BYTE[PING] + bytes(size - 1 - len(peer_id) - number_bytes - TAG_BYTES - 1)
+        kind = IMMEDIATE_ACK if self.takes_ack_frequency else PING  # the next step waits for the answer
+        payload = FIRST_BYTE[kind] + bytes(size - 1 - len(peer_id) - number_bytes - TAG_BYTES - 1)
         path.mtu.is_probing = True
         self._finish(space, path, packet, payload, peer_id, number_bytes)
 
@@ -282,7 +291,10 @@ class PacketWriter(PacketReader):
             self._put_datagrams(room)
             self._put_streams(frames, room)
         if space.probes and not is_early:
-            if not self._eliciting:
+            if epoch == DATA and self.takes_ack_frequency:
+                self._put(FIRST_BYTE[IMMEDIATE_ACK])
+                self._eliciting = True
+            elif not self._eliciting:
                 self._put(FIRST_BYTE[PING])
                 self._eliciting = True
             space.probes -= 1
@@ -339,6 +351,12 @@ class PacketWriter(PacketReader):
         while self.tokens_due and room - self._parts_bytes > 256:
             token = self.tokens_due.pop()
             self._put(b"\x07" + varint(len(token)) + token)  # not repeated: it only saves a round trip
+            self._eliciting = True
+        frequency = self.ack_frequency
+        if frequency.is_due and self.takes_ack_frequency and room - self._parts_bytes > _CONTROL_ROOM:
+            delay_us = 1_000 * self.peer.number(MAX_ACK_DELAY)  # as it has now
+            self._put(frequency.write(delay_us, self.recovery.packet_threshold))
+            frames.append(ConnectionFrame(self, ACK_FREQUENCY, frequency.sequence))
             self._eliciting = True
         streams = self.streams
         if streams.max_data_due and room - self._parts_bytes > _CONTROL_ROOM:
@@ -403,17 +421,16 @@ class PacketWriter(PacketReader):
             flow.is_ready = False
             if not flow.has_something():
                 continue
-            chunk = flow.take_chunk(left - 20)
+            # To the byte: packets of one size leave in one system call.
+            offset = flow.next_offset()
+            place = varint(flow.id) + varint(offset) if offset else varint(flow.id)
+            chunk = flow.take_chunk(left - len(place) - 3)
             if chunk is None:
                 continue
-            offset = chunk.offset
             data = chunk.data
             kind = 0x0E | chunk.end if offset else 0x0A | chunk.end
-            header = FIRST_BYTE[kind] + varint(flow.id)
-            if offset:
-                header += varint(offset)
-            self._parts += (header, (0x4000 | len(data)).to_bytes(2, "big"), data)
-            self._parts_bytes += len(header) + 2 + len(data)
+            self._parts += (FIRST_BYTE[kind] + place, (0x4000 | len(data)).to_bytes(2, "big"), data)
+            self._parts_bytes += 3 + len(place) + len(data)
             frames.append(chunk)
             self._eliciting = True
             if flow.has_something():
@@ -454,7 +471,7 @@ class PacketWriter(PacketReader):
             space.next_number += 1
             if epoch == DATA:
                 header = FIRST_BYTE[0x43 | self.key_phase << 2] + self.peer_ids.current
-                datagram += _seal(key, number, header, body, 4, 0x1F)
+                datagram += key.seal_packet(number, header, body, 4, 0x1F)
                 continue
             if epoch == INITIAL and not self.is_server:
                 body += bytes(MIN_DATAGRAM_BYTES - 100 - len(body))
@@ -462,7 +479,7 @@ class PacketWriter(PacketReader):
                 epoch, self.peer_ids.current, self.source_id, self.token if epoch == INITIAL else b"", 4
             )
             header += (0x4000 | (4 + len(body) + TAG_BYTES)).to_bytes(2, "big")
-            datagram += _seal(key, number, header, body, 4, 0x0F)
+            datagram += key.seal_packet(number, header, body, 4, 0x0F)
         if datagram and len(datagram) <= room:
             self._add(self.path, datagram)
 
@@ -501,14 +518,3 @@ class PacketWriter(PacketReader):
 def _number_bytes(space: Space) -> int:
     """Return how many bytes of the next number the peer needs (RFC 9000 §17.1)."""
     return 2 if space.next_number - space.largest_acked < _TWO_BYTE_NUMBERS else 4
-
-
-def _seal(key: PacketKey, number: int, header: bytes, payload: bytes, number_bytes: int, bits: int) -> bytes:
-    """Return a packet: the header without its number, which is put behind it, and the payload sealed."""
-    truncated = (number & ((1 << (8 * number_bytes)) - 1)).to_bytes(number_bytes, "big")
-    sealed = key.seal(number, header + truncated, payload)
-    at = 4 - number_bytes
-    mask = key.mask(sealed[at : at + 16])
-    masked = int.from_bytes(truncated, "big") ^ int.from_bytes(mask[1 : 1 + number_bytes], "big")
-    first = FIRST_BYTE[header[0] ^ (mask[0] & bits)]
-    return b"".join((first, header[1:], masked.to_bytes(number_bytes, "big"), sealed))

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from router.transport.codec.quic.keys import PacketKey
 
 NOTHING: Final = -1
+ECT_0: Final = 2
+CONGESTION: Final = 3
+"""Bits of an IP header (RFC 3168 §5): a sender that heeds marks, and the mark, Congestion Experienced."""
 
 
 class SentFrame:
@@ -96,12 +99,16 @@ class Space:
 
     __slots__ = (
         "ack_due_s",
+        "ce_packets",
         "crypto_sent",
+        "ect0_packets",
+        "ect1_packets",
         "eliciting_in_flight",
         "expected",
         "given_up",
         "is_ack_due",
         "is_gone",
+        "is_marked",
         "largest_acked",
         "largest_s",
         "last_eliciting_s",
@@ -111,6 +118,7 @@ class Space:
         "receive_key",
         "received",
         "received_floor",
+        "reported_below",
         "send_key",
         "sent",
         "since_ack",
@@ -129,16 +137,23 @@ class Space:
         self.loss_s = 0.0  # when the next packet is given up, 0 if none is about to
         self.probes = 0  # packets that must be sent and answered, whatever the window says
         self.received = Ranges()
+        self.is_marked = False  # some packet had ECN bits; how many of each kind:
+        self.ect0_packets = 0
+        self.ect1_packets = 0
+        self.ce_packets = 0
         self.received_floor = 0  # everything below counts as received
         self.expected = 0  # one more than the largest received
+        self.reported_below = 0  # one more than the largest that we acknowledged
         self.largest_s = 0.0
         self.since_ack = 0
         self.ack_due_s = 0.0
         self.is_ack_due = False
         self.crypto_sent = False
 
-    def note_received(self, number: int, now: float, *, is_eliciting: bool, every: int, delay_s: float) -> None:
-        """Remember a packet, and when it has to be acknowledged."""
+    def note_received(
+        self, number: int, now: float, *, is_eliciting: bool, every: int, delay_s: float, reordering: int
+    ) -> None:
+        """Remember a packet, and when it has to be acknowledged: see `ack_frequency`."""
         if self.is_gone:
             return  # by what the packet itself brought
         received = self.received
@@ -153,11 +168,40 @@ class Space:
         if not is_eliciting:
             return
         self.since_ack += 1
-        # RFC 9000 §13.2.1: at once for what came out of order, and what stands behind a gap.
-        if self.since_ack >= every or not in_order or len(received) > 1:
+        if self.since_ack >= every:
+            self.is_ack_due = True
+        elif reordering == 1:
+            # RFC 9000 §13.2.1: at once for what came out of order, and what stands behind a gap.
+            if not in_order or len(received) > 1:
+                self.is_ack_due = True
+        elif reordering and self._is_gap_news(reordering):
             self.is_ack_due = True
         if not self.ack_due_s:
             self.ack_due_s = now + delay_s
+
+    def _is_gap_news(self, reordering: int) -> bool:
+        """Whether the sender, who gives up what is so far behind, has to hear of a gap (the draft's §6.2)."""
+        reported = self.reported_below - 1 - reordering  # gaps up to this one were in earlier acknowledgements
+        received = self.received
+        end = self.received_floor
+        for at in range(len(received)):
+            start = received.starts[at]
+            if start > end and start - 1 > reported:
+                return self.expected - 1 - max(end, reported + 1) >= reordering
+            end = received.ends[at]
+        return False
+
+    def note_mark(self, ecn: int, *, is_eliciting: bool) -> None:
+        """Count a new packet's ECN bits; of congestion the sender hears at once (RFC 9000 §13.2.1, §13.4.1)."""
+        self.is_marked = True
+        if ecn == ECT_0:
+            self.ect0_packets += 1
+        elif ecn == CONGESTION:
+            self.ce_packets += 1
+            if is_eliciting and not self.is_gone:
+                self.is_ack_due = True
+        else:
+            self.ect1_packets += 1
 
     def was_received(self, number: int) -> bool:
         """Whether the packet is a duplicate, or too old to tell."""
@@ -165,6 +209,7 @@ class Space:
 
     def ack_sent(self) -> None:
         """Nothing is left to acknowledge."""
+        self.reported_below = self.expected
         self.is_ack_due = False
         self.ack_due_s = 0.0
         self.since_ack = 0

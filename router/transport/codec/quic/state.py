@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
+from router.transport.codec.quic.ack_frequency import AckFrequency
 from router.transport.codec.quic.congestion import Congestion
 from router.transport.codec.quic.crypto_stream import CryptoStream
 from router.transport.codec.quic.ids import OwnIds, PeerIds
@@ -53,6 +54,7 @@ class ConnectionState(Bearer):
         "_control_s",
         "_control_tokens",
         "_told_lost",
+        "ack_frequency",
         "alpn",
         "application",
         "challenges_seen",
@@ -70,6 +72,7 @@ class ConnectionState(Bearer):
         "deadline_s",
         "early_key",
         "early_packets",
+        "ecn",
         "failed_opens",
         "first_id",
         "following_key",
@@ -113,6 +116,7 @@ class ConnectionState(Bearer):
         "spoke_since_heard",
         "stops",
         "streams",
+        "takes_ack_frequency",
         "token",
         "tokens_due",
         "used_token",
@@ -143,6 +147,8 @@ class ConnectionState(Bearer):
         self.peer_ids = PeerIds(original_id)
         self.token = b""  # of a Retry or an earlier connection, in every Initial of a client
         self.recovery = Recovery(Congestion(config.initial_window, mtu.size), is_server=config.is_server)
+        self.ack_frequency = AckFrequency()
+        self.takes_ack_frequency = False  # the peer said that it does what such frames ask for
         self.crypto = [CryptoStream(), CryptoStream(), CryptoStream(), CryptoStream()]
         self.streams = Streams(
             is_server=config.is_server,
@@ -163,7 +169,7 @@ class ConnectionState(Bearer):
         self.following_key: PacketKey | None = None
         self.previous_until_s = 0.0
         self.failed_opens = 0
-        self.early_packets: list[tuple[int, bytes]] = []  # epoch and packet, come before their keys
+        self.early_packets: list[tuple[int, bytes]] = []  # come before their keys, with their ECN bits
         # to be told to the application
         self.resets: list[tuple[QuicFlow, int]] = []
         self.stops: list[tuple[QuicFlow, int]] = []
@@ -195,6 +201,7 @@ class ConnectionState(Bearer):
         self._control_tokens = float(CONTROL_BURST)
         self._control_s = now
         # what metrics ask for
+        self.ecn = 0  # of the datagrams that are being read
         self.received_packets = 0
         self.sent_packets = 0
         self.migrations = 0

@@ -25,10 +25,12 @@ ID_LIMIT: Final = 0x0E
 INITIAL_SOURCE_ID: Final = 0x0F
 RETRY_SOURCE_ID: Final = 0x10
 MAX_DATAGRAM: Final = 0x20
+MIN_ACK_DELAY: Final = 0xFF04DE1B
+"""In microseconds, unlike the largest delay; whoever has it takes ACK_FREQUENCY frames."""
 
 _NUMBERS: Final = frozenset(
     (IDLE_TIMEOUT, MAX_PAYLOAD, MAX_DATA, MAX_DATA_BIDI_LOCAL, MAX_DATA_BIDI_REMOTE, MAX_DATA_UNI,
-     MAX_STREAMS_BIDI, MAX_STREAMS_UNI, DELAY_EXPONENT, MAX_ACK_DELAY, ID_LIMIT, MAX_DATAGRAM)
+     MAX_STREAMS_BIDI, MAX_STREAMS_UNI, DELAY_EXPONENT, MAX_ACK_DELAY, ID_LIMIT, MAX_DATAGRAM, MIN_ACK_DELAY)
 )  # fmt: skip
 _BYTES: Final = frozenset((ORIGINAL_ID, RESET_TOKEN, INITIAL_SOURCE_ID, RETRY_SOURCE_ID, PREFERRED_ADDRESS))
 _SERVERS_ONLY: Final = frozenset((ORIGINAL_ID, RESET_TOKEN, PREFERRED_ADDRESS, RETRY_SOURCE_ID))
@@ -105,6 +107,8 @@ def _fault(found: Parameters) -> str:
         return "ack_delay_exponent is too large"
     if found.number(MAX_ACK_DELAY) >= 1 << 14:
         return "max_ack_delay is too large"
+    if found.number(MIN_ACK_DELAY) > 1_000 * found.number(MAX_ACK_DELAY):
+        return "min_ack_delay is larger than max_ack_delay"
     if found.number(ID_LIMIT) < 2:
         return "active_connection_id_limit is too small"
     if max(found.number(MAX_STREAMS_BIDI), found.number(MAX_STREAMS_UNI)) > _MAX_STREAMS:

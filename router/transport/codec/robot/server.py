@@ -1,11 +1,10 @@
-"""The router's side of a robot's session: lanes to the robot, a WebSocket to one replica after another.
+"""The router's side of a robot's session: its connection, control and lanes. `replica_side.py` is the other half.
 
     WAITING --HELLO--> OPENING --tunnel open: WELCOME--> OPEN --the replica goes--> REOPENING
                           |                                ^----tunnel open: EPOCH------+
                           +--refused: REFUSED--> ENDING --acknowledged, or GOODBYE_S--> OVER <--fault, BYE, cut--
 
-What the tunnel tells comes in the replica's tick, when `Bearer.now` is old: times that begin there are set at the
-flush, which knows the time.
+Refusals, faults and goodbyes are `ending.py`'s.
 """
 
 from __future__ import annotations
@@ -14,49 +13,33 @@ from typing import TYPE_CHECKING, Final
 
 from router.continuity import Continuity
 from router.errors import WIRE, Kind, ProxyError, Source
-from router.transport.codec.framing import ANY_LANE, STATE_LANE
 from router.transport.codec.h2.calm import Allowance
-from router.transport.codec.message_tunnel import MessageTunnel, TunnelOwner, close_code
-from router.transport.codec.messages import NO_STATUS
-from router.transport.codec.post_tunnel import PostTunnel
 from router.transport.codec.quic.seam import Application
 from router.transport.codec.robot import control, wire
 from router.transport.codec.robot.asked import make_request
-from router.transport.codec.robot.command_lane import CommandIn
-from router.transport.codec.robot.ending import (
-    ENDING,
-    OPEN,
-    OPENING,
-    OVER,
-    REOPENING,
-    UNKNOWN_S,
-    WAITING,
-    RobotEnding,
-)
+from router.transport.codec.robot.ending import ENDING, OPEN, OPENING, OVER, WAITING
 from router.transport.codec.robot.limits import (
     CONTROL_BURST,
     CONTROL_RATE,
     DATAGRAM_BURST,
     DATAGRAM_RATE,
     DIRECT_EVERY_S,
-    GOODBYE_S,
     MAX_UNREAD_BYTES,
     PING_S,
     STALL_S,
 )
 from router.transport.codec.robot.peer_clock import microseconds
+from router.transport.codec.robot.replica_side import ReplicaSide
 from router.transport.codec.robot.reports import Reports
-from router.transport.codec.robot.state_lane import StateIn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from router.http import Headers, ResponseHead
     from router.stream import DownstreamStream, RequestReceiver
     from router.transport.codec.attach.control import Place
     from router.transport.codec.quic.seam import Bearer, Flow
     from router.transport.codec.robot.counters import RobotCounters
-    from router.transport.codec.robot.wire import Frame, StateReader
+    from router.transport.codec.robot.wire import Frame
     from router.transport.codec.webtransport.host import Asked
 
 _ONE_WAY: Final = 0x2
@@ -66,37 +49,21 @@ _OURS: Final = frozenset(
     (b"sec-websocket-accept", b"sec-websocket-extensions", b"sec-websocket-key", b"sec-websocket-version",
      b"x-router-replies")
 )  # fmt: skip
-_LEFT: Final = frozenset((wire.GOING, wire.DRAINING, wire.NO_ROOM))  # closes by which a replica says: take another
-_LOST: Final = frozenset((Kind.UPSTREAM_CLOSED.value, Kind.UPSTREAM_RESET.value))
 _EARLY: Final = (b"early-data", b"1")  # RFC 8470 §5.1
 _COMMAND_REPLIES: Final = (b"x-router-replies", b"command")  # for a leg that has lanes; no replica sees it
 
 
-class RobotServer(RobotEnding, Application, TunnelOwner):
+class RobotServer(ReplicaSide, Application):
     """One robot's connection."""
 
     __slots__ = (
         "_allowance",
-        "_clock",
         "_command",
-        "_command_in",
-        "_continuity",
         "_datagram_allowance",
         "_direct_from_s",
         "_find_replica",
         "_frames",
-        "_is_connected",
-        "_is_draining",
-        "_is_first",
-        "_is_post",
-        "_is_relayed",
-        "_now",
-        "_on_request",
-        "_replies",
         "_reports",
-        "_request",
-        "_state_in",
-        "_state_waiting",
     )
 
     def __init__(
@@ -114,35 +81,21 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         `asked`: the bearer is a WebTransport session, begun by this. `find_replica` asks a replica, by its host in
         the table, where a robot may come to it directly.
         """
-        super().__init__(bearer, on_refused, counters, now, asked)
-        self._on_request = on_request
+        super().__init__(bearer, on_request, on_refused, counters, now, asked)
         self._find_replica = find_replica
         self._direct_from_s = 0.0  # when the next question for that is answered
-        self._now = now
-        self._is_connected = False
-        self._is_draining = False
-        self._request: tuple[bytes, bytes, Headers] = (b"", b"", [])
-        self._continuity = Continuity()
         self._frames = wire.FrameReader()
         self._allowance = Allowance(CONTROL_BURST, CONTROL_RATE, now)
         self._datagram_allowance = Allowance(DATAGRAM_BURST, DATAGRAM_RATE, now)
-        self._clock = counters.seen.clock
         self._reports = Reports(counters)
         self._command: Flow | None = None
-        self._command_in = CommandIn()
-        self._state_in = StateIn(gives_credit=False, stale=self.stream_code(wire.STALE))
-        self._state_waiting: StateReader | None = None  # the newest, which the replica does not take yet
-        self._replies = wire.STATE  # the lane that the client wants them on
-        self._is_first = True  # of the replica's messages
-        self._is_post = False
-        self._is_relayed = False  # by a router, which takes another replica itself
         bearer.watch()
 
     # -- the connection -------------------------------------------------------------------------------
 
     def connected(self) -> None:
         """What came early is no replay: commands may go, at the flush."""
-        self._is_connected = True
+        self.is_connected = True
         self.ping_s = self.bearer.now
         self.bearer.watch()
 
@@ -151,7 +104,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         if self.phase >= ENDING:
             flow.stop(self.stream_code(wire.STALE))
         elif flow.id & _ONE_WAY:
-            self._state_in.open(flow)
+            self.state_in.open(flow)
         elif self.asked is not None:
             return  # a session's streams may overtake each other: their first byte says what they are
         elif flow.id == wire.CONTROL_ID:
@@ -172,7 +125,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
 
     def stream_data(self, flow: Flow, data: bytes, end: bool) -> None:
         """Read on."""
-        self._now = self.bearer.now
+        self.now = self.bearer.now
         if self.phase >= ENDING:
             flow.credit(len(data))
             return
@@ -192,9 +145,9 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         if self.phase >= ENDING:
             return
         if flow.id & _ONE_WAY:
-            before = self._state_in.stale
-            self._state_in.lose(flow)
-            self.counters.robot_stale_in += self._state_in.stale - before
+            before = self.state_in.stale
+            self.state_in.lose(flow)
+            self.counters.robot_stale_in += self.state_in.stale - before
         else:
             self.fault(wire.BROKEN, "a lane was reset")
 
@@ -226,14 +179,14 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             self.counters.robot_telemetry_in += 1
             return
         body = control.read_datagram(data)
-        self._now = self.bearer.now
-        if body is None or self.phase >= ENDING or not self._datagram_allowance.take(self._now):
+        self.now = self.bearer.now
+        if body is None or self.phase >= ENDING or not self._datagram_allowance.take(self.now):
             return
-        now_us = microseconds(self._now)
+        now_us = microseconds(self.now)
         if isinstance(body, control.Ping):
             self.bearer.send_datagram(control.encode_datagram(control.Pong(body.n, body.t, now_us, now_us)))
         else:
-            self._clock.learn(body, now_us)
+            self.clock.learn(body, now_us)
 
     def streams_available(self) -> None:
         """Send the reply that waits."""
@@ -242,7 +195,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
 
     def before_send(self, now: float) -> None:
         """Set times that began between flushes; take another replica; hand on what waited."""
-        self._now = now
+        self.now = now
         if self.tunnel is not None:
             self.tunnel.flush()
         if self.phase >= ENDING:
@@ -258,7 +211,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             self.refuse(ProxyError(Kind.NO_REPLICA, Source.UPSTREAM, detail="none stays"))
         elif epochs.retry_s:
             self.bearer.watch()
-            self._retry()
+            self.retry()
 
     def connection_lost(self, code: int, reason: str, by_peer: bool) -> None:
         """Let the replica go."""
@@ -267,13 +220,13 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
 
     def drain(self) -> None:
         """Go on: a robot at work is not interrupted before the deadline. But nobody else is let in."""
-        self._is_draining = True
+        self.is_draining = True
         if self.phase == WAITING:
             self.refuse(ProxyError(Kind.DRAINING, Source.ROUTER))
 
     def retire(self, now: float) -> None:
         """Go on; who comes anew goes elsewhere by then."""
-        self._is_draining = True
+        self.is_draining = True
 
     def cut(self, error: ProxyError) -> None:
         """End now."""
@@ -292,12 +245,12 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             self.fault(frames.fault, "a control frame is too large")
         elif end:
             if frames.is_between:
-                self._bye()
+                self.bye()
             else:
                 self.fault(wire.BROKEN, "half a control frame")
 
     def _take_frame(self, frame: Frame) -> None:
-        if not self._allowance.take(self._now):
+        if not self._allowance.take(self.now):
             self.fault(wire.NOT_ALLOWED, "too many control frames")
             return
         if not control.is_known(frame.kind):
@@ -308,14 +261,14 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         elif isinstance(body, control.Hello):
             self._take_hello(body)
         elif isinstance(body, control.Ping):
-            now_us = microseconds(self._now)
+            now_us = microseconds(self.now)
             self.say(control.Pong(body.n, body.t, now_us, now_us))
         elif isinstance(body, control.Pong):
-            self._clock.learn(body, microseconds(self._now))
+            self.clock.learn(body, microseconds(self.now))
         elif isinstance(body, control.Link):
-            self._reports.take(body, self._now)
+            self._reports.take(body, self.now)
         elif isinstance(body, control.Bye):
-            self._bye()
+            self.bye()
         elif isinstance(body, control.Direct):
             self._take_direct(body)
         else:
@@ -326,70 +279,62 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
             self.fault(wire.BROKEN, "a second HELLO")
             return
         self.hello_by_s = 0.0
-        self._is_post = hello.upstream == "post"
-        self._continuity = Continuity(b"" if self._is_post else hello.resume.encode())
-        self._is_relayed = hello.is_relayed
-        self._replies = wire.COMMAND if hello.replies == "command" else wire.STATE
+        self.is_post = hello.upstream == "post"
+        self.continuity = Continuity(b"" if self.is_post else hello.resume.encode())
+        self.is_relayed = hello.is_relayed
+        self.replies = wire.COMMAND if hello.replies == "command" else wire.STATE
         if hello.authority is None and self.asked is None:
             self.fault(wire.BROKEN, "a control frame is malformed")
             return
         authority, path, headers = make_request(hello, self.asked)
-        self.counters.seen.ask(authority, path, hello.upstream, self._now)
+        self.counters.seen.ask(authority, path, hello.upstream, self.now)
         headers = [field for field in headers if field[0] not in _OURS]
-        if self._replies == wire.COMMAND:
+        if self.replies == wire.COMMAND:
             headers.append(_COMMAND_REPLIES)
-        if not self._is_connected and not self._is_post:  # a POST is not asked before it can be no replay
+        if not self.is_connected and not self.is_post:  # a POST is not asked before it can be no replay
             headers.append(_EARLY)
-        self._request = authority, path, headers
-        self._open(OPENING)
+        self.request = authority, path, headers
+        self.open_tunnel(OPENING)
 
     def _take_direct(self, body: control.Direct) -> None:
         """Ask the replica where it is, if it is one that attached; not too often."""
         host = self.tunnel.replica_host() if self.tunnel is not None and self.phase == OPEN else ""
-        if self._find_replica is None or not host or self._now < self._direct_from_s:
+        if self._find_replica is None or not host or self.now < self._direct_from_s:
             self._offer(control.Offer("", b"", ""))
             return
-        self._direct_from_s = self._now + DIRECT_EVERY_S
+        self._direct_from_s = self.now + DIRECT_EVERY_S
         self._find_replica(host, body.places, self._offer)
 
     def _offer(self, offer: control.Offer) -> None:
         if self.phase < ENDING:
             self.say(offer)
 
-    def _bye(self) -> None:
-        """End once the replica has the commands that wait."""
-        if self._command_in.waiting and self.phase in (OPEN, REOPENING):
-            self.bye_s = self._now + GOODBYE_S
-            self.bearer.watch()
-        else:
-            self.shut(wire.DONE, "", wire.DONE)
-
     # -- to the replica -------------------------------------------------------------------------------
 
     def _read_state(self, flow: Flow, data: bytes, end: bool) -> None:
-        lane = self._state_in
+        lane = self.state_in
         before = lane.stale
         whole = lane.read(flow, data, end)
         self.counters.robot_stale_in += lane.stale - before
         if lane.fault:
             self.fault(lane.fault, "a state message is malformed or too large")
             return
-        now_us = microseconds(self._now)
+        now_us = microseconds(self.now)
         if whole is not None:
             self.counters.seen.arrive(now_us)
-            if self._clock.is_late(whole.deadline, now_us):
+            if self.clock.is_late(whole.deadline, now_us):
                 self.counters.robot_late_in += 1
                 return
-            if self._state_waiting is not None:
+            if self.state_waiting is not None:
                 self.counters.robot_stale_in += 1
-            self._state_waiting = whole
-            self._pump()
-        elif self._clock.is_late(lane.peek(flow), now_us):
+            self.state_waiting = whole
+            self.pump()
+        elif self.clock.is_late(lane.peek(flow), now_us):
             self.counters.robot_late_in += 1
             lane.drop(flow)
 
     def _read_command(self, flow: Flow, data: bytes, end: bool) -> None:
-        lane, out = self._command_in, self.command_out
+        lane, out = self.command_in, self.command_out
         if out.flow is None:
             was_full = out.is_full
             out.open(flow)
@@ -401,144 +346,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
         elif end and not lane.is_between:
             self.fault(wire.BROKEN, "half a command")
         else:
-            self._pump()
-
-    def _pump(self) -> None:
-        """Hand on what waits, commands first, while the replica takes it; give credit for what it took."""
-        if self.phase >= ENDING:
-            return
-        tunnel, lane, counters = self.tunnel, self._command_in, self.counters
-        now_us = microseconds(self._now)
-        while lane.waiting and self._is_connected and tunnel is not None and not tunnel.is_full():
-            command = lane.take()
-            if self._clock.is_late(command.deadline, now_us):
-                counters.robot_late_in += 1
-            else:
-                counters.robot_command_in += 1
-                deadline = self._clock.to_ours(command.deadline)
-                tunnel.send(command.data, is_text=command.is_text, deadline=deadline)
-        state = self._state_waiting
-        may_ask = self._is_connected or not self._is_post
-        if state is not None and may_ask and tunnel is not None and not tunnel.is_full():
-            self._state_waiting = None
-            if self._clock.is_late(state.deadline, now_us):
-                counters.robot_late_in += 1
-            else:
-                counters.robot_state_in += 1
-                tunnel.send(state.payload(), is_state=True, deadline=self._clock.to_ours(state.deadline))
-        flow = self.command_out.flow
-        if flow is not None and self.epochs.number:
-            lane.give_credit(flow)
-        if self.bye_s and not lane.waiting:
-            self._bye()
-
-    # -- the replica ----------------------------------------------------------------------------------
-
-    def _open(self, phase: int) -> None:
-        """Look for a replica."""
-        self.phase = phase
-        self.let_replica_go(wire.GOING)  # the one before, if it has not taken our answer to its close
-        is_post = self._is_post
-        self._is_first = not is_post  # the replica's first word, which a WebSocket may begin with
-        limit = wire.MAX_MESSAGE_BYTES
-        tunnel = PostTunnel(self, limit) if is_post else MessageTunnel(self, limit, self._continuity)
-        self.tunnel = tunnel
-        authority, path, headers = self._request
-        error = tunnel.open(self._on_request, authority, path, list(headers), wire.VERSION)
-        if error is not None:
-            self.refuse(error)
-
-    def _retry(self) -> None:
-        if self._is_draining:
-            self.end(wire.DRAINING, Kind.DRAINING.value)
-        elif self.epochs.is_due(self._now):
-            self._open(REOPENING)
-
-    def touch(self) -> None:
-        """Be flushed."""
-        self.bearer.touch()
-
-    def tunnel_open(self, head: ResponseHead) -> None:
-        """Tell the client who serves it. What waits goes at the flush."""
-        replica = ""
-        for name, value in head.added:
-            if name == b"x-router-replica":
-                replica = value.decode("ascii", "replace")
-        epochs, counters = self.epochs, self.counters
-        epochs.opened()
-        self.phase = OPEN
-        continuity = self._continuity
-        epoch = continuity.base + epochs.number
-        token = continuity.token(epoch, self._now).decode()
-        if epochs.number == 1:
-            counters.robot_sessions += 1
-            counters.robot_sessions_open += 1
-            counters.robot_resumed += continuity.is_resumed
-            counters.robot_resume_ignored += continuity.was_shown and not continuity.is_resumed
-            self.say(control.Welcome(continuity.id, epoch, token, replica))
-            self._state_in.allow()
-        else:
-            counters.robot_epochs += 1
-            self.say(control.Epoch(epoch, replica, token))
-        counters.seen.open(continuity.id, epoch, replica, has_lanes=head.shape.has_lanes)
-        if self.command_out.is_full and self.tunnel is not None:
-            self.tunnel.pause()
-
-    def tunnel_ready(self) -> None:
-        """Hand on what waited."""
-        self._pump()
-
-    def tunnel_message(self, data: bytes, is_text: bool, lane: int) -> None:
-        """Pass a message on: by its lane; if it has none the first, and texts, where nothing is lost."""
-        counters = self.counters
-        by_state = self._replies == wire.STATE and not self._is_first and not is_text
-        if lane == STATE_LANE or (by_state and lane == ANY_LANE):
-            out = self.state_out
-            before = out.stale
-            out.send(data)
-            counters.robot_state_out += 1
-            counters.robot_stale_out += out.stale - before
-            return
-        self._is_first = False
-        counters.robot_command_out += 1
-        self.command_out.send(data, is_text=is_text)
-        if self.command_out.is_full:
-            if self.tunnel is not None:
-                self.tunnel.pause()
-            if not self.stalled_s:
-                self.stalled_s = UNKNOWN_S
-                self.bearer.touch()
-
-    def tunnel_refused(self, status: int, code: str, retry_after_s: int, body: bytes) -> None:
-        """Tell the client why, unless there was a replica before and another may yet come."""
-        if self.phase >= ENDING:
-            return
-        if self.phase == REOPENING and (status >= 500 or status == 429):
-            self.epochs.lost()
-            self.bearer.touch()
-            return
-        self.say_refused(code or f"status_{status}", status, body, retry_after_s)
-        self.end(close_code(status, code), code or f"status {status}")
-
-    def tunnel_closed(self, code: int, reason: str) -> None:
-        """Take another replica if this one only goes; else end as it did, once what it said is sent."""
-        tunnel = self.tunnel
-        if self.phase >= ENDING or tunnel is None:
-            return
-        if self.bye_s:
-            self.end(wire.DONE, "")
-            return
-        if code in _LEFT or tunnel.failure in _LOST:
-            if self._is_relayed:
-                self.end(code if code in _LEFT else wire.GOING, reason)
-                return
-            self.phase = REOPENING
-            self.epochs.lost()
-            self.bearer.touch()
-            return
-        if code == NO_STATUS:
-            code = wire.DONE
-        self.end(code if wire.DONE <= code < 5_000 else wire.FAILED, reason)
+            self.pump()
 
     # -- time -----------------------------------------------------------------------------------------
 
@@ -554,7 +362,7 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
 
     def handle_deadline(self, now: float) -> None:
         """Act on each that has passed."""
-        self._now = now
+        self.now = now
         if 0.0 < self.goodbye_s <= now:
             self.close()
             return
@@ -571,8 +379,8 @@ class RobotServer(RobotEnding, Application, TunnelOwner):
                 self.fault(wire.NOT_ALLOWED, "control is not read")
             elif self.control is not None:
                 now_us = microseconds(now)
-                self.say(control.Ping(self._clock.ask(now_us), now_us))
-                token = self._continuity.renewed(self._continuity.base + self.epochs.number, now)
+                self.say(control.Ping(self.clock.ask(now_us), now_us))
+                token = self.continuity.renewed(self.continuity.base + self.epochs.number, now)
                 if token:
                     self.say(control.Token(token.decode()))
         if 0.0 < self.epochs.retry_s <= now:

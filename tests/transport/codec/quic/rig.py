@@ -152,14 +152,16 @@ class End(Owner):
 
 
 class Link:
-    """What happens to datagrams of one direction."""
+    """What happens to datagrams of one direction; `spacing_s` is between one and the next, as of a slow line."""
 
-    def __init__(self, delay_s=0.01, jitter_s=0.0, loss=0.0, duplicate=0.0, mtu=1_500, seed=1):
+    def __init__(self, delay_s=0.01, jitter_s=0.0, loss=0.0, duplicate=0.0, mtu=1_500, seed=1, spacing_s=0.0):
         self.delay_s, self.jitter_s, self.loss, self.duplicate, self.mtu = delay_s, jitter_s, loss, duplicate, mtu
         self.random = random.Random(seed)
         self.sent = 0
         self.sent_bytes = 0
         self.drop = None  # a function of the datagram
+        self.spacing_s = spacing_s
+        self.free_s = 0.0
 
 
 class Rig:
@@ -205,7 +207,8 @@ class Rig:
                 if not to_server and burst.address != self.client_address:
                     continue  # it is not there any more
                 for _ in range(2 if link.random.random() < link.duplicate else 1):
-                    at = self.now + link.delay_s + link.random.random() * link.jitter_s
+                    link.free_s = max(self.now, link.free_s + link.spacing_s) if link.spacing_s else self.now
+                    at = link.free_s + link.delay_s + link.random.random() * link.jitter_s
                     heapq.heappush(self.queue, (at, next(self.count), to_server, piece, self.client_address))
         connection.deliver_drained()
 

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from router.transport.codec.quic import limits
+from router.transport.codec.quic.keys import PacketKey
 from router.transport.codec.quic.state import CLOSING, DRAINING, OPEN, OVER
 from tests.transport.codec.quic.rig import CLIENT, Link, Rig
 
@@ -442,3 +443,50 @@ def test_stun_among_the_datagrams_of_a_connection_is_the_owners():
     server.receive(stun + other + stun[:40], 100, CLIENT, None, rig.now)
     assert rig.server.strays == [(stun, CLIENT)]
     assert server.received_packets == before and server.phase == OPEN
+
+
+def packets_of(rig, data):
+    """Return what the client sends for `data`, which the link does not get."""
+    flow = rig.client.connection.open_stream(unidirectional=False)
+    flow.send(data, True)
+    bursts = rig.client.connection.datagrams_to_send(rig.now)
+    return flow, [piece for burst in bursts for piece in burst.pieces]
+
+
+@pytest.mark.parametrize("suite", ["AES", "CHACHA"])
+def test_datagrams_that_were_read_together(suite, monkeypatch):
+    """Their masks are made together where the cipher can; strays between them, and a short end, change nothing."""
+    if suite == "CHACHA":
+        monkeypatch.setattr(PacketKey, "masks", lambda key, samples: b"")
+    rig = Rig().connect()
+    rig.run(limit_s=0.5)
+    flow, pieces = packets_of(rig, noise(20_000))
+    size = len(pieces[0])
+    assert len(pieces) > 10 and {len(piece) for piece in pieces[:-1]} == {size} and len(pieces[-1]) < size
+    stray = b"\x40" + bytes(size - 1)
+    broken = pieces[3][:40] + bytes(size - 40)
+    server = rig.server.connection
+    server.receive(b"".join([*pieces[:5], stray, broken, *pieces[5:]]), size, CLIENT, None, rig.now)
+    assert rig.server.strays == [(stray, CLIENT)] and server.failed_opens == 1
+    assert rig.server.app.data[flow.id] == noise(20_000) and flow.id in rig.server.app.ended
+
+
+@pytest.mark.parametrize("cut", [1, 13, 20, 32, 33])
+def test_a_read_whose_end_is_cut_short(cut):
+    rig = Rig().connect()
+    rig.run(limit_s=0.5)
+    flow, pieces = packets_of(rig, noise(5_000))
+    server = rig.server.connection
+    server.receive(b"".join(pieces[:3]) + pieces[3][:cut], len(pieces[0]), CLIENT, None, rig.now)
+    got = rig.server.app.data[flow.id]
+    assert len(got) > 3_000 and noise(5_000).startswith(got)
+    server.receive(pieces[2] + pieces[3], len(pieces[0]), CLIENT, None, rig.now)
+    assert rig.server.app.data[flow.id] == noise(5_000), "nothing of the short end is left over"
+
+
+def test_packets_of_a_stream_are_full_whatever_its_offset():
+    """Of one size they leave in one system call; the header of a frame grows with its offset."""
+    rig = Rig().connect()
+    rig.run(limit_s=0.5)
+    _, pieces = packets_of(rig, noise(36_000))
+    assert {len(piece) for piece in pieces[:-1]} == {rig.client.connection.path.mtu.size}

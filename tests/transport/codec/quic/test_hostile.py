@@ -5,10 +5,9 @@ import random
 import pytest
 
 from router.transport.codec.quic import limits
-from router.transport.codec.quic.packets_out import _seal
 from router.transport.codec.quic.state import CLOSING, DRAINING, OPEN
 from router.transport.codec.quic.varint import varint
-from tests.transport.codec.quic.rig import CLIENT, Rig
+from tests.transport.codec.quic.rig import CLIENT, SERVER, Rig
 
 ENCODING, VIOLATION, STATE = limits.FRAME_ENCODING_ERROR, limits.PROTOCOL_VIOLATION, limits.STREAM_STATE_ERROR
 FLOW, FINAL, STREAMS, IDS = (
@@ -40,7 +39,7 @@ class Attacker(Rig):
             size = (first & 3) + 1
             if payload and len(payload) < 4:
                 payload = bytes(4) + payload  # in front: behind it padding could be taken for what is missing
-            packet = _seal(space.send_key, number, header, payload, size, 0x1F)
+            packet = space.send_key.seal_packet(number, header, payload, size, 0x1F)
             server.receive(packet, 0, CLIENT, None, self.now)
         return server
 
@@ -78,6 +77,8 @@ FAULTS = {
     "STREAMS_BLOCKED beyond all": (b"\x17" + varint((1 << 60) + 1), ENCODING),
     "STREAM_DATA_BLOCKED on our one-way stream": (b"\x15\x03\x05", STATE),
     "NEW_TOKEN from a client": (b"\x07\x01x", VIOLATION),
+    "ACK_FREQUENCY cut off": (b"\x40\xaf\x00\x01\x7f\xff", ENCODING),
+    "ACK_FREQUENCY for sooner than we can": (b"\x40\xaf\x00\x01\x43\xe7\x01", VIOLATION),
     "HANDSHAKE_DONE from a client": (b"\x1e", VIOLATION),
     "an ACK of what was never sent": (b"\x02" + varint(50_000) + b"\x00\x00\x00", VIOLATION),
     "an ACK below zero": (b"\x02\x00\x00\x00\x05", ENCODING),
@@ -250,3 +251,21 @@ class TestGarbage:
                 data = bytes((data[0] & 0x7F | 0x40,)) + target + data
             rig.server.connection.receive(data, chance.choice([0, 0, 50, 1_200]), CLIENT, None, rig.now)
         assert rig.server.connection.phase == OPEN
+
+
+def test_acknowledgements_at_once_are_not_asked_for_without_end(attacker):
+    """IMMEDIATE_ACK has a packet of ours made for each of the peer's; beyond the budget it is a PING."""
+    server = attacker.server.connection
+    server.ack_frequency.receive(0, 100, 25_000, 1)
+    answers = 0
+    for _ in range(limits.CONTROL_BURST + 300):
+        attacker.inject(b"\x1f")
+        answers += len(server.datagrams_to_send(attacker.now))
+    assert server.phase == OPEN
+    assert limits.CONTROL_BURST <= answers <= limits.CONTROL_BURST + 300 // 100 + 2
+
+
+def test_an_empty_datagram_is_nothing(attacker):
+    for connection, address in ((attacker.server.connection, CLIENT), (attacker.client.connection, SERVER)):
+        connection.receive(b"", 0, address, None, attacker.now)
+        assert connection.phase == OPEN

@@ -198,7 +198,7 @@ class TestStateUp:
         unknown.send(b"S", False)
         flows = [robot.state(b"x" * 6_000_000, end=False) for _ in range(3)]
         assert robot.run(lambda: robot.counters.robot_stale_in == 1, limit_s=60)
-        assert robot.session._state_in.gathered <= limits.MAX_GATHERED_BYTES
+        assert robot.session.state_in.gathered <= limits.MAX_GATHERED_BYTES
         assert robot.run(lambda: ("stopped", flows[0].id, wire.STALE) in robot.app.said)
         flows[2].send(b"", True)
         assert robot.run(lambda: len(robot.replica.messages) == 1, limit_s=60)
@@ -243,7 +243,7 @@ class TestCommandsUp:
             robot.order(bytes((k,)) * 100_000)
         robot.run(limit_s=1.0)
         assert robot.command.unsent_bytes > 3_000_000
-        assert robot.session._command_in.waiting_bytes <= limits.MAX_WAITING_BYTES + 1_048_576 + 200_000
+        assert robot.session.command_in.waiting_bytes <= limits.MAX_WAITING_BYTES + 1_048_576 + 200_000
         robot.replica.stream.release(2)
         assert robot.run(lambda: len(robot.replica.messages) == 60)
         assert [one[0] for one in robot.replica.messages] == list(range(60))
@@ -606,7 +606,7 @@ class TestEnds:
         robot.state(b"x", end=False)
         robot.run(limit_s=0.1)
         assert robot.session.phase == ENDING
-        assert not robot.session._state_in._readers
+        assert not robot.session.state_in._readers
 
     def test_bye(self, robot):
         robot.welcome()
@@ -949,10 +949,10 @@ class TestEarlyData:
         assert robot.run(lambda: robot.replicas and robot.replica.messages)
         assert robot.replica.messages == [b"observation"]
         assert robot.now <= 1_000.02
-        assert not robot.session._is_connected
+        assert not robot.session.is_connected
         assert (b"early-data", b"1") in robot.replica.head.shape.fields
         assert robot.run(lambda: robot.replica.messages == [b"observation", b"move"], limit_s=1)
-        assert robot.session._is_connected
+        assert robot.session.is_connected
         assert robot.client.connection.was_early_refused is False
         assert robot.heard[0][0] == wire.WELCOME
 
@@ -962,7 +962,7 @@ class TestEarlyData:
         robot.state(b"observation")
         robot.order(b"move")
         assert robot.run(lambda: robot.replicas, limit_s=1)
-        assert robot.session._is_connected
+        assert robot.session.is_connected
         assert robot.replica.messages == [b"move"]
         assert (b"early-data", b"1") not in robot.replica.head.shape.fields
 
