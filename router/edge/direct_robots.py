@@ -59,7 +59,9 @@ class DirectRobots:
     def expect(self, body: control.Punch, places: list[Address]) -> bool:
         """Let a robot in that will come from one of these; False if it cannot be told, or too many are expected."""
         user, ticket = body.user.encode(), body.ticket.encode()
-        if len(self._checks) >= MAX_CHECKED or user in self._checks or not 0 < len(user) <= MAX_USERNAME_BYTES:
+        if user in self._checks or not 0 < len(user) <= MAX_USERNAME_BYTES:
+            return False
+        if places and len(self._checks) >= MAX_CHECKED:
             return False
         if len(body.key) < MIN_KEY_BYTES or len(ticket) < MIN_TICKET_BYTES or ticket in self._tickets:
             return False

@@ -22,7 +22,7 @@ from router.stream import PendingStream, UpstreamStream
 from router.transport.attached import name_of
 from router.transport.codec.punch import place_of
 from router.transport.codec.quic.config import QuicConfig
-from router.transport.codec.robot.lane_stream import LaneStream
+from router.transport.codec.robot.lane_stream import LaneStream, fits
 from router.transport.codec.robot.wire import ALPN
 from router.transport.tasks import spawn
 from router.transport.udp import resolve
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from router.edge.quic_dialled import DialledShell
     from router.edge.quic_listener import QuicListener
     from router.edge.rendezvous import Rendezvous
+    from router.http import RequestHead
     from router.routing.load import Replica
     from router.routing.spec import DialSpec, LaneSpec
     from router.stream import ResponseReceiver
@@ -59,18 +60,18 @@ class LaneDials(Lanes):
         self.rendezvous = rendezvous
         self.opened = 0
         self.failed = 0
-        self._avoided: dict[str, float] = {}  # hosts, until when
+        self._avoided: dict[tuple[str, int], float] = {}  # places, until when
 
     def numbers(self) -> dict[str, int]:
         """Return every count by name."""
         return dict(zip(LANE_NUMBERS, (self.opened, self.failed), strict=True))
 
-    def leads_to(self, replica: Replica) -> bool:
-        """Whether its sidecar takes robots, and was reached the last time."""
+    def leads_to(self, replica: Replica, head: RequestHead) -> bool:
+        """Whether its sidecar takes robots, and was reached the last time; and such a request."""
         if replica.lanes is None and not name_of(replica.host):
             return False
-        until_s = self._avoided.get(replica.host)
-        return until_s is None or self.listener.reactor.clock.now >= until_s
+        until_s = self._avoided.get(_place_of(replica))
+        return (until_s is None or self.listener.reactor.clock.now >= until_s) and fits(head)
 
     def open(
         self,
@@ -82,17 +83,17 @@ class LaneDials(Lanes):
         """Return a stream to be. See `Lanes`."""
         return PendingLanes(self, replica, receiver, spec.connect_s, instead)
 
-    def note(self, host: str, *, is_up: bool, reason: str = "") -> None:
+    def note(self, place: tuple[str, int], *, is_up: bool, reason: str = "") -> None:
         """Count how it went."""
         if is_up:
             self.opened += 1
-            self._avoided.pop(host, None)
+            self._avoided.pop(place, None)
             return
         self.failed += 1
-        _log.info("no lanes to %s, its robots get WebSockets: %s", host, reason)
+        _log.info("no lanes to %s, its robots get WebSockets: %s", place[0], reason)
         if len(self._avoided) >= MAX_AVOIDED:
             self._avoided.clear()
-        self._avoided[host] = self.listener.reactor.clock.now + AGAIN_S
+        self._avoided[place] = self.listener.reactor.clock.now + AGAIN_S
 
 
 class PendingLanes(PendingStream):
@@ -109,6 +110,7 @@ class PendingLanes(PendingStream):
         """`limit_s`: for all of it."""
         self._dials = dials
         self._host = replica.host
+        self._place = _place_of(replica)
         self._lanes = replica.lanes
         self._receiver: ResponseReceiver | None = receiver
         self._instead = instead
@@ -121,8 +123,11 @@ class PendingLanes(PendingStream):
         self._receiver = None
         if self._other is not None:
             self._other.cancel()
-        else:
-            self._task.cancel()
+            return
+        self._task.cancel()
+        shell = self._shell
+        if shell is not None and shell.application is None:
+            shell.end()  # now: before the task wakes the handshake's last datagram may be read
 
     async def _run(self, limit_s: float) -> None:
         reason = ""
@@ -131,12 +136,17 @@ class PendingLanes(PendingStream):
                 reason = await self._try()
         except TimeoutError:
             reason = f"not up within {limit_s:g} s"
+        except Exception as failure:  # whatever a resolver may raise: the exchange must hear of it
+            _log.exception("no lanes to %s", self._host)
+            reason = str(failure)
         finally:
             shell = self._shell
             if shell is not None and shell.application is None:
                 shell.end()  # nothing where it has ended
-        self._dials.note(self._host, is_up=not reason, reason=reason)
-        if reason:
+            self._shell = None  # it knows us
+        is_up = self._receiver is None  # maybe in the turn in which the time was over
+        self._dials.note(self._place, is_up=is_up, reason=reason)
+        if not is_up:
             self._fall_back()
 
     async def _try(self) -> str:
@@ -197,8 +207,7 @@ class PendingLanes(PendingStream):
     def _fall_back(self) -> None:
         """Open what any client would have."""
         receiver = self._receiver
-        if receiver is None:
-            return
+        assert receiver is not None
         reactor = self._dials.listener.reactor
         reactor.clock.read()
         opened = self._instead(receiver)
@@ -209,3 +218,8 @@ class PendingLanes(PendingStream):
         else:
             receiver.upstream_ready(opened)
         reactor.outbox.flush()
+
+
+def _place_of(replica: Replica) -> tuple[str, int]:
+    """Return whose lanes they are: a host may have several replicas. One that attached has no port."""
+    return replica.host, 0 if replica.lanes is None else replica.lanes.port

@@ -30,6 +30,9 @@ class DialledShell(QuicShell):
         on_failed: Callable[[str], None],
     ) -> None:
         super().__init__(listener, sock, address, b"")
+        # No client came: it is no connection of that address, and no stranger's handshake.
+        self.counted = b""
+        self._told_handshake = True
         self._dials = listener
         self._make = make
         self._on_failed: Callable[[str], None] | None = on_failed

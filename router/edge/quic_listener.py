@@ -24,6 +24,7 @@ from router.edge.quic_shell import QuicShell
 from router.edge.quic_strangers import Datagrams, Host, Strangers
 from router.edge.quic_timers import QuicTimers
 from router.exchange import Exchange
+from router.transport.codec.h2.calm import Allowance
 from router.transport.codec.quic.invariants import ID_BYTES
 from router.transport.udp import UDP_NUMBERS, DatagramReceiver, UdpCounters, UdpSocket
 
@@ -45,6 +46,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("router.quic")
 
+LOOKS_BURST: Final = 256
+LOOKS_RATE: Final = 256.0
+"""Looks a second through the connections to one address for whose reset it is: anybody can send such."""
 _HTTPS: Final = b"https"
 
 
@@ -79,6 +83,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         "_forwarding",
         "_headcount",
         "_incarnation",
+        "_looks",
         "_loop",
         "_outbox",
         "_postponed",
@@ -135,6 +140,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         self._by_id: dict[bytes, QuicShell] = {}
         self._shells: set[QuicShell] = set()
         self._dialled: dict[Address, list[QuicShell]] = {}  # by the server's address
+        self._looks = Allowance(LOOKS_BURST, LOOKS_RATE, reactor.clock.now)
         self._postponed: list[QuicShell] = []
         self._sockets: dict[bytes, UdpSocket] = {}
         self._strangers = Strangers(
@@ -224,11 +230,17 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
             at = end
 
     def _take_unknown(self, arrived: Datagrams, now: float) -> None:
-        """Ask the connections that we dialled there, if any: a stateless reset names nobody (RFC 9000 §10.3)."""
-        for shell in self._dialled.get(arrived.address, ()):
-            if shell.is_reset(arrived.data):
-                shell.receive(arrived.data, arrived.segment_bytes, arrived.address, arrived.local, now, arrived.ecn)
-                return
+        """Give a stateless reset to the connection that we dialled there: it names nobody (RFC 9000 §10.3).
+
+        Nearly all that comes from such an address is for connections of other workers: its ids are ours.
+        """
+        data = arrived.data
+        shells = self._dialled.get(arrived.address)
+        if shells is not None and not self.keyring.is_ours(data[1 : 1 + ID_BYTES]) and self._looks.take(now):
+            for shell in shells:
+                if shell.is_reset(data):
+                    shell.receive(data, arrived.segment_bytes, arrived.address, arrived.local, now, arrived.ecn)
+                    return
         self._strangers.take(arrived, now)
 
     # -- new connections ------------------------------------------------------------------------------
@@ -259,7 +271,6 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
             return False
         self._shells.add(shell)
         self._dialled.setdefault(shell.address, []).append(shell)
-        self.handshaking += 1
         shell.connection = connect(self.reactor.clock.read())
         shell.touch()
         self._outbox.flush()

@@ -99,6 +99,7 @@ async def test_robots_are_bounded(robots, monkeypatch):
     monkeypatch.setattr(direct_robots, "MAX_TICKETS", 3)
     assert all(robots.expect(punch(n), [PLACE]) for n in range(MAX_CHECKED))
     assert not robots.expect(punch(MAX_CHECKED), [PLACE])
+    assert robots.expect(punch(MAX_CHECKED + 1), []), "nothing is to be opened for it"
     assert verdict(robots, b"ROBOT/1", b"the ticket of robot 0").kind is Kind.UNAUTHENTICATED  # the oldest went
     assert verdict(robots, b"ROBOT/1", b"the ticket of robot 63") is ANYBODY
 

@@ -39,8 +39,8 @@ class Lanes:
 
     __slots__ = ()
 
-    def leads_to(self, replica: Replica) -> bool:
-        """Whether it is worth a try."""
+    def leads_to(self, replica: Replica, head: RequestHead) -> bool:
+        """Whether it is worth a try, with this request."""
         raise NotImplementedError
 
     def open(

@@ -79,7 +79,12 @@ class ConnectionPool(Pool):
         """Return a stream at once, or connect, or say why not. See `Pool`."""
         lanes = self.lanes
         shape = head.shape
-        if lanes is not None and shape.version == ROBOT and shape.upgrade is not None and lanes.leads_to(replica):
+        if (
+            lanes is not None
+            and shape.version == ROBOT
+            and shape.upgrade is not None
+            and lanes.leads_to(replica, head)
+        ):
             return self._open_lanes(lanes, replica, receiver, dial)
         return self._open_http(replica, receiver, dial, fresh=fresh)
 

@@ -172,12 +172,19 @@ class RobotClient(Application):
             self._bearer.watch()
         return True
 
-    def send_command(self, payload: bytes, deadline: int, now: float, *, is_text: bool = False) -> bool:
-        """Queue a message behind those before it; False while too much waits."""
+    def send_command(
+        self, payload: bytes, deadline: int, now: float, *, is_text: bool = False, is_held: bool = False
+    ) -> bool:
+        """Queue a message behind those before it; False while too much waits.
+
+        `is_held`: who sends sees to `is_command_full` itself, and nothing is too much.
+        """
         flow = self._command
         if self.phase >= LEAVING or not self._is_sendable(payload, deadline, now):
             return False
-        if flow is None or flow.unsent_bytes + len(payload) > max(MAX_UNSENT_BYTES, len(payload)):
+        if flow is None:
+            return False
+        if not is_held and flow.unsent_bytes + len(payload) > max(MAX_UNSENT_BYTES, len(payload)):
             return False
         self._meter.sent(now)
         self._forget_sent(flow)

@@ -20,6 +20,9 @@ MAX_HEADERS: Final = 100
 MAX_RELAYED_HEADERS: Final = MAX_HEADERS + 16
 """With those that a router adds; the request that they become has a few more."""
 
+MAX_CODE_CHARS: Final = 64
+"""Of a REFUSED's code, where it is passed on."""
+
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 _Time: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 

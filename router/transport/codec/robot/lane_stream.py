@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 
 PING_EVERY_S: Final = 0.5
 """Between our PINGs: they keep a NAT's mapping, and tell how far the clocks are apart."""
+ROOM_BYTES: Final = 512
+"""Of a HELLO, for its ticket and for what an exchange adds to a head at the last moment."""
+ROOM_FIELDS: Final = 4
 _CUT: Final = ProxyError(Kind.UPSTREAM_RESET, Source.UPSTREAM, detail="the way to its sidecar was cut")
-_TOO_LARGE: Final = ProxyError(Kind.UPSTREAM_PROTOCOL, Source.ROUTER, detail="no HELLO holds these fields")
 _NO_WORD: Final = ProxyError(Kind.UPSTREAM_CLOSED, Source.UPSTREAM, detail="its sidecar ended without a WELCOME")
 _LARGEST_CODE: Final = 4_999
 
@@ -43,6 +45,7 @@ class LaneStream(UpstreamStream):
         "_holds",
         "_is_full",
         "_is_open",
+        "_is_too_large",
         "_newest",
         "_now",
         "_reader",
@@ -64,6 +67,7 @@ class LaneStream(UpstreamStream):
         self._holds = 0
         self._is_open = False
         self._is_full = False  # the command lane, as the exchange was told
+        self._is_too_large = False  # a message, for the sidecar: the flush ends it
         self.application: RobotClient | None = None
         self.may_be_untouched = False
         self.meter = LinkMeter()
@@ -72,28 +76,15 @@ class LaneStream(UpstreamStream):
 
     def send_head(self, head: RequestHead, end: bool) -> None:
         """Say HELLO."""
-        shape = head.shape
-        headers = [*shape.fields, *head.added]
+        hello = _hello_of(head)
         if self._ticket:
-            headers.append((b"x-router-key", self._ticket.encode()))
-        hello = control.Hello(
-            _text(shape.authority),
-            _text(shape.path),
-            [(_text(name), _text(value)) for name, value in headers],
-            "command" if shape.known.get(b"x-router-replies") == b"command" else "state",
-            is_relayed=True,
-        )
+            hello.headers.append(("x-router-key", self._ticket))
         calls = RobotCalls()
         calls.welcome = self._welcome
         calls.message = self._message
         calls.flushed = self._flushed
         calls.closed = self._closed
-        self.application = client = RobotClient(
-            self._bearer, hello, calls, self.meter, self._now, PING_EVERY_S
-        )
-        if len(control.encode(hello)) > wire.MAX_FRAME_BYTES or len(headers) > control.MAX_RELAYED_HEADERS:
-            self._fail(_TOO_LARGE)
-            client.cut(_TOO_LARGE)
+        self.application = RobotClient(self._bearer, hello, calls, self.meter, self._now, PING_EVERY_S)
 
     def send_data(self, data: bytes, end: bool) -> None:
         """Send messages by their lanes; at the end, or a close, say goodbye behind them."""
@@ -104,10 +95,13 @@ class LaneStream(UpstreamStream):
         for message in self._reader.read(data):
             if message.flags & FLAG_CLOSE:
                 client.leave(now)
+            elif self._is_too_large or len(message.data) > client.max_message_bytes:
+                self._is_too_large = True  # as a replica that closes with 1009 takes nothing behind it
+                self._bearer.touch()
             elif message.flags & FLAG_STATE:
                 client.send_state(message.data, message.deadline, now)
             else:
-                client.send_command(message.data, message.deadline, now, is_text=message.is_text)
+                client.send_command(message.data, message.deadline, now, is_text=message.is_text, is_held=True)
                 if client.is_command_full() and not self._is_full:
                     self._bearer.touch()  # the flush says so
         if end:
@@ -122,8 +116,10 @@ class LaneStream(UpstreamStream):
         self._receiver = None
         self._commands.clear()
         self._newest = None
-        if self.application is not None:
-            self.application.cut(error)
+        client = self.application
+        self.application = None
+        if client is not None:
+            client.cut(error)
 
     def hold(self, why: int) -> None:
         """Let commands wait with the sidecar, which gets no more credit; of state messages keep the newest."""
@@ -151,7 +147,8 @@ class LaneStream(UpstreamStream):
 
     def _message(self, lane: int, sequence: int, data: bytes, is_text: bool) -> None:
         is_state = lane == wire.STATE
-        if self._holds and is_state:
+        if is_state and (self._holds or self._commands or self._newest is not None):
+            # Let go in this tick, what waits goes at its flush: nothing is to overtake it.
             self.meter.stale += self._newest is not None
             self._newest = data
         elif self._holds or self._commands:
@@ -168,11 +165,12 @@ class LaneStream(UpstreamStream):
         if data and self._receiver is not None:
             self._receiver.response_data(data, False)
 
-    def _deliver_waiting(self) -> None:
-        while self._commands and not self._holds:
+    def _deliver_waiting(self, *, is_last: bool = False) -> None:
+        """Deliver what the client takes; before the end all of it, however full its lanes are."""
+        while self._commands and (is_last or not self._holds):
             data, is_text = self._commands.popleft()
             self._deliver(data, wire.FLAG_TEXT if is_text else 0)
-        if self._newest is not None and not self._holds:
+        if self._newest is not None and (is_last or not self._holds):
             newest = self._newest
             self._newest = None
             self._deliver(newest, FLAG_STATE)
@@ -182,6 +180,11 @@ class LaneStream(UpstreamStream):
         self._deliver_waiting()
         client, receiver = self.application, self._receiver
         if client is None or receiver is None:
+            return
+        if self._is_too_large:
+            self._receiver = None
+            client.leave(self._bearer.now)
+            receiver.response_data(lane_close(wire.TOO_LARGE, "its sidecar takes no message so large"), True)
             return
         is_full = client.is_command_full()
         if is_full != self._is_full:
@@ -194,12 +197,19 @@ class LaneStream(UpstreamStream):
     def _closed(self, code: int, reason: str, by_peer: bool, refused: control.Refused | None) -> None:
         """Say how it ended: before WELCOME as a response, later as a close, where the sidecar said one."""
         receiver = self._receiver
-        if receiver is None:
-            return
-        if not self._is_open and refused is not None and 400 <= refused.status < 600:
+        if receiver is not None:
+            self._tell_end(receiver, code, reason, refused if not self._is_open else None, by_peer=by_peer)
+        self.application = None  # whose calls lead back to us
+
+    def _tell_end(
+        self, receiver: ResponseReceiver, code: int, reason: str, refused: control.Refused | None, *, by_peer: bool
+    ) -> None:
+        if refused is not None and 400 <= refused.status < 600:
             self._receiver = None
             body = refused.message.encode()
             head = ResponseHead(ResponseShape(refused.status), len(body))
+            why = refused.code[: control.MAX_CODE_CHARS].encode("ascii", "replace")
+            head.added.append((b"x-router-error", why))
             if refused.retry_after_s:
                 head.added.append((b"retry-after", b"%d" % refused.retry_after_s))
             receiver.response_head(head, not body)
@@ -208,8 +218,7 @@ class LaneStream(UpstreamStream):
         elif not self._is_open:
             self._fail(_NO_WORD)
         elif by_peer and wire.DONE <= code <= _LARGEST_CODE:
-            self._holds = 0  # what waits stands before the close; the client's lanes take it, however full
-            self._deliver_waiting()
+            self._deliver_waiting(is_last=True)
             self._receiver = None
             receiver.response_data(lane_close(code, reason), True)
         else:
@@ -222,5 +231,22 @@ class LaneStream(UpstreamStream):
             receiver.response_reset(error)
 
 
-def _text(field: bytes) -> str:
-    return field.decode("utf-8", "replace")
+def fits(head: RequestHead) -> bool:
+    """Whether a HELLO holds what the request says: its fields are bounded, and texts."""
+    try:
+        hello = _hello_of(head)
+    except UnicodeDecodeError:
+        return False
+    size = len(control.encode(hello)) + ROOM_BYTES
+    return size <= wire.MAX_FRAME_BYTES and len(hello.headers) + ROOM_FIELDS <= control.MAX_RELAYED_HEADERS
+
+
+def _hello_of(head: RequestHead) -> control.Hello:
+    shape = head.shape
+    return control.Hello(
+        shape.authority.decode(),
+        shape.path.decode(),
+        [(name.decode(), value.decode()) for name, value in (*shape.fields, *head.added)],
+        "command" if shape.known.get(b"x-router-replies") == b"command" else "state",
+        is_relayed=True,
+    )

@@ -10,6 +10,7 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 from router.transport.codec.robot.limits import MAX_PINGS
+from router.transport.codec.robot.wire import clamp
 
 if TYPE_CHECKING:
     from router.transport.codec.robot.control import Pong
@@ -49,7 +50,7 @@ class PeerClock:
 
     def to_ours(self, deadline: int) -> int:
         """Return a time of the other's clock by ours; 0, no deadline, while that is not known."""
-        return max(1, deadline - self.offset_us) if deadline and self.is_known else 0
+        return clamp(max(1, deadline - self.offset_us)) if deadline and self.is_known else 0
 
     def is_late(self, deadline: int, now_us: int) -> bool:
         """Whether a time of the other's clock has passed; 0 is no deadline."""

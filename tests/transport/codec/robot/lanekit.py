@@ -62,6 +62,8 @@ class Lanes(Robot, TunnelOwner):
     def __init__(self, *args, headers=(), path=b"/p", **kwargs):
         super().__init__(*args, **kwargs)
         self.is_open = False
+        self.is_reading = True
+        self.refused_code = ""
         self.heard_messages, self.refused, self.closed = [], None, None
         self.tunnel = MessageTunnel(self, 1 << 24)
         self.between = Between(self.tunnel)
@@ -97,9 +99,12 @@ class Lanes(Robot, TunnelOwner):
 
     def tunnel_message(self, data, is_text, lane):
         self.heard_messages.append((lane, data.decode() if is_text else data))
+        if not self.is_reading:
+            self.tunnel.pause()
 
     def tunnel_refused(self, status, code, retry_after_s, body):
         self.refused = status, retry_after_s, body
+        self.refused_code = code
 
     def tunnel_closed(self, code, reason):
         self.closed = code, reason, self.tunnel.failure
@@ -109,5 +114,3 @@ class Lanes(Robot, TunnelOwner):
 
     def touch(self):
         pass
-
-

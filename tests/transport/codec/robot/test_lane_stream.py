@@ -4,13 +4,18 @@ import pytest
 
 from router.errors import Kind, ProxyError, Source
 from router.transport.codec.framing import COMMAND_LANE, STATE_LANE, LaneFraming, lane_header
+from router.transport.codec.head import read_request
 from router.transport.codec.quic.limits import HIGH_BYTES
 from router.transport.codec.robot import wire
-from router.transport.codec.robot.lane_stream import LaneStream
+from router.transport.codec.robot.lane_stream import LaneStream, fits
 from router.transport.codec.robot.limits import GOODBYE_S
 from tests.transport.codec.quic.rig import Link
 from tests.transport.codec.robot.lanekit import Lanes
 
+REQUEST = [
+    (b":method", b"CONNECT"), (b":protocol", b"websocket"), (b":scheme", b"https"), (b":authority", b"robots.test"),
+    (b":path", b"/p"), (b"sec-websocket-version", b"13"),
+]  # fmt: skip
 GONE = ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM)
 
 
@@ -182,12 +187,22 @@ def test_a_reset_ends_the_connection():
     assert lanes.replica.error is not None or lanes.replica.closed == wire.GOING
 
 
-@pytest.mark.parametrize("headers", [[(b"x-large", b"a" * 17_000)], [(b"x-%d" % n, b"") for n in range(120)]])
-def test_fields_that_no_hello_holds(headers):
-    lanes = Lanes(headers=headers)
-    assert lanes.run(lambda: lanes.refused is not None)
-    assert lanes.between.error.kind is Kind.UPSTREAM_PROTOCOL
-    assert lanes.replicas == []
+@pytest.mark.parametrize("count", [0, 100])
+def test_as_many_fields_as_a_robot_may_have_fit(count):
+    lanes = Lanes(headers=[(b"x-%d" % n, b"") for n in range(count)]).opened()
+    assert fits(lanes.between.head)
+    assert len(lanes.replica.head.shape.fields) == count
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [[(b"x-large", b"a" * 16_300)], [(b"x-%d" % n, b"") for n in range(113)], [(b"x-latin", b"caf\xe9")]],
+)
+def test_what_no_hello_holds_does_not_fit(headers):
+    head = read_request([*REQUEST, *headers], wire.VERSION)
+    assert not fits(head)
+    head = read_request([*REQUEST, (b"x-mine", b"a" * 15_000)], wire.VERSION)
+    assert fits(head)
 
 
 def test_a_robot_at_work_is_not_interrupted_by_a_drain():

@@ -1,5 +1,6 @@
 """The other side's clock: whose measurement is believed, which answers are none."""
 
+from router.transport.codec.quic.varint import MAX_VARINT, Cursor, varint
 from router.transport.codec.robot.control import Pong
 from router.transport.codec.robot.limits import MAX_PINGS
 from router.transport.codec.robot.peer_clock import PeerClock
@@ -45,3 +46,11 @@ def test_deadlines_are_of_the_others_clock():
     assert clock.is_late(AHEAD_US + 999, 1_000)
     assert not clock.is_late(AHEAD_US + 1_000, 1_000)
     assert not clock.is_late(0, 1_000)
+
+
+def test_a_deadline_of_ours_is_an_integer_of_the_wire():
+    """A robot may answer PINGs with any clock and name any time: with its own offset the sum is beyond both."""
+    clock = PeerClock()
+    clock.learn(Pong(clock.ask(10**15), 10**15, 0, 0), 10**15)
+    ours = clock.to_ours(MAX_VARINT)
+    assert Cursor(varint(ours), 0, 8).varint() == ours == MAX_VARINT
