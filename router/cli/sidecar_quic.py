@@ -55,6 +55,9 @@ class SidecarQuic:
         self.certificate = ""  # of its authority, PEM
         self.attach: AttachStart | None = None
         where = values["listen_quic"]
+        for flag in ("attach_name", "attach_ca", "attach_cert", "attach_key"):
+            if values[flag] and not values["attach"]:
+                raise ConfigError(f"--{flag.replace('_', '-')}: is for --attach, which is not given")
         if values["attach"]:
             if where:
                 raise ConfigError("--listen-quic: with --attach it is --attach-listen")

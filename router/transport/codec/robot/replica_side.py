@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from router.continuity import Continuity
 from router.errors import Kind
-from router.transport.codec.framing import ANY_LANE, STATE_LANE
+from router.transport.codec.framing import COMMAND_LANE, STATE_LANE
 from router.transport.codec.message_tunnel import MessageTunnel, TunnelOwner, close_code
 from router.transport.codec.messages import NO_STATUS
 from router.transport.codec.post_tunnel import PostTunnel
@@ -180,8 +180,8 @@ class ReplicaSide(RobotEnding, TunnelOwner):
     def tunnel_message(self, data: bytes, is_text: bool, lane: int) -> None:
         """Pass a message on: by its lane; if it has none the first, and texts, where nothing is lost."""
         counters = self.counters
-        by_state = self.replies == wire.STATE and not self._is_first and not is_text
-        if lane == STATE_LANE or (by_state and lane == ANY_LANE):
+        by_state = self.replies == wire.STATE and not is_text and (lane == STATE_LANE or not self._is_first)
+        if by_state and lane != COMMAND_LANE:
             out = self.state_out
             before = out.stale
             out.send(data)
