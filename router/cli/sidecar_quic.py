@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
+import shutil
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -20,6 +24,9 @@ if TYPE_CHECKING:
 
     from router.config.settings import Settings
     from router.transport.server_tls import CertificatePair
+
+_PREFIX: Final = "router-sidecar-"
+_TRIES: Final = 3
 
 
 def quic_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -51,7 +58,7 @@ class SidecarQuic:
 
     def __init__(self, values: dict[str, Any], settings: Settings) -> None:
         """Check them, and have the relay listen with a certificate of its own. ConfigError names the flag."""
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: OwnFolder | None = None
         self.certificate = ""  # of its authority, PEM
         self.attach: AttachStart | None = None
         where = values["listen_quic"]
@@ -83,8 +90,8 @@ class SidecarQuic:
     def _listen(self, settings: Settings, where: str) -> None:
         from router.cli.certs import make_dev  # noqa: PLC0415 - an extra's
 
-        self._folder = tempfile.TemporaryDirectory(prefix="router-sidecar-")
-        folder = Path(self._folder.name)
+        self._folder = OwnFolder()
+        folder = self._folder.path
         make_dev(folder)
         settings.listen_quic = [where]
         settings.tls_cert = [str(folder / "server.pem")]
@@ -101,7 +108,43 @@ class SidecarQuic:
     def close(self) -> None:
         """Remove the files."""
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.close()
+
+
+class OwnFolder:
+    """A temporary folder of this process. Of those that were killed theirs is removed by the next."""
+
+    def __init__(self) -> None:
+        """Make it, and lock it for as long as we live."""
+        root = Path(tempfile.gettempdir())
+        for left in root.glob(f"{_PREFIX}*"):
+            with contextlib.suppress(OSError):
+                lock = _lock(left)  # refused while its owner lives
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(lock)
+        for _ in range(_TRIES):  # another one may begin in the moment before it is locked, and take it for left
+            self.path = Path(tempfile.mkdtemp(prefix=_PREFIX))
+            with contextlib.suppress(FileNotFoundError, BlockingIOError):
+                self._lock = _lock(self.path)
+                if self.path.is_dir():
+                    return
+        raise FileExistsError(f"no folder in {root} stays ours")
+
+    def close(self) -> None:
+        """Remove it."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        os.close(self._lock)
+
+
+def _lock(folder: Path) -> int:
+    """Return the descriptor that holds the folder's lock; OSError if somebody else has it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
 
 
 def _read_identity(cert: str | None, key: str | None) -> CertificatePair | None:
