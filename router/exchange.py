@@ -129,7 +129,13 @@ class Exchange(ExchangeEntry):
         assert head is not None
         core = self._core
         now = core.clock.now
-        lease = self._take_lease(endpoint, now)
+        continuity = head.continuity
+        if self._pin:
+            lease = take_pinned(endpoint, self._pin, now)
+        elif continuity is None or not continuity.replica:
+            lease = endpoint.picker.pick(self, now)
+        else:  # who served its session before, if that may be
+            lease = endpoint.picker.pick_preferred(continuity.replica, self, now) or endpoint.picker.pick(self, now)
         if not isinstance(lease, Lease):
             # Who waits already goes on waiting while those that came before fill the first replica.
             if (lease is not Kind.NO_REPLICA and not self._wait_until_s) or not self._wait(endpoint, now):
@@ -148,17 +154,6 @@ class Exchange(ExchangeEntry):
             self._hold_body()
         else:
             self.upstream_failed(stream)
-
-    def _take_lease(self, endpoint: Endpoint, now: float) -> Lease | Kind:
-        """Pick: who is named for it, who served its session before, or who suits best."""
-        if self._pin:
-            return take_pinned(endpoint, self._pin, now)
-        head = self._head
-        if head is not None and head.continuity is not None and head.continuity.replica:
-            lease = endpoint.picker.pick_preferred(head.continuity.replica, self, now)
-            if lease is not None:
-                return lease
-        return endpoint.picker.pick(self, now)
 
     def _hold_body(self) -> None:
         """Keep the client's body where it is until somebody takes it."""

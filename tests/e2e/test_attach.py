@@ -86,6 +86,7 @@ async def test_http(start_router, start_sidecar, engine, client, until, files):
     await router.settled()
 
 
+@pytest.mark.slow
 async def test_two_workers_and_their_health_checks(start_router, start_sidecar, engine, client, until, files):
     more = ("--workers", "2", "--health", "http", "--health-path", "/health", "--health-interval-s", "0.2")
     router = await start_router(*flags(files, *more), replicas=[ATTACHED])
@@ -178,6 +179,7 @@ async def test_who_may_not(start_router, start_sidecar, engine, client, until, f
     assert (await client.get(f"{router.url}/health")).status_code == 503
 
 
+@pytest.mark.slow
 async def test_a_router_that_asks_for_certificates(start_router, start_sidecar, engine, client, until, files):
     router = await start_router(*flags(files, "--tls-client-ca", files / "ca.pem"), replicas=[ATTACHED])
     without = await start_sidecar(engine.url, router)
@@ -349,6 +351,7 @@ async def test_an_upgrade_loses_no_request_to_it(start_router, start_sidecar, en
         assert "is leaving" in sidecar.stderr()
 
 
+@pytest.mark.slow
 async def test_a_router_that_ends_does_not_wait_for_it(start_router, start_sidecar, engine, client, until, files):
     router = await start_router(*flags(files, "--drain-settle-s", "0", "--drain-deadline-s", "20"), replicas=[ATTACHED], workers=2)
     await start_sidecar(engine.url, router)

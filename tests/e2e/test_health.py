@@ -76,6 +76,7 @@ async def test_a_draining_replica_leaves_and_comes_back_unnoticed(start_router, 
     await router.settled()
 
 
+@pytest.mark.slow
 async def test_a_starting_replica_is_not_used_before_it_is_ready(start_router, start_engine, client, until):
     ready = await start_engine()
     starting = await start_engine(startup_s=4)  # longer than the router takes to start

@@ -461,6 +461,7 @@ async def test_a_drain_fails_nothing(start_router, start_grpc):
     assert await router.wait() == 0
 
 
+@pytest.mark.slow
 async def test_an_idle_client_is_told(start_router, engine):
     """httpx, whose library takes a connection for closed as soon as it reads a GOAWAY."""
     router = await start_router("--drain-settle-s", "0", replicas=[engine.url])

@@ -252,6 +252,7 @@ async def test_connections_of_one_address_behind_a_proxy_and_over_tls(start_rout
         assert await metric(router, 'router_connections_refused_total{reason="address"}') == 2
 
 
+@pytest.mark.slow
 async def test_a_worker_that_stands_still_is_replaced(start_router, start_server, until, gone):
     router = await start_router(
         "--health", "none", "--stuck-worker-s", 1.5, replicas=[await start_server(loadkit.replica)], workers=2

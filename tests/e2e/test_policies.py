@@ -67,6 +67,7 @@ async def test_random_follows_the_weights(spread):
     assert 98 <= weighted["c"] <= 202 and 11 <= weighted["a"] <= 89, weighted
 
 
+@pytest.mark.slow
 async def test_least_inflight_is_level(spread, router):
     assert await spread("least-inflight-even", 30, together=True) == {"a": 10, "b": 10, "c": 10}
     weighted = await spread("least-inflight-weighted", 30, together=True)

@@ -106,6 +106,7 @@ async def test_a_worker_that_dies_in_the_drain_counts_as_cut(start_router, engin
     assert stream.was_cut
 
 
+@pytest.mark.slow
 async def test_new_connections_are_refused_after_the_settling(start_router, engine, until):
     router = await start_router("--drain-settle-s", 0, "--drain-deadline-s", 30, replicas=[engine.url])
     stream = Stream(router.url, 400)

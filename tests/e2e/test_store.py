@@ -447,6 +447,7 @@ async def test_an_upgrade_while_rows_change_loses_neither_requests_nor_rows(
     assert not list((folder / "a").glob("*.new")), "no half of a checkpoint"
 
 
+@pytest.mark.slow
 async def test_an_upgrade_while_the_store_is_down(store, serve, engines, until, gone):
     await fill(store, engines)
     router = await serve()

@@ -438,7 +438,7 @@ def rotated(tmp_path, authority):
     return tmp_path
 
 
-@pytest.mark.parametrize("by_signal", [True, False], ids=["signal", "watch"])
+@pytest.mark.parametrize("by_signal", [pytest.param(True, id="signal"), pytest.param(False, id="watch", marks=pytest.mark.slow)])
 async def test_new_certificates_serve_new_connections(start_router, engine, rotated, authority, until, by_signal):
     other = await start_router(*tls_flags(rotated), replicas=[engine.url], workers=2)
     before = await serial(other, rotated)

@@ -87,6 +87,7 @@ async def test_each_endpoint_is_served(start_router, client, mark, number, code,
     await until(lambda: not running(mark))
 
 
+@pytest.mark.slow
 async def test_a_killed_up_leaves_nothing(start_router, mark, until):
     router = await start_router("--no-check", "--replicas", 1, command="up", env={MARK: mark})
     router.send_signal(signal.SIGKILL)

@@ -243,6 +243,7 @@ async def test_refusals_and_closes_carry_their_codes(start_router, files, open_c
         assert client.terminated is None
 
 
+@pytest.mark.slow
 async def test_a_drain(start_router, files, open_client, until):
     async with Policy("a") as policy:
         router = await start_router(*quic_flags(files, "--drain-settle-s", 0, "--drain-deadline-s", 3), replicas=[policy.url])

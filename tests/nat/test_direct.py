@@ -117,7 +117,7 @@ def ready(process):
         ("random", "static", True),
         pytest.param("masquerade", "", True, marks=pytest.mark.slow),
         pytest.param("random", "", True, marks=pytest.mark.slow),
-        ("static", "random", True),
+        pytest.param("static", "random", True, marks=pytest.mark.slow),
         ("masquerade", "random", False),
         ("random", "masquerade", False),
         pytest.param("random", "random", False, marks=pytest.mark.slow),

@@ -352,6 +352,7 @@ async def test_an_idle_client_is_let_go_at_once(h2_replica, tmp_path):
         router.process.stdout.close()
 
 
+@pytest.mark.slow
 async def test_a_client_deaf_to_ping_does_not_hold_a_drain(h2_replica, tmp_path):
     router, client = await drainable(h2_replica, tmp_path)
     try:
@@ -367,6 +368,7 @@ async def test_a_client_deaf_to_ping_does_not_hold_a_drain(h2_replica, tmp_path)
         router.process.stdout.close()
 
 
+@pytest.mark.slow
 async def test_the_deadline_cuts_streams_and_closes_websockets_with_1012(h2_replica, tmp_path):
     h2_replica.settings = {CONNECT_PROTOCOL: 1}
 

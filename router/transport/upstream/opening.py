@@ -23,12 +23,12 @@ class Pool:
     __slots__ = ()
 
     def open(
-        self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec, head: RequestHead, *, fresh: bool
+        self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec, head: RequestHead | None, *, fresh: bool
     ) -> UpstreamStream | PendingStream | ProxyError:
         """Return a stream on a connection that is there at once, or a pending one, or why there can be none.
 
-        `head` is what will be sent on it. `fresh` forbids connections that serve one request after another, of
-        which one was just found dead.
+        `head` is what will be sent on it; None: by HTTP, whatever else there is. `fresh` forbids connections that
+        serve one request after another, of which one was just found dead.
         """
         raise NotImplementedError
 

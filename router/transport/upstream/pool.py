@@ -74,31 +74,14 @@ class ConnectionPool(Pool):
         self._is_closed = False
 
     def open(
-        self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec, head: RequestHead, *, fresh: bool
+        self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec, head: RequestHead | None, *, fresh: bool
     ) -> UpstreamStream | PendingStream | ProxyError:
         """Return a stream at once, or connect, or say why not. See `Pool`."""
         lanes = self.lanes
-        shape = head.shape
-        if (
-            lanes is not None
-            and shape.version == ROBOT
-            and shape.upgrade is not None
-            and lanes.leads_to(replica, head)
-        ):
-            return self._open_lanes(lanes, replica, receiver, dial)
-        return self._open_http(replica, receiver, dial, fresh=fresh)
-
-    def _open_lanes(
-        self, lanes: Lanes, replica: Replica, receiver: ResponseReceiver, dial: DialSpec
-    ) -> PendingStream:
-        # On its own: a closure costs the function around it an object for every call.
-        return lanes.open(
-            replica, receiver, dial, lambda waiting: self._open_http(replica, waiting, dial, fresh=False)
-        )
-
-    def _open_http(
-        self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec, *, fresh: bool
-    ) -> UpstreamStream | PendingStream | ProxyError:
+        if lanes is not None and head is not None:
+            shape = head.shape
+            if shape.version == ROBOT and shape.upgrade is not None and lanes.leads_to(replica, head):
+                return self._open_lanes(lanes, replica, receiver, dial)
         kept = self._kept.get(replica)
         if kept is None:
             if replica.scheme != "h2c":
@@ -130,6 +113,14 @@ class ConnectionPool(Pool):
                 return connection.start(receiver, reused=True)
         return self._connect(replica, receiver, dial)
 
+    def _open_lanes(
+        self, lanes: Lanes, replica: Replica, receiver: ResponseReceiver, dial: DialSpec
+    ) -> PendingStream:
+        # On its own: a closure costs the function around it an object for every call.
+        return lanes.open(
+            replica, receiver, dial, lambda waiting: self.open(replica, waiting, dial, None, fresh=False)
+        )
+
     def _connect(self, replica: Replica, receiver: ResponseReceiver, dial: DialSpec) -> PendingConnect:
         return Dial(self, replica, dial).wait(receiver)
 
@@ -149,7 +140,7 @@ class ConnectionPool(Pool):
         receiver = pending.receiver
         assert receiver is not None
         pending.has_moved = True
-        opened = self._open_http(dial.replica, receiver, dial.spec, fresh=True)
+        opened = self.open(dial.replica, receiver, dial.spec, None, fresh=True)
         if isinstance(opened, ProxyError):
             receiver.upstream_failed(opened)
         elif isinstance(opened, PendingConnect):
