@@ -81,9 +81,10 @@ async def download(sock, size, pause_s):
     return length
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "size",
-    [pytest.param(256 * MIB, id="256MiB"), pytest.param(1024 * MIB, id="1GiB", marks=pytest.mark.slow)],
+    [pytest.param(256 * MIB, id="256MiB"), pytest.param(1024 * MIB, id="1GiB")],
 )
 async def test_a_slow_reader_costs_no_memory(start_router, engine, connection, size, record_property):
     router = await start_router(replicas=[engine.url])

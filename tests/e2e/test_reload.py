@@ -43,7 +43,8 @@ async def used(client, router, count=6):
     return {(await client.get(f"{router.url}/_sim/echo")).headers.get("x-router-replica", "") for _ in range(count)}
 
 
-@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [1, 2])
 async def test_a_good_file(start_router, start_engine, client, until, reload, workers):
     old, kept, new = [await start_engine(time_scale=1) for _ in range(3)]
     router = await start_router(toml=table(old.url, kept.url), workers=workers)

@@ -80,6 +80,7 @@ async def test_drain_finishes_what_is_under_way(start_router, engine, client, un
         await client.get(router.url)
 
 
+@pytest.mark.slow
 async def test_sigterm_to_every_process_drains_all_the_same(start_router, engine):
     """As `systemctl stop` does it: the workers leave it to the supervisor."""
     router = await start_router("--drain-settle-s", 0, "--drain-deadline-s", 30, replicas=[engine.url], workers=2)
@@ -180,6 +181,7 @@ async def test_websockets_live_on_until_the_deadline(start_router, policy):
     assert await router.wait() == 0
 
 
+@pytest.mark.slow
 async def test_a_kept_connection_is_told_to_close(start_router, start_engine):
     """A response that is under way when the drain begins says `Connection: close`."""
     engine = await start_engine()

@@ -276,6 +276,7 @@ async def metric(router, name):
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
 
 
+@pytest.mark.slow
 async def test_a_drain_under_streams_fails_none(store, beside, router, client, until):
     leaving, staying = await beside("s1"), await beside("s2")
     await row_is(store, until, "s1", "READY")
@@ -293,6 +294,7 @@ async def test_a_drain_under_streams_fails_none(store, beside, router, client, u
     assert staying.process.poll() is None
 
 
+@pytest.mark.slow
 async def test_a_second_signal_cuts_what_is_under_way_and_leaves_no_row(store, beside, router, client, until):
     sidecar = await beside("s1")
     await in_table(router, until, "s1", within_s=15)
@@ -349,6 +351,7 @@ async def test_a_killed_engine_is_out_of_every_table_within_a_second_and_comes_b
     assert traffic.failures == []
 
 
+@pytest.mark.slow
 async def test_a_store_that_is_away_does_not_keep_an_engine_from_serving(folder, beside, store, client, until):
     store.kill()
     sidecar = await beside("s1")
@@ -395,6 +398,7 @@ async def test_an_older_incarnation_does_not_speak_for_a_newer_one(store, beside
     await in_table(router, until, "s1")
 
 
+@pytest.mark.slow
 async def test_a_row_that_somebody_deletes_comes_back(store, beside, until):
     """The operator deletes the row of a live replica: the next change of its state must not fail for ever."""
     sidecar = await beside("s1")
@@ -475,6 +479,7 @@ async def test_arguments_that_cannot_be_used_are_named(run_router, flags, says):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 async def test_an_engine_that_speaks_grpc(store, router, beside, until):
     """Ready by gRPC's health service, registered as h2c, called through router and sidecar, drained."""
     sidecar = await beside("g", grpc=True)

@@ -55,9 +55,10 @@ async def test_once(run_router, mark, until):
     await until(lambda: not running(mark))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "code"),
-    [pytest.param(signal.SIGINT, 130, id="SIGINT", marks=pytest.mark.slow), pytest.param(signal.SIGTERM, 0, id="SIGTERM")],
+    [pytest.param(signal.SIGINT, 130, id="SIGINT"), pytest.param(signal.SIGTERM, 0, id="SIGTERM")],
 )
 async def test_each_endpoint_is_served(start_router, client, mark, number, code, until):
     router = await start_router(
@@ -100,6 +101,7 @@ async def test_it_makes_its_own_replicas(run_router):
     assert done.returncode == 2 and "router serve" in done.stderr
 
 
+@pytest.mark.slow
 async def test_a_taken_port_ends_everything(run_router, mark, until):
     import socket
 

@@ -336,6 +336,7 @@ async def test_a_drain_says_goaway_twice_and_loses_nothing(h2_replica, tmp_path)
         router.process.stdout.close()
 
 
+@pytest.mark.slow
 async def test_an_idle_client_is_let_go_at_once(h2_replica, tmp_path):
     router, client = await drainable(h2_replica, tmp_path, ("--drain-settle-s", "0", "--drain-deadline-s", "30"))
     try:
