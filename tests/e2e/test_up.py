@@ -49,7 +49,7 @@ async def test_once(run_router, mark, until):
     done = await run_router("up", "--once", *PORTS, env={MARK: mark, "COLUMNS": "200"}, within_s=50)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    for protocol in ("HTTP/1.1 ", "HTTP/1.1 SSE", "WebSocket", "HTTP/2", "gRPC ", "gRPC stream"):
+    for protocol in ("HTTP/1.1 ", "HTTP/1.1 SSE", "WebSocket", "HTTP/2", "gRPC ", "gRPC stream", "HTTP/3", "QUIC robot"):
         assert any(protocol in line and "ok" in line for line in lines), done.stdout
     assert "Traceback" not in done.stderr
     await until(lambda: not running(mark))
