@@ -51,7 +51,8 @@ class Sidecar:
                  "--endpoint", "e", "--replica", self.replica, "--store", self._store.setting, "--json",
                  "--settle-s", "0.3", *map(str, flags),
                  "--", sys.executable, "-m", "inference_backend", program, "--port", str(port), *engine],
-                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=child_env(),
+                stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
+                env={**child_env(), "TMPDIR": str(self._stderr.parent)},  # one that is killed leaves its folder
             )  # fmt: skip
         line = await asyncio.to_thread(self._first_line)
         assert line, self.stderr()
