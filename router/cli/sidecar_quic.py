@@ -69,6 +69,7 @@ class SidecarQuic:
             if where:
                 raise ConfigError("--listen-quic: with --attach it is --attach-listen")
             name, routers = _check_attach(values)
+            identity = _read_identity(values["attach_cert"], values["attach_key"])
             self._listen(settings, values["attach_listen"])
             settings.unauthenticated = True  # who comes over QUIC is asked for a ticket, see `edge.direct_robots`
             ca = values["attach_ca"]
@@ -79,7 +80,7 @@ class SidecarQuic:
                 Path(ca).read_bytes() if ca else b"",
                 values["attach_insecure"],
                 self.certificate,
-                _read_identity(values["attach_cert"], values["attach_key"]),
+                identity,
             )
         elif where:
             host, _ = parse_listen(where, "--listen-quic")
