@@ -120,6 +120,7 @@ HOT = (
     "transport/codec/post_tunnel",
     "transport/codec/preface",
     "transport/codec/quic/ack_frequency",
+    "transport/codec/quic/aead",
     "transport/codec/quic/client",
     "transport/codec/quic/config",
     "transport/codec/quic/congestion",

@@ -12,7 +12,6 @@ to repeat it (RFC 9000 §10.2), which nobody waits for.
 from __future__ import annotations
 
 import asyncio
-import logging
 from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import trait
@@ -43,8 +42,6 @@ if TYPE_CHECKING:
     from router.transport.shell import Reactor
     from router.transport.udp import Address
     from router.walltime import WallTime
-
-_log = logging.getLogger("router.quic")
 
 LOOKS_BURST: Final = 256
 LOOKS_RATE: Final = 256.0

@@ -1,7 +1,7 @@
 """Packet protection: keys from a traffic secret, header masks, opening and sealing (RFC 9001 §5).
 
-The ciphers are `cryptography`'s (OpenSSL). One AES-ECB context serves every header of a key: a context a packet
-would cost ten times as much. Imports nothing but its neighbours.
+One AES-ECB context serves every header of a key: a context a packet would cost ten times as much. Imports nothing
+but its neighbours.
 """
 
 from __future__ import annotations
@@ -9,12 +9,17 @@ from __future__ import annotations
 import hmac
 from typing import TYPE_CHECKING, Any, Final
 
-from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from cryptography.hazmat.primitives.ciphers.algorithms import AES, ChaCha20
 from cryptography.hazmat.primitives.ciphers.modes import ECB
 
+from router.transport.codec.quic.aead import (
+    AES_128_GCM_SHA256,
+    AES_256_GCM_SHA384,
+    CHACHA20_POLY1305_SHA256,
+    REFUSALS,
+    aead,
+)
 from router.transport.codec.quic.packet import FIRST_BYTE
 
 if TYPE_CHECKING:
@@ -22,14 +27,10 @@ if TYPE_CHECKING:
 
 TAG_BYTES: Final = 16
 SAMPLE_BYTES: Final = 16
-AES_128_GCM_SHA256: Final = 0x1301
-AES_256_GCM_SHA384: Final = 0x1302
-CHACHA20_POLY1305_SHA256: Final = 0x1303
 
 _INITIAL_SALT: Final = bytes.fromhex("38762cf7f55934b34d179ae6a4c80cadccbb7f0a")  # RFC 9001 §5.2
 _KEY_BYTES: Final = {AES_128_GCM_SHA256: 16, AES_256_GCM_SHA384: 32, CHACHA20_POLY1305_SHA256: 32}
 _ZEROS: Final = bytes(5)
-_MAX_TAIL: Final = (1 << 32) - 1
 
 
 def expand_label(hash_name: str, secret: bytes, label: bytes, size: int) -> bytes:
@@ -43,9 +44,6 @@ class PacketKey:
 
     __slots__ = (
         "_ecb",
-        "_iv",
-        "_iv_head",
-        "_iv_tail",
         "_mask_key",
         "_open",
         "_seal",
@@ -62,12 +60,9 @@ class PacketKey:
         size = _KEY_BYTES[suite]
         key = expand_label(self.hash_name, secret, b"quic key", size)
         iv = expand_label(self.hash_name, secret, b"quic iv", 12)
-        self._iv = int.from_bytes(iv, "big")
-        self._iv_head = iv[:8]
-        self._iv_tail = int.from_bytes(iv[8:], "big")
-        aead: Any = ChaCha20Poly1305(key) if suite == CHACHA20_POLY1305_SHA256 else AESGCM(key)
-        self._open: Callable[[bytes, bytes, bytes], bytes] = aead.decrypt
-        self._seal: Callable[[bytes, bytes, bytes], bytes] = aead.encrypt
+        cipher = aead(suite, key, iv)
+        self._open: Callable[[int, bytes, bytes], bytes] = cipher.decrypt
+        self._seal: Callable[[int, bytes, bytes], bytes] = cipher.encrypt
         self._ecb: Any = None
         self._mask_key: bytes
         if masks is not None:
@@ -94,22 +89,16 @@ class PacketKey:
         found: bytes = self._ecb.update(samples)
         return found
 
-    def _nonce(self, number: int) -> bytes:
-        """Return the nonce of a packet (RFC 9001 §5.3); numbers of up to 32 bits without arithmetic on 96."""
-        if number <= _MAX_TAIL:
-            return self._iv_head + (self._iv_tail ^ number).to_bytes(4, "big")
-        return (self._iv ^ number).to_bytes(12, "big")
-
     def open(self, number: int, header: bytes, sealed: bytes) -> bytes | None:
         """Return the payload, None if it does not authenticate."""
         try:
-            return self._open(self._nonce(number), sealed, header)
-        except (InvalidTag, ValueError):
+            return self._open(number, sealed, header)
+        except REFUSALS:
             return None
 
     def seal(self, number: int, header: bytes, payload: bytes) -> bytes:
         """Return the payload encrypted, with its tag behind it."""
-        return self._seal(self._nonce(number), payload, header)
+        return self._seal(number, payload, header)
 
     def seal_packet(self, number: int, header: bytes, payload: bytes, number_bytes: int, bits: int) -> bytes:
         """Return a packet: the header without its number, which is put behind it, and the payload sealed.
