@@ -58,7 +58,7 @@ def place(tmp_path_factory, admin):
         router, told = start(
             "router", "serve", "--json", "--admin", admin, "--listen", "127.0.0.1:0", "--listen-quic", "127.0.0.1:0",
             "--tls-cert", folder / "local.pem", "--tls-key", folder / "local.key", "--health", "none",
-            "--auth-token", "s3cret", "--replica", ready["url"].replace("ws://", "http://"),
+            "--auth-token", "s3cret", "--drain-settle-s", "0", "--replica", ready["url"].replace("ws://", "http://"),
         )  # fmt: skip
         quic = next(url for url in told["listen"] if url.startswith("quic://"))
         plain = next(url for url in told["listen"] if url.startswith("http://"))

@@ -491,6 +491,8 @@ async def refuses_within(url, limit_s):
             _, writer = await asyncio.open_connection("127.0.0.1", httpx.URL(url).port)
         except ConnectionRefusedError:
             return True
+        except ConnectionResetError:
+            continue
         writer.close()
     return False
 

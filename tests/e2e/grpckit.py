@@ -361,12 +361,12 @@ class GrpcProcess:
         self.process.wait()
 
     def stop(self):
-        """SIGTERM, and SIGKILL when it takes long."""
+        """SIGTERM, and SIGKILL when a call still holds a thread."""
         if self.process is None:
             return
         self.process.terminate()
         try:
-            self.process.wait(5)
+            self.process.wait(1)
         except subprocess.TimeoutExpired:
             self.kill()
         self.process.stdout.close()

@@ -244,11 +244,11 @@ async def test_answers_over_tls_say_where_quic_is(start_router, engine, files):
     context = ssl.create_default_context(cafile=files / "ca.pem")
     for http2 in (False, True):
         async with httpx.AsyncClient(verify=context, http2=http2, http1=not http2) as client:
-            answer = await client.get(url + "/health")
+            answer = await client.get(url + "/_sim/bytes?n=10")
         assert answer.headers["alt-svc"] == f'h3=":{port_of(router)}"; ma=86400'
     async with httpx.AsyncClient() as client:
         plain = next(url for url in router.listen if url.startswith("http://"))
-        assert "alt-svc" not in (await client.get(plain + "/health")).headers
+        assert "alt-svc" not in (await client.get(plain + "/_sim/bytes?n=10")).headers
 
 
 async def test_new_certificates_are_for_new_connections(start_router, engine, files, tmp_path, open_client, until):

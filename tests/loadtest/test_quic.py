@@ -190,7 +190,8 @@ class TestListener:
         assert found["600 KB up, 5 KB down: CPU, ours over quic-portal"].high == pytest.approx(1.2)
 
 
-@pytest.mark.parametrize("work", ["portal", pytest.param("move", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("work", ["portal", "move"])
 def test_the_command(work, tmp_path):
     if openssl() is None:
         pytest.skip("openssl is not installed")

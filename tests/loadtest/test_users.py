@@ -215,6 +215,7 @@ def test_users_over_quic(tmp_path, up):
     assert entries["H3 chat completion"].num_requests > 5 and entries["Robot infer"].num_requests > 5
 
 
+@pytest.mark.slow
 def test_users_over_quic_of_whom_nobody_is_there(tmp_path, unused_udp_port, replica_url):
     where = ("--target", replica_url, "--quic-target", f"quic://127.0.0.1:{unused_udp_port}")
     result, folder = locust(tmp_path, "--run-time", "1", "--kind", "h3", *where)

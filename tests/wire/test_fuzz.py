@@ -184,7 +184,7 @@ def read_by_h11(data: bytes) -> Seen | None:
 small = st.one_of(st.none(), st.text("xyz", max_size=30).map(str.encode), st.lists(st.text("xyz", min_size=1, max_size=20).map(str.encode), max_size=3))
 
 
-@settings(max_examples=1200, **BOUNDED)
+@settings(max_examples=600, **BOUNDED)
 @given(st.sampled_from([b"GET", b"POST"]), targets, st.lists(st.tuples(names, texts), max_size=3), small, mutations, st.sampled_from(["whole", "split"]))
 async def test_mutated_requests_are_one_request_at_most(fuzzed, method, target, head, body, changes, mode):
     port, seen = fuzzed
