@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from loadtest.summary import MeasureSummary, Ratios
 
 
-Figure = Literal["cpu", "added_p50", "p50"]
+Figure = Literal["cpu", "added_p50", "p50", "p99"]
 Level = Literal["reach", "beyond"]
 
 
@@ -67,6 +67,7 @@ def _goals() -> tuple[Goal, ...]:
     ]
     for measure in ("h3-1", "h3-4x8"):
         rows += [(measure, "cpu", "envoy", 1.0, "reach"), (measure, "p50", "envoy", 1.0, "reach")]
+    rows += [("h3-rate", "cpu", "envoy", 1.0, "reach"), ("h3-rate", "p99", "envoy", 1.0, "beyond")]
     return tuple(
         Goal(measure=measure, figure=figure, peer=peer, at_most=bound, level=level)
         for measure, figure, peer, bound, level in rows

@@ -61,7 +61,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
     """One row: `unit` is what CPU time is divided by, `warmup_s` what runs before the window.
 
     `streams` are calls at once on each connection. `work_s`, where it is not zero, is about how long the window is
-    whatever was asked for.
+    whatever was asked for. `rate_per_s` is a rate of its own, whatever was asked for.
     """
 
     key: str
@@ -76,6 +76,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
     resume: bool = False
     deadline: bool = False
     work_s: float = 0.0
+    rate_per_s: float = 0.0
 
     def command(self, *, port: int, pids: list[int], duration_s: float, rate_per_s: float) -> Command:
         """Ask for this measure of the proxy on `port` whose processes are `pids`."""
@@ -86,7 +87,7 @@ class Measure(msgspec.Struct, frozen=True, kw_only=True):
             connections=self.connections,
             duration_s=duration_s,
             warmup_s=self.warmup_s,
-            rate_per_s=rate_per_s if self.mode == "open" else 0.0,
+            rate_per_s=rate_per_s if self.mode == "open" else self.rate_per_s,
             events=STREAM_EVENTS + (self.work == "sse"),  # and [DONE]
             streams=self.streams,
             body_mib=BODY_MIB,
@@ -241,6 +242,18 @@ MEASURES: tuple[Measure, ...] = (
         streams=8,
         unit="request",
         warmup_s=0.15,
+    ),
+    Measure(
+        key="h3-rate",
+        title="HTTP/3 unary, 1,000/s over 4 connections",
+        work="h3",
+        mode="h3",
+        connections=4,
+        streams=8,
+        unit="request",
+        warmup_s=0.15,
+        rate_per_s=1_000.0,
+        in_quick=False,
     ),
 )
 

@@ -181,7 +181,7 @@ def goal_rows(report: Report) -> list[list[str]]:
     return [
         [
             one.goal.measure,
-            {"cpu": "CPU", "added_p50": "added p50", "p50": "p50"}[one.goal.figure],
+            {"cpu": "CPU", "added_p50": "added p50", "p50": "p50", "p99": "p99"}[one.goal.figure],
             one.goal.peer,
             one.goal.level,
             f"{one.goal.at_most:g}",

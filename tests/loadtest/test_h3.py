@@ -64,6 +64,12 @@ async def test_requests_are_answered(router, replica):
     assert result.units > 20 and result.latency.count == result.units and result.latency.p50_us > 50
 
 
+async def test_a_rate_is_kept(router, replica):
+    result = await measure(command(router(replica), rate_per_s=100.0, duration_s=0.6, connections=2, streams=2))
+    assert result.errors == 0, result.detail
+    assert 40 <= result.units <= 62, "a closed loop would have hundreds"
+
+
 async def test_a_refusal_is_an_error(router, unused_tcp_port):
     result = await measure(command(router(unused_tcp_port)))
     assert result.units == 0 and result.errors and "status 50" in result.detail
@@ -95,11 +101,13 @@ def test_a_run_beside_envoy(tmp_path):
     assert found.returncode == 0, found.stdout + found.stderr
     report = json.loads((tmp_path / "report" / "report.json").read_text())
     assert {(slot["measure"], slot["proxy"]) for slot in report["slots"]} == {
-        (measure, proxy) for measure in ("h3-1", "h3-4x8") for proxy in ("ours", "envoy")
+        (measure, proxy) for measure in ("h3-1", "h3-4x8", "h3-rate") for proxy in ("ours", "envoy")
     }
     assert all(slot["result"]["units"] > 10 and slot["main_cpu_ns"] > 0 for slot in report["slots"])
     goals = {(row["goal"]["measure"], row["goal"]["figure"]): row["measured"] for row in report["verdicts"]}
-    assert set(goals) == {(measure, figure) for measure in ("h3-1", "h3-4x8") for figure in ("cpu", "p50")}
+    assert set(goals) == {
+        *((measure, figure) for measure in ("h3-1", "h3-4x8") for figure in ("cpu", "p50")), ("h3-rate", "cpu"), ("h3-rate", "p99"),
+    }  # fmt: skip
     assert all(measured is not None for measured in goals.values())
 
 
