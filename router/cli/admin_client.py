@@ -31,9 +31,10 @@ class _UnixConnection(http.client.HTTPConnection):
 
 
 class AdminClient:
-    """One daemon's admin listener. `address` is as in --admin; ConfigError if it is no address."""
+    """One daemon's admin listener. `address` is as in --admin, or the URL that the daemon tells; ConfigError."""
 
     def __init__(self, address: str, token: str = "") -> None:
+        address = address.removeprefix("http://").rstrip("/")
         self.address = address
         self._token = token
         self._path = unix_path(address, "--admin")

@@ -119,6 +119,29 @@ async def test_lanes(run_page, until):
         assert await metric(router, "router_robot_messages_total", lane="state", direction="up") == 2
 
 
+RESUME = """
+const first = await connect("/");
+Object.assign(found, { first: [first.session, first.epoch], token: first.token.length });
+await first.close();
+const again = await connect("/", { resume: first.token });
+found.again = [again.session, again.epoch];
+await again.close();
+const stranger = await connect("/", { resume: first.token.slice(0, -2) + "AA" });
+found.stranger = [stranger.session, stranger.epoch];
+await stranger.close();
+"""
+
+
+async def test_who_shows_a_token_goes_on(run_page):
+    async with Obedient("a") as policy:
+        found, router = await run_page(RESUME, [policy])
+        session, epoch = found["first"]
+        assert found["token"] > 50 and epoch == 1
+        assert found["again"] == [session, 2]
+        assert found["stranger"][0] != session and found["stranger"][1] == 1
+        assert await metric(router, "router_robot_resumed_total") == 1
+
+
 NEWEST = """
 const robot = await connect("/");
 const seen = [];
