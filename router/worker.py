@@ -38,6 +38,7 @@ from router.control import (
     Demanded,
     Drain,
     Drained,
+    EndEarlier,
     EngineLoads,
     Explain,
     Explained,
@@ -52,6 +53,7 @@ from router.control import (
     SetLogLevel,
     SetTls,
     Start,
+    TakenOver,
     ToWorker,
     Unpacker,
     pack,
@@ -71,6 +73,7 @@ from router.routing.explain import explain
 from router.routing.outlier import is_ready
 from router.routing.stage import Stage
 from router.session_desk import SessionDesk
+from router.takeover_desk import TakeoverDesk
 from router.telemetry import (
     EndpointSnapshot,
     GcWatch,
@@ -141,6 +144,9 @@ class Worker:
             start.trusted_hops,
             self.desk,
         )
+        self.takeovers = TakeoverDesk(control.send, self.core.takeovers)
+        if start.workers > 1:
+            self.core.takeovers.elsewhere = self.takeovers
         proxies = None if start.proxies is None else TrustedPeers(start.proxies)
         limits = start.overload
         self.listener = Listener(
@@ -205,6 +211,10 @@ class Worker:
                 self._control.send(none if self.quic is None else self.quic.shown_robots(message))
             case SessionAnswer():
                 self.desk.take(message, self.clock.read())
+                self.outbox.flush()
+            case EndEarlier() | TakenOver():
+                self.clock.read()
+                self.takeovers.take(message)
                 self.outbox.flush()
             case KnownTo():
                 self._stage.table.sessions.known_to_s = message.unix_s
