@@ -90,10 +90,10 @@ class RobotSession:
         `ping_every_s`: 0.2 over QUIC, 1 over a WebSocket if None. `direct`: a replica that attached to the router
         is looked for behind its NAT, and spoken to without the router if it is found; until then, and for any other
         replica, the router relays. `resume`: the `resume_token` of a session before, which then goes on, with its
-        if that still serves; after a lost connection this is seen to. Whoever shows it takes the session over: one
-        that is still open ends by `RobotError.is_superseded`. `on_epoch(epoch, replica)`: another replica serves
-        from here on, or a connection was lost; what was under way may be lost. `on_round_trip`
-        gets the seconds of each that is measured. ValueError and OSError say what is wrong with the options.
+        replica if that still serves; after a lost connection this is seen to. Whoever shows it takes the session
+        over: one that is still open ends, by an error that `is_superseded`. `on_epoch(epoch, replica)`: another
+        replica serves from here on, or a connection was lost; what was under way may be lost. `on_round_trip` gets
+        the seconds of each that is measured. ValueError and OSError say what is wrong with the options.
         """
         self._target = read_target(
             url, token=token, headers=headers, ca=ca, verify=verify, replies=replies, upstream=upstream,
