@@ -347,10 +347,10 @@ def test_others_are_told_of_what_they_could_end():
     made = bench("")
     others = made.core.takeovers.elsewhere = OtherWorkers()
     earlier = Beside(made)
-    id = earlier.continuity.id
-    assert others.said == [("is here", id)]
+    session = earlier.continuity.id
+    assert others.said == [("is here", session)]
     earlier.end()
-    assert others.said == [("is here", id), ("has left", id)]
+    assert others.said == [("is here", session), ("has left", session)]
 
 
 def test_who_cannot_be_given_a_token_is_not_kept():

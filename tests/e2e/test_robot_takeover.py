@@ -121,7 +121,6 @@ async def test_it_does_whichever_worker_it_comes_to(start_router, files):
         robot.close()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_two_with_one_token_do_not_fight(start_router, files, until, workers):
     async with Policy("a") as policy:

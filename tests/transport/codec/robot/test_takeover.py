@@ -135,6 +135,17 @@ def test_one_that_waits_for_its_replica_is_taken_over_too():
     assert again.session.phase < OVER
 
 
+def test_connections_of_one_attempt_leave_each_other_alone():
+    takeovers = Takeovers()
+    shown = {"resume": "token r1 0123456789abcdef 3", "attempt": "a"}
+    one, two = Keeping(takeovers).welcome(**shown), Keeping(takeovers).welcome(**shown)
+    assert one.replica.error is two.replica.error is None
+    next_time = Keeping(takeovers).welcome(**shown | {"attempt": "b"})
+    assert one.replica.error is not None
+    assert two.replica.error is not None
+    assert next_time.replica.error is None
+
+
 @pytest.mark.parametrize("how", ["bye", "lost", "cut", "refused"])
 def test_one_that_is_over_is_not_kept(how):
     takeovers = Takeovers()
@@ -220,7 +231,7 @@ class TestEarly:
         robot = self.again(Takeovers())
         robot.hello(resume="token r1 0123456789abcdef 3")
         robot.say(wire.HELLO, authority="robots.test")
-        assert robot.run(lambda: robot.session.phase == OVER, limit_s=5)
+        assert robot.run(lambda: hasattr(robot, "session") and robot.session.phase == OVER, limit_s=5)
         assert robot.counters.robot_faults == 1
         assert robot.replicas == []
 
