@@ -207,8 +207,7 @@ class Worker:
                 found = explain(self.core.table, message.asked, self.clock.read())
                 self._control.send(Explained(message.question, msgspec.Raw(msgspec.msgpack.encode(found))))
             case AskRobots():
-                none = Robots(message.question, 0, [])
-                self._control.send(none if self.quic is None else self.quic.shown_robots(message))
+                spawn(self._show_robots(message), "robots")
             case SessionAnswer():
                 self.desk.take(message, self.clock.read())
                 self.outbox.flush()
@@ -404,6 +403,11 @@ class Worker:
             links=links,
         )
         self._control.send(Counted(question, snapshot))
+
+    async def _show_robots(self, asked: AskRobots) -> None:
+        """Answer with robot sessions, of which there are none without QUIC."""
+        none = Robots(asked.question, 0, [])
+        self._control.send(none if self.quic is None else await self.quic.shown_robots(asked))
 
     async def _count_demand(self, question: int) -> None:
         """Answer with what each endpoint is asked for; of 10,000 endpoints without a request it costs 2 ms."""
