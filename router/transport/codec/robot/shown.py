@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 SLICE: Final = 256
 """Sessions that are looked at before the loop has its turn."""
+SHOWN_SLICE: Final = 32
+"""Of those that are written out, which takes ten times as long."""
 MAX_SHOWN: Final = 1_000
 """Sessions in one answer; of more the worst are shown, and the others counted."""
 MAX_PATH_BYTES: Final = 256
@@ -86,7 +88,7 @@ async def shown_robots(
 ) -> tuple[int, list[ShownRobot]]:  # fmt: skip
     """Return how many sessions are open, and those to show: `limit` at most, or the one of that id.
 
-    `pause` is awaited behind every `SLICE` of them: messages come between.
+    `pause` is awaited behind every slice of them: messages come between.
     """
     count = 0
     found: list[tuple[int, int, RobotCounters]] = []  # the worst so far; of equals the older ones
@@ -105,7 +107,7 @@ async def shown_robots(
     shown: list[ShownRobot] = []
     for done, (_, _, part) in enumerate(found, 1):
         shown.append(_show(part, worker, now, find_endpoint))
-        if done % SLICE == 0:
+        if done % SHOWN_SLICE == 0:
             await pause()
     return count, shown
 

@@ -15,6 +15,7 @@ from router.transport.codec.robot.shown import (
     GAP_BOUNDS_US,
     LINK_MEASURES,
     MAX_NAME_CHARS,
+    SHOWN_SLICE,
     SLICE,
     LinkMeasures,
     ShownRobot,
@@ -221,7 +222,7 @@ class TestShown:
         whole = counters_of(*({"rtt_us": rtt} for rtt in range(2 * SLICE + 1)))
         pauses = []
         count, shown = look(whole, 0, "", SLICE + 1, 1.0, lambda authority, path: "", pauses=pauses)
-        assert (count, len(shown), len(pauses)) == (2 * SLICE + 1, SLICE + 1, 3)
+        assert (count, len(shown), len(pauses)) == (2 * SLICE + 1, SLICE + 1, 2 + (SLICE + 1) // SHOWN_SLICE)
         assert [one.reported_rtt_us for one in shown] == list(range(2 * SLICE, SLICE - 1, -1))
 
     def test_jitter_and_loss_make_a_link_worse(self):
