@@ -221,6 +221,8 @@ class RobotServer(ReplicaSide, Application):
     def connection_lost(self, code: int, reason: str, by_peer: bool) -> None:
         """Let the replica go."""
         self.leave(OVER)
+        if self.is_relayed and by_peer and code == wire.GOING and self.tunnel is not None:
+            self.tunnel.abandon()  # cut by the router, which has room for another from now on: so must we
         self.let_replica_go(wire.DONE if by_peer and code == wire.DONE else wire.GOING)
 
     def drain(self) -> None:
