@@ -53,6 +53,7 @@ from router.service import notify
 from router.session_calls import SessionCalls
 from router.session_keeper import LocalSessions, SessionKeeper
 from router.succession import Succession
+from router.takeover_calls import TakeoverCalls
 from router.transport.attached import AttachedSockets
 from router.transport.outbox import Outbox
 from router.transport.shell import Reactor
@@ -108,6 +109,7 @@ class Supervisor(DaemonAdmin):
             if self._static is not None
             else make_keeper(settings, self._image)
         )
+        self._takeovers = TakeoverCalls(self._workers)
         self._demand = DemandWatch(self._workers, self._image, self._sessions.book)
         self._publisher = make_publisher(settings, self._demand.read)
         self._may_greet = asyncio.Event()
@@ -163,6 +165,7 @@ class Supervisor(DaemonAdmin):
                     self._may_greet,
                     self._may_accept,
                     calls.handle,
+                    self._takeovers.handle,
                 )
             )
         await self._workers_are(lambda worker: worker.has_process)  # they import while this reads its checkpoint
@@ -462,6 +465,7 @@ class Supervisor(DaemonAdmin):
 
     def _on_death(self, index: int) -> None:
         self._sessions.book.drop_worker(index, time.monotonic())
+        self._takeovers.drop_worker(index)
         if self._board is not None:
             self._board.clear_row(index)
 

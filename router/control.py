@@ -241,6 +241,48 @@ class SessionsUsed(msgspec.Struct, tag="sessions used"):
     uses: list[SessionUse]
 
 
+class IsHere(msgspec.Struct, tag="is here"):
+    """A robot's session began to which a token leads back. This and what follows is said among several workers."""
+
+    session: str
+
+
+class HasLeft(msgspec.Struct, tag="has left"):
+    """It is over, or another worker's."""
+
+    session: str
+
+
+class CameAgain(msgspec.Struct, tag="came again"):
+    """Its robot is here again: who still has it is to end it, but for connections of the same attempt."""
+
+    question: int
+    session: str
+    attempt: str
+
+
+class EndEarlier(msgspec.Struct, tag="end earlier"):
+    """`CameAgain` at that worker: end it."""
+
+    worker: int
+    question: int
+    session: str
+    attempt: str
+
+
+class EarlierEnded(msgspec.Struct, tag="earlier ended"):
+    """The answer to `EndEarlier`."""
+
+    worker: int
+    question: int
+
+
+class TakenOver(msgspec.Struct, tag="taken over"):
+    """The answer to `CameAgain`: no other worker has it."""
+
+    question: int
+
+
 class Drained(msgspec.Struct, tag="drained"):
     """The worker is done and about to exit."""
 
@@ -249,10 +291,13 @@ class Drained(msgspec.Struct, tag="drained"):
 
 ToWorker = (
     Start | Patch | Health | EngineLoads | Accept | Drain | Ask | AskDemand | Explain | AskRobots | SetLogLevel
-    | SetTls | ReopenLogs | SessionAnswer | KnownTo
+    | SetTls | ReopenLogs | SessionAnswer | KnownTo | EndEarlier | TakenOver
 )  # fmt: skip
 AboutSessions = StartSession | EndSession | SessionsUsed
-FromWorker = Built | Ready | Alive | Counted | Demanded | Explained | Robots | Drained | AboutSessions
+AboutTakeovers = IsHere | HasLeft | CameAgain | EarlierEnded
+FromWorker = (
+    Built | Ready | Alive | Counted | Demanded | Explained | Robots | Drained | AboutSessions | AboutTakeovers
+)
 
 _encoder = msgspec.msgpack.Encoder()
 to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -13,6 +13,7 @@ from mypy_extensions import trait
 from router.counters import EndpointCounters
 from router.errors import Kind, ProxyError, Source
 from router.forwarded import trusted_address
+from router.takeovers import Takeovers
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -121,6 +122,7 @@ class Core:
         "shed_requests",
         "shed_share",
         "table",
+        "takeovers",
         "trusted_hops",
         "unrouted",
         "wheel",
@@ -146,6 +148,7 @@ class Core:
         self.access_log = access_log
         self.trusted_hops = trusted_hops
         self.desk = desk
+        self.takeovers = Takeovers()
         self.unrouted = EndpointCounters()
         self.in_flight = 0
         self.retrying = 0

@@ -135,7 +135,8 @@ class Exchange(ExchangeEntry):
         elif continuity is None or not continuity.replica:
             lease = endpoint.picker.pick(self, now)
         else:  # who served its session before, if that may be
-            lease = endpoint.picker.pick_preferred(continuity.replica, self, now) or endpoint.picker.pick(self, now)
+            preferred = endpoint.picker.pick_preferred(endpoint.find(continuity.replica), self, now)
+            lease = preferred or endpoint.picker.pick(self, now)
         if not isinstance(lease, Lease):
             # Who waits already goes on waiting while those that came before fill the first replica.
             if (lease is not Kind.NO_REPLICA and not self._wait_until_s) or not self._wait(endpoint, now):
@@ -189,8 +190,14 @@ class Exchange(ExchangeEntry):
     def _look_again(self) -> None:
         if self._visit is not None and self._visit.is_call:
             self._call()
-        else:
+        elif self._is_counted:
             self._open(fresh=False)
+        else:  # it waited for an earlier session of its client to end
+            now = self._core.clock.now
+            self._look_again_s = 0.0
+            self._waited_s = now - self._started_s
+            assert self._endpoint is not None
+            self._enter(self._endpoint)
 
     def _end_wait(self, now: float) -> None:
         self._count_wait(-1)
@@ -338,7 +345,8 @@ class Exchange(ExchangeEntry):
                 endpoint, credential = self._endpoint, self._credential
                 assert endpoint is not None
                 assert credential is not None
-                go_on(request.continuity, core.table.sessions, endpoint, lease.replica.id, credential)
+                if go_on(request.continuity, core.table.sessions, endpoint, lease.replica.id, credential):
+                    core.takeovers.enter(request.continuity)
             self._downstream.send_head(head, end)
             if shape.accepts_tunnel:  # refused, what the client sends is held until it is dropped: it is no body
                 self._is_held = False

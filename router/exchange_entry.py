@@ -1,6 +1,7 @@
 """How one request begins: who asks, for which endpoint, and what of its body must be known to tell.
 
-    head -> shed? -> table.route -> gate -> (model or prompt: the beginning of the body) -> limits -> `_open`
+    head -> shed? -> table.route -> gate -> (model or prompt: the beginning of the body)
+         -> (a token that leads back: earlier sessions end) -> limits -> `_open`
 
 The part of `exchange` before a replica is looked for. What is decided from is the table as it is at that moment:
 a request that waited, for its body or for a cold start, is looked at anew before it goes on. Imports no asyncio and
@@ -34,10 +35,13 @@ from router.routing.prefix import MAX_PROMPT_BYTES, Prompt
 from router.routing.resumption import resume
 
 if TYPE_CHECKING:
+    from router.continuity import Continuity
     from router.http import RequestHead
     from router.routing.table import Endpoint
 
 FIRST_LOOK_S: Final = 0.05  # most bodies come with their head: those leave nothing behind in the deadline wheel
+TAKEOVER_S: Final = 0.05
+"""For other workers to end the earlier session of a client that comes again; a millisecond is what they need."""
 _GONE: Final = ProxyError(Kind.NO_ROUTE, Source.ROUTER, detail="the endpoint left while the request waited")
 _NO_PIN: Final = ProxyError(
     Kind.FORBIDDEN, Source.DOWNSTREAM, detail="x-router-replica is for tokens with the scope `pin`"
@@ -134,14 +138,36 @@ class ExchangeEntry(ExchangeSession):
         """Take part in an endpoint's load, and look for a replica."""
         head = self._head
         assert head is not None
+        if head.continuity is not None and head.continuity.shown and self._come_again(endpoint, head.continuity):
+            return
         if not self._take_part(endpoint):
             return
-        if head.continuity is not None:
-            credential, core = self._credential, self._core
-            assert credential is not None
-            resume(head.continuity, core.table.sessions, endpoint, credential, core.clock.now)
         if endpoint.prefixes is None or not self._ask_for_prompt(endpoint, head):
             self._open(fresh=False)
+
+    def _come_again(self, endpoint: Endpoint, continuity: Continuity) -> bool:
+        """Take over from earlier sessions of the same client, before any limit is asked; True to wait for that.
+
+        Here they end at once. Elsewhere that takes a moment, in which the replica may look full: whoever came again
+        waits for it, others never do.
+        """
+        core, credential = self._core, self._credential
+        assert credential is not None
+        if not resume(continuity, core.table.sessions, endpoint, credential, core.clock.now):
+            return False
+        self._endpoint, self._counters = endpoint, endpoint.counters
+        if not core.takeovers.take_over(continuity, self._taken_over):
+            return False
+        self._hold_body()
+        self._look_again_s = core.clock.now + TAKEOVER_S
+        core.wheel.watch(self)
+        return True
+
+    def _taken_over(self) -> None:
+        """Go on, unless the time was up before, or nobody waits for it any more."""
+        is_waiting = self._look_again_s and not self._is_counted and not self._finished
+        if is_waiting and self._look_anew():
+            self._look_again()
 
     def _take_part(self, endpoint: Endpoint) -> bool:
         """Take part in an endpoint's load within its limits; False if the request is refused."""
@@ -309,6 +335,10 @@ class ExchangeEntry(ExchangeSession):
             return False
         self._endpoint = newer
         return True
+
+    def _look_again(self) -> None:
+        """Go on behind a wait; see `exchange`."""
+        raise NotImplementedError
 
     def _open(self, *, fresh: bool) -> None:
         """Pick a replica and get a stream to it; see `exchange`."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from router.control import Robots
 from router.edge.attach_gate import AttachGate
@@ -23,7 +23,7 @@ from router.transport.attached import AttachedSockets
 from router.transport.codec.quic.aead import IS_FAST
 from router.transport.codec.quic.keyring import Keyring
 from router.transport.codec.robot.counters import ROBOT_HISTOGRAMS
-from router.transport.codec.robot.shown import LinkMeasures, shown_robots
+from router.transport.codec.robot.shown import SLICE, LinkMeasures, shown_robots
 
 if TYPE_CHECKING:
     import socket
@@ -36,9 +36,6 @@ if TYPE_CHECKING:
     from router.walltime import WallTime
 
 _log = logging.getLogger("router.quic")
-
-SLICE: Final = 256
-"""Sessions that are looked at before the loop has its turn."""
 
 
 class QuicServing:
@@ -131,16 +128,19 @@ class QuicServing:
                 await asyncio.sleep(0)
         return measures.snapshots() if parts else {}
 
-    def shown_robots(self, asked: AskRobots) -> Robots:
-        """Return the open robot sessions that were asked for."""
+    async def shown_robots(self, asked: AskRobots) -> Robots:
+        """Return the open robot sessions that were asked for, looked at in slices."""
         table, now = self._beside.core.table, self._beside.reactor.clock.read()
 
         def find_endpoint(authority: bytes, path: bytes) -> str:
             endpoint = table.route(authority, path)
             return "" if endpoint is None or endpoint.by_model else endpoint.name
 
-        count, shown = shown_robots(
-            self._protocols.robots, self._worker, asked.session, asked.limit, now, find_endpoint
+        async def pause() -> None:
+            await asyncio.sleep(0)
+
+        count, shown = await shown_robots(
+            self._protocols.robots, self._worker, asked.session, asked.limit, now, find_endpoint, pause
         )
         return Robots(asked.question, count, shown)
 

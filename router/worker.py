@@ -38,6 +38,7 @@ from router.control import (
     Demanded,
     Drain,
     Drained,
+    EndEarlier,
     EngineLoads,
     Explain,
     Explained,
@@ -52,6 +53,7 @@ from router.control import (
     SetLogLevel,
     SetTls,
     Start,
+    TakenOver,
     ToWorker,
     Unpacker,
     pack,
@@ -71,6 +73,7 @@ from router.routing.explain import explain
 from router.routing.outlier import is_ready
 from router.routing.stage import Stage
 from router.session_desk import SessionDesk
+from router.takeover_desk import TakeoverDesk
 from router.telemetry import (
     EndpointSnapshot,
     GcWatch,
@@ -141,6 +144,9 @@ class Worker:
             start.trusted_hops,
             self.desk,
         )
+        self.takeovers = TakeoverDesk(control.send, self.core.takeovers)
+        if start.workers > 1:
+            self.core.takeovers.elsewhere = self.takeovers
         proxies = None if start.proxies is None else TrustedPeers(start.proxies)
         limits = start.overload
         self.listener = Listener(
@@ -201,10 +207,13 @@ class Worker:
                 found = explain(self.core.table, message.asked, self.clock.read())
                 self._control.send(Explained(message.question, msgspec.Raw(msgspec.msgpack.encode(found))))
             case AskRobots():
-                none = Robots(message.question, 0, [])
-                self._control.send(none if self.quic is None else self.quic.shown_robots(message))
+                spawn(self._show_robots(message), "robots")
             case SessionAnswer():
                 self.desk.take(message, self.clock.read())
+                self.outbox.flush()
+            case EndEarlier() | TakenOver():
+                self.clock.read()
+                self.takeovers.take(message)
                 self.outbox.flush()
             case KnownTo():
                 self._stage.table.sessions.known_to_s = message.unix_s
@@ -394,6 +403,11 @@ class Worker:
             links=links,
         )
         self._control.send(Counted(question, snapshot))
+
+    async def _show_robots(self, asked: AskRobots) -> None:
+        """Answer with robot sessions, of which there are none without QUIC."""
+        none = Robots(asked.question, 0, [])
+        self._control.send(none if self.quic is None else await self.quic.shown_robots(asked))
 
     async def _count_demand(self, question: int) -> None:
         """Answer with what each endpoint is asked for; of 10,000 endpoints without a request it costs 2 ms."""

@@ -25,13 +25,17 @@ from router.control import (
     AskDemand,
     AskRobots,
     Built,
+    CameAgain,
     Counted,
     Demanded,
     Drain,
     Drained,
+    EarlierEnded,
     EndSession,
     Explain,
     Explained,
+    HasLeft,
+    IsHere,
     Ready,
     Robots,
     SessionsUsed,
@@ -45,7 +49,7 @@ from router.transport.tasks import spawn
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from router.control import AboutSessions, FromWorker, SessionAnswer, ToWorker
+    from router.control import AboutSessions, AboutTakeovers, FromWorker, SessionAnswer, ToWorker
     from router.routing.explain import Asked
     from router.telemetry import WorkerSnapshot
 
@@ -74,7 +78,9 @@ class WorkerProcess:
         may_greet: asyncio.Event,
         may_accept: asyncio.Event,
         on_sessions: Callable[[int, AboutSessions, Callable[[SessionAnswer], bool]], None],
+        on_takeovers: Callable[[int, AboutTakeovers], None],
     ) -> None:
+        self._on_takeovers = on_takeovers
         self._on_sessions = on_sessions
         self.index = index
         self.pid = 0
@@ -303,6 +309,8 @@ class WorkerProcess:
             self._has_drained = True
         elif isinstance(message, StartSession | EndSession | SessionsUsed):
             self._on_sessions(self.index, message, partial(_tell, self._channel))
+        elif isinstance(message, IsHere | HasLeft | CameAgain | EarlierEnded):
+            self._on_takeovers(self.index, message)
         else:
             future = self._questions.get(message.question)
             if future is not None and not future.done():

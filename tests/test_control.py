@@ -8,22 +8,28 @@ from hypothesis import given, settings
 from router.control import (
     MAX_MESSAGE_BYTES,
     AboutSessions,
+    AboutTakeovers,
     Accept,
     Alive,
     Ask,
     AskDemand,
     AskRobots,
     Built,
+    CameAgain,
     Counted,
     Demanded,
     Drain,
     Drained,
+    EarlierEnded,
+    EndEarlier,
     EndSession,
     EngineLoads,
     Explain,
     Explained,
     FromWorker,
+    HasLeft,
     Health,
+    IsHere,
     KnownTo,
     Patch,
     Ready,
@@ -35,6 +41,7 @@ from router.control import (
     SetTls,
     Start,
     StartSession,
+    TakenOver,
     ToWorker,
     Unpacker,
     from_worker,
@@ -95,6 +102,8 @@ TO_WORKER = [
     SessionAnswer(4, "id", 1_790_000_000),
     SessionAnswer(4, refusal="at_capacity"),
     KnownTo(1.5),
+    EndEarlier(1, 7, "s", "a"),
+    TakenOver(7),
 ]
 FROM_WORKER = [
     Built(),
@@ -108,6 +117,10 @@ FROM_WORKER = [
     StartSession(4, "e", "r", 600),
     EndSession(5, "id"),
     SessionsUsed([SessionUse("id", "e", "r", 600, True)]),
+    IsHere("s"),
+    HasLeft("s"),
+    CameAgain(7, "s", "a"),
+    EarlierEnded(1, 7),
 ]
 
 
@@ -183,3 +196,4 @@ def test_a_large_table_fits():
     )
     size = len(pack(Patch(TablePatch(1, (EndpointPatch("e", EndpointSpec("e"), replicas),)))))
     assert size * 50 < MAX_MESSAGE_BYTES, "100,000 replicas"
+    assert {type(message) for message in FROM_WORKER} > set(AboutTakeovers.__args__)

@@ -1,10 +1,14 @@
 """A request of a session that was served before: the replica it prefers is a first choice among the eligible, no more."""
 
 import pytest
-from exchangekit import GOES_AWAY, REFUSED, Bench
+from exchangekit import GOES_AWAY, REFUSED, Bench, FakeStream
 from test_exchange_session import STICKY, shown
 
-from router.continuity import Continuity
+from router.continuity import RESUME_S, Continuity
+from router.core import Peer
+from router.errors import Kind, ProxyError, Source
+from router.exchange import Exchange
+from router.exchange_entry import TAKEOVER_S
 from router.http import ResponseHead, ResponseShape
 from router.routing.credentials import Credential
 from router.routing.resumption import go_on, resume
@@ -156,3 +160,205 @@ def test_refused_there_is_nothing_to_resume():
     made.connected()
     made.exchange.response_head(ResponseHead(ResponseShape(403)), True)
     assert continuity.sign is None
+
+
+class Beside:
+    """The client's earlier session, whose lease is the replica's only one: another exchange of the same worker."""
+
+    def __init__(self, made, name="r2", **options):
+        self.made = made
+        self.ended = 0
+        self.continuity = Continuity(b"", "", self.end)
+        self.exchange = made.exchange
+        replica_of(made, name).avoid_until_s = 0.0
+        others = [one for one in made.endpoint.replicas if one.id != name]
+        for one in others:
+            one.in_flight += 5
+        assert ask(made, self.continuity, **options) == [name]
+        for one in others:
+            one.in_flight -= 5
+        made.connected()
+        head = ResponseHead(ResponseShape(200))
+        head.shape.accepts_tunnel = True
+        made.exchange.response_head(head, False)
+        made.pool.opened.clear()
+        made.records.clear()
+        made.exchange = Exchange(made.core, FakeStream(), Peer(b"192.0.2.1"))
+
+    def end(self):
+        self.ended += 1
+        self.continuity.over()
+        self.exchange.request_reset(ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM))
+        self.made.records.clear()
+
+    def token(self, epoch=1):
+        return self.continuity.token(epoch, self.made.now)
+
+
+class OtherWorkers:
+    """Implements `Elsewhere`; answers when the test says so."""
+
+    def __init__(self):
+        self.said = []
+        self.then = None
+
+    def came_again(self, session, attempt, then):
+        self.said.append(("came again", session, attempt))
+        self.then = then
+
+    def is_here(self, session):
+        self.said.append(("is here", session))
+
+    def has_left(self, session):
+        self.said.append(("has left", session))
+
+
+ONE_EACH = LimitSpec(max_concurrency=1)
+
+
+def test_the_earlier_session_gives_its_replica_up_first():
+    made = bench("", limits=ONE_EACH)
+    earlier = Beside(made)
+    again = Continuity(earlier.token())
+    assert ask(made, again) == ["r2"]
+    assert earlier.ended == 1
+    assert again.id == earlier.continuity.id
+    assert replica_of(made, "r2").in_flight == 1
+
+
+def test_and_its_part_of_the_endpoint():
+    made = bench("", limits=LimitSpec(endpoint_concurrency=1))
+    earlier = Beside(made)
+    assert ask(made, Continuity(earlier.token())) == ["r2"]
+    assert made.endpoint.counters.in_flight == 1
+
+
+@pytest.mark.parametrize("shown", ["nothing", "forged", "another's", "another endpoint's", "late"])
+def test_what_does_not_hold_ends_nobody(shown):
+    made = bench("", limits=ONE_EACH)
+    earlier = Beside(made)
+    token = earlier.token()
+    if shown == "nothing":
+        token = b""
+    elif shown == "forged":
+        token = token[:-8] + b"AAAAAAAA"
+    elif shown == "another's":
+        made.gate.credential = Credential(TokenSpec(b"e" * 32, "key", "main"))
+    elif shown == "another endpoint's":
+        go_on(earlier.continuity, made.core.table.sessions, Stranger, "r2", made.gate.credential)
+        token = earlier.token()
+    else:
+        made.now += RESUME_S
+        made.clock.read()
+    others = made.core.takeovers.elsewhere = OtherWorkers()
+    assert ask(made, Continuity(token)) in (["r0"], ["r1"])
+    assert earlier.ended == 0
+    assert others.said == []
+
+
+class Stranger:
+    name = "somewhere"
+    environment = "main"
+
+
+def test_an_older_token_of_the_same_session_is_taken():
+    made = bench("", limits=ONE_EACH)
+    earlier = Beside(made)
+    earlier.token(7)
+    assert ask(made, Continuity(earlier.token(1))) == ["r2"]
+    assert earlier.ended == 1
+
+
+def test_connections_of_one_attempt_leave_each_other_alone():
+    made = bench("", limits=ONE_EACH)
+    earlier = Beside(made)
+    earlier.continuity.attempt = "a1"
+    beside = Continuity(earlier.token(), "a1")
+    assert ask(made, beside) in (["r0"], ["r1"])
+    assert earlier.ended == 0
+
+
+def waits_for_others(**options):
+    """A request whose client was elsewhere, where its session still holds the replica."""
+    made = bench(limits=ONE_EACH, **options)
+    others = made.core.takeovers.elsewhere = OtherWorkers()
+    continuity = wish(made, "r2")
+    continuity.attempt = "a1"
+    assert ask(made, continuity) == []
+    assert others.said == [("came again", continuity.id, "a1")]
+    assert made.endpoint.counters.in_flight == 0
+    return made, others
+
+
+def test_other_workers_are_waited_for():
+    made, others = waits_for_others()
+    replica_of(made, "r2").in_flight = 0
+    others.then()
+    assert [replica.id for replica, _ in made.pool.opened] == ["r2"]
+    others.then()
+    made.pass_time(1.0)
+    assert len(made.pool.opened) == 1
+
+
+def test_but_not_for_long():
+    made, others = waits_for_others()
+    made.pass_time(TAKEOVER_S)
+    (first,) = [replica.id for replica, _ in made.pool.opened]
+    assert first in ("r0", "r1"), "it goes on elsewhere"
+    others.then()
+    assert len(made.pool.opened) == 1
+    made.connected()
+    made.exchange.request_reset(ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM))
+    assert made.endpoint.counters.in_flight == 0
+
+
+@pytest.mark.parametrize("how", ["the client leaves", "the endpoint leaves", "it is full", "it waits for a start"])
+def test_what_may_happen_meanwhile(how):
+    made, others = waits_for_others(**({"hold": HoldSpec(wait_s=5.0, max_waiting=2)} if how == "it waits for a start" else {}))
+    if how == "the client leaves":
+        made.exchange.request_reset(ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM))
+        others.then()
+        assert made.finished()
+        assert made.pool.opened == []
+    elif how == "the endpoint leaves":
+        made.change(routes=(), gone=("e",))
+        others.then()
+        assert made.flags[1] == "no_route"
+    else:
+        for replica in made.endpoint.replicas:
+            replica.in_flight = 1
+            if how == "it waits for a start":
+                made.endpoint.set_health(replica, is_healthy=False, now=made.now)
+        others.then()
+        if how == "it is full":
+            assert made.flags[1] == "at_capacity"
+            return
+        assert made.endpoint.counters.waiting == 1
+        for replica in made.endpoint.replicas:
+            replica.in_flight = 0
+            made.endpoint.set_health(replica, is_healthy=True, now=made.now)
+        others.then()
+        made.pass_time(1.0)
+        assert [replica.id for replica, _ in made.pool.opened] == ["r2"]
+        assert made.endpoint.counters.waiting == 0
+
+
+def test_others_are_told_of_what_they_could_end():
+    made = bench("")
+    others = made.core.takeovers.elsewhere = OtherWorkers()
+    earlier = Beside(made)
+    session = earlier.continuity.id
+    assert others.said == [("is here", session)]
+    earlier.end()
+    assert others.said == [("is here", session), ("has left", session)]
+
+
+def test_who_cannot_be_given_a_token_is_not_kept():
+    made = Bench(replicas=1)
+    others = made.core.takeovers.elsewhere = OtherWorkers()
+    made.head(upgrade=b"websocket", continuity=Continuity(b"", "", list))
+    made.connected()
+    head = ResponseHead(ResponseShape(200))
+    head.shape.accepts_tunnel = True
+    made.exchange.response_head(head, False)
+    assert others.said == []

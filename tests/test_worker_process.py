@@ -34,7 +34,7 @@ async def place(tmp_path, monkeypatch):
         def make():
             made.append(
                 WorkerProcess(
-                    0, start, board.fileno(), [sock], deaths.append, may_greet, may_accept, lambda *told: None
+                    0, start, board.fileno(), [sock], deaths.append, may_greet, may_accept, lambda *told: None, lambda *told: None
                 )
             )
             made[-1].deaths = deaths

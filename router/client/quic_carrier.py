@@ -57,17 +57,19 @@ class QuicCarrier(Carrier):
         *,
         silence_s: float,
         ping_every_s: float,
+        attempt: str = "",
         port: ClientPort | None = None,
     ) -> None:
         """`place` is a family and an address; `early` a state message, which leaves with the first packets.
 
+        `attempt`: the same for carriers of one race, which do not take the session from each other.
         `port`: of the connection to the router, for one that goes to the replica itself.
         """
         super().__init__()
         self._target = target
         self._memory = memory
         self._early = early
-        self._hello = target.hello(resume)
+        self._hello = target.hello(resume, attempt)
         self._silence_s = silence_s
         self._ping_every_s = ping_every_s
         self._client: RobotClient | None = None

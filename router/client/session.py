@@ -10,6 +10,7 @@ threads see `BlockingRobotSession`.
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections import deque
 from time import monotonic
@@ -51,6 +52,7 @@ GOOD_S: Final = 10.0
 """A connection that lasted so long was good: the next attempt is a first one."""
 MAX_PENDING_BYTES: Final = 1_048_576
 """Of commands that wait for a connection."""
+_ATTEMPT_BYTES: Final = 8
 _CLOSED: Final = "the session was closed"
 
 
@@ -88,9 +90,10 @@ class RobotSession:
         `ping_every_s`: 0.2 over QUIC, 1 over a WebSocket if None. `direct`: a replica that attached to the router
         is looked for behind its NAT, and spoken to without the router if it is found; until then, and for any other
         replica, the router relays. `resume`: the `resume_token` of a session before, which then goes on, with its
-        replica if that still serves; after a lost connection this is seen to. `on_epoch(epoch, replica)`: another
-        replica serves from here on, or a connection was lost; what was under way may be lost. `on_round_trip`
-        gets the seconds of each that is measured. ValueError and OSError say what is wrong with the options.
+        replica if that still serves; after a lost connection this is seen to. Whoever shows it takes the session
+        over: one that is still open ends, by an error that `is_superseded`. `on_epoch(epoch, replica)`: another
+        replica serves from here on, or a connection was lost; what was under way may be lost. `on_round_trip` gets
+        the seconds of each that is measured. ValueError and OSError say what is wrong with the options.
         """
         self._target = read_target(
             url, token=token, headers=headers, ca=ca, verify=verify, replies=replies, upstream=upstream,
@@ -393,19 +396,20 @@ class RobotSession:
 
     async def _race(self) -> Carrier:
         runners: list[tuple[float, Callable[[], Carrier]]] = []
+        attempt = os.urandom(_ATTEMPT_BYTES).hex() if self._resume else ""
         if self._transport != "websocket":
             runners += [
-                (place * ADDRESS_S, self._make_quic(address))
+                (place * ADDRESS_S, self._make_quic(address, attempt))
                 for place, address in enumerate(await find_places(self._target))
             ]
         if self._transport != "quic" and self._target.websocket_url:
             runners.append((FALLBACK_S if runners else 0.0, self._make_websocket))
         return await race(sorted(runners, key=lambda runner: runner[0]))
 
-    def _make_quic(self, place: tuple[int, Address]) -> Callable[[], Carrier]:
+    def _make_quic(self, place: tuple[int, Address], attempt: str) -> Callable[[], Carrier]:
         return lambda: QuicCarrier(
             self._target, place, memory.shared, self._state, self._resume,
-            silence_s=self._silence_s, ping_every_s=self._ping_every_s or PING_S,
+            silence_s=self._silence_s, ping_every_s=self._ping_every_s or PING_S, attempt=attempt,
         )  # fmt: skip
 
     def _make_websocket(self) -> Carrier:

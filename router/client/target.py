@@ -51,9 +51,12 @@ class Target:
         """What has to be the same for a ticket to be used again: who it is, and who says so."""
         return self.host, self.port, self.server_name, hashlib.sha256(self.ca).hexdigest() if self.verify else "-"
 
-    def hello(self, resume: str) -> Hello:
-        """Return the first word."""
-        return Hello(self.authority, self.path, list(self.headers), self.replies, resume, self.upstream)
+    def hello(self, resume: str, attempt: str = "") -> Hello:
+        """Return the first word. `attempt`: the same for connections that are tried side by side."""
+        headers = list(self.headers)
+        return Hello(
+            self.authority, self.path, headers, self.replies, resume, self.upstream, attempt=attempt
+        )  # fmt: skip
 
     def tls(self) -> ssl.SSLContext:
         """Return what a WebSocket over TLS trusts."""

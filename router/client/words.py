@@ -49,6 +49,11 @@ class RobotError(Exception):
         self.retry_after_s = retry_after_s
 
     @property
+    def is_superseded(self) -> bool:
+        """Whether the session goes on elsewhere: somebody has shown its token."""
+        return self.code == wire.NOT_ALLOWED and self.reason == wire.SUPERSEDED
+
+    @property
     def is_final(self) -> bool:
         """Whether to come again would be of no use: done, our fault, or not allowed."""
         if self.status:

@@ -30,6 +30,7 @@ _COUNTERS = (
     ("router_robot_resumed", "Robot sessions that went on from a lost connection.", "robot_resumed"),
     ("router_robot_resume_ignored", "Tokens of robots that did not hold: new sessions began.",
      "robot_resume_ignored"),
+    ("router_robot_superseded", "Robot sessions that ended since their robot had come again.", "robot_superseded"),
     ("router_webtransport_rejected", "Streams of WebTransport that were of no session.", "webtransport_rejected"),
 )  # fmt: skip
 # lane and direction of each number

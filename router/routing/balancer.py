@@ -85,17 +85,15 @@ class Picker:
             self._counters.keyed += 1
         return Lease(found, now)
 
-    def pick_preferred(self, key: bytes, context: PickContext, now: float) -> Lease | None:
-        """Return a lease on the replica of that name if it is eligible, has room and does not fail; else None."""
-        for tier in self.tiers:
-            for replica in tier.eligible:
-                if replica.key == key:
-                    if replica in context.tried or tier.is_full(replica) or replica.avoid_until_s > now:
-                        return None
-                    if replica.rank > 0:
-                        self._counters.spilled += 1
-                    return Lease(replica, now)
-        return None
+    def pick_preferred(self, replica: Replica | None, context: PickContext, now: float) -> Lease | None:
+        """Return a lease on that replica if it is eligible, has room and does not fail; else None."""
+        if replica is None or replica.rank < 0 or not self.tiers or replica in context.tried:
+            return None
+        if self.tiers[0].is_full(replica) or replica.avoid_until_s > now:  # the limit is the endpoint's
+            return None
+        if replica.rank > 0:
+            self._counters.spilled += 1
+        return Lease(replica, now)
 
     def choose(
         self, key: bytes, prompt: Prompt | None, tried: tuple[Replica, ...], now: float

@@ -45,32 +45,36 @@ _decoder: msgspec.msgpack.Decoder[ResumeClaim] = msgspec.msgpack.Decoder(ResumeC
 
 def resume(
     continuity: Continuity, sessions: SessionIndex, endpoint: Endpoint, credential: Credential, now: float
-) -> None:
-    """Look at the token that is shown, once: if it holds the session is the one before, and prefers its replica."""
+) -> bool:
+    """Look at the token that is shown, once: if it holds the session is the one before, and prefers its replica.
+
+    Then sessions of that id that are still open are to end: see `takeovers`.
+    """
     shown, continuity.shown = continuity.shown, b""
     if not shown:
-        return
+        return False
     body = sessions.keys.unseal(_PREFIX, shown)
     if body is None:
-        return
+        return False
     try:
         claim = _decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):  # of another version of ours
-        return
+        return False
     left_s = claim.expires_s - sessions.unix_s(now)
     is_here = claim.endpoint == endpoint.name and claim.environment == endpoint.environment
     if not is_here or claim.minter != credential.mark or not 0.0 < left_s <= RESUME_S + FUTURE_S:
-        return
+        return False
     continuity.is_resumed = True
     continuity.id = claim.id
     continuity.base = claim.epoch
     continuity.replica = claim.replica.encode()
+    return True
 
 
 def go_on(
     continuity: Continuity, sessions: SessionIndex, endpoint: Endpoint, replica: str, credential: Credential
-) -> None:
-    """Let the client be given tokens for the replica that serves it now."""
+) -> bool:
+    """Let the client be given tokens for the replica that serves it now; False if nobody can sign any."""
     name, environment, minter = endpoint.name, endpoint.environment, credential.mark
 
     def sign(session: str, epoch: int, now: float) -> bytes:
@@ -80,3 +84,4 @@ def go_on(
 
     continuity.sign = sign
     continuity.replica = b""
+    return bool(sessions.keys.keys)

@@ -34,6 +34,8 @@ LAYERS = [
     ("router.demand_watch", 5, "app"),
     ("router.session_desk", 5, "app"),
     ("router.session_calls", 5, "app"),
+    ("router.takeover_desk", 5, "app"),
+    ("router.takeover_calls", 5, "app"),
     ("router.session_keeper", 2, "config"),
     ("router.session_book", 2, "config"),
     ("router.listening", 5, "app"),

@@ -4,8 +4,10 @@ import asyncio
 
 import pytest
 
+from router.client import session as sessions
 from router.client.session import RobotSession
 from router.client.words import LINK_LOST, RobotError
+from router.transport.codec.robot import wire
 from tests.client.test_session_direct import Fake, until
 
 pytestmark = pytest.mark.asyncio
@@ -94,3 +96,39 @@ async def test_a_token_of_another_process():
         assert rig.shown == ["t0"]
         assert (session.session_id, session.epoch) == ("s0", 8)
         assert rig.epochs == [8]
+
+
+async def test_one_that_was_taken_over_does_not_come_again():
+    rig = Rig()
+    rig.welcome("s1", 1, "t1")
+    rig.welcome("s1", 3, "t3")
+    async with rig.session as session:
+        rig.carriers[-1].lose(RobotError(wire.NOT_ALLOWED, wire.SUPERSEDED))
+        with pytest.raises(RobotError) as ended:
+            await session.recv(5)
+        assert ended.value.is_superseded
+    assert len(rig.carriers) == 1
+    assert not RobotError(wire.NOT_ALLOWED, "nothing is read").is_superseded
+
+
+async def test_carriers_of_one_race_are_one_attempt(monkeypatch):
+    """They show the same token: by the attempt the router tells them from a client that has come again."""
+    hellos = []
+
+    async def find_places(target):
+        return [(2, ("127.0.0.1", 9)), (2, ("127.0.0.2", 9))]
+
+    async def race(runners):
+        hellos.append([make()._hello for _, make in runners])
+        raise RobotError(wire.NOT_ALLOWED, "enough")
+
+    monkeypatch.setattr(sessions, "find_places", find_places)
+    monkeypatch.setattr(sessions, "race", race)
+    for resume in ("t", "t", ""):
+        with pytest.raises(RobotError, match="enough"):
+            await RobotSession("quic://router.test/", websocket_url="", resume=resume).connect()
+    first, second, new = [[(one.resume, one.attempt) for one in found] for found in hellos]
+    assert first[0] == first[1] != second[0] == second[1]
+    assert first[0][0] == second[0][0] == "t"
+    assert len(first[0][1]) == 16
+    assert new == [("", "")] * 2

@@ -95,6 +95,10 @@ class Http3:
         if self.terminated is None:
             self.quic.close()
             self._flush()
+        self.vanish()
+
+    def vanish(self):
+        """Be gone without a word."""
         if self._timer is not None:
             self._timer.cancel()
         self._close_socket()

@@ -121,7 +121,7 @@ class Robot:
     async def begin(self, **hello):
         await self.until(lambda: self.client.status.get(self.id))
         packed = msgpack.packb(hello)
-        self.control = self.client.open(self.id, bytes((HELLO, len(packed))) + packed)
+        self.control = self.client.open(self.id, bytes((HELLO,)) + encode_uint_var(len(packed)) + packed)
         self.command = self.client.open(self.id, b"C")
         return self
 
@@ -209,6 +209,31 @@ async def test_requests_and_several_robots_share_a_connection(start_router, file
         robots[1].order(b"on")
         await until(lambda: b"on" in policy.got)
         assert client.terminated is None and await metric(router, "router_webtransport_sessions") == 2
+
+
+async def test_a_page_takes_its_session_over(start_router, files, open_client, until):
+    """In another session of the same connection, and over another connection whose page was closed without a word."""
+    async with Policy("a") as policy:
+        router = await start_router(*quic_flags(files, "--max-concurrency", "1"), replicas=[policy.url], workers=2)
+        client = await open_client(router)
+        robot = await Robot(client, until).begin()
+        for epoch in range(1, 6):
+            await until(lambda robot=robot: WELCOME in robot.told() or REFUSED in robot.told())
+            welcome = robot.told()[WELCOME]
+            assert welcome["epoch"] == epoch
+            before = robot
+            if epoch % 2 == 0:
+                client.vanish()
+                client = await open_client(router)
+            robot = await Robot(client, until).begin(resume=welcome["token"])
+            if epoch % 2:
+                await until(lambda before=before: before.closed() == 1008)
+        await until(lambda: WELCOME in robot.told())
+        assert robot.told()[WELCOME]["session"] == welcome["session"]
+        robot.order(b"on")
+        await until(lambda: policy.got == [b"on"])
+        assert client.terminated is None
+        assert await metric(router, "router_robot_superseded_total") == 5
 
 
 async def test_streams_may_come_before_the_connect(start_router, files, open_client, until):

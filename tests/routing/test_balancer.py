@@ -3,7 +3,7 @@
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
-from routekit import T0, build, endpoint, occupy, pick, weighted
+from routekit import T0, Context, build, endpoint, occupy, pick, weighted
 
 from router.errors import Kind
 from router.routing.explain import Asked, explain
@@ -73,6 +73,28 @@ def test_one_that_is_not_ready_is_never_picked(policy):
     one.set_health(one.replicas[1], is_healthy=False, now=T0)
     one.set_health(one.replicas[2], is_healthy=False, now=T0)
     assert pick(one) is Kind.NO_REPLICA
+
+
+def preferred(one, name, *tried):
+    return one.picker.pick_preferred(one.find(name), Context(*tried), T0)
+
+
+def test_a_preferred_one_is_found_in_any_tier_and_counts_as_far_if_it_is():
+    one = endpoint(3, policy="random", limits=LIMIT_1)
+    a, b, c = one.replicas
+    b.rank = 1
+    lease = preferred(one, b.key)
+    assert lease.replica is b
+    assert (b.in_flight, one.counters.spilled) == (1, 1)
+    assert preferred(one, b.key) is None, "it is full"
+    assert preferred(one, c.key, c) is None, "it was tried"
+    assert preferred(one, b"nobody") is None
+    one.set_health(c, is_healthy=False, now=T0)
+    assert preferred(one, c.key) is None
+    a.avoid(T0)
+    assert preferred(one, a.key) is None
+    assert one.picker.pick_preferred(a, Context(), T0 + 60.0).replica is a
+    assert endpoint(0).picker.pick_preferred(a, Context(), T0 + 60.0) is None
 
 
 class TestExplain:

@@ -109,6 +109,10 @@ class Tunnel:
         """End it. The owner hears nothing more."""
         raise NotImplementedError
 
+    def abandon(self) -> None:
+        """End it without a word, and without waiting for one: the replica is free for others at once."""
+        raise NotImplementedError
+
     def pause(self) -> None:
         """Have the replica stop sending: the client takes no more for now."""
         raise NotImplementedError
@@ -213,6 +217,14 @@ class MessageTunnel(DownstreamStream, Tunnel):
         if state == _OPEN and not self._holds and not self._waiting:
             receiver.request_data(self._framing.write_close(code, reason), True)
         else:
+            receiver.request_reset(_GONE)
+
+    def abandon(self) -> None:
+        """End it without a word: a close frame's answer would be waited for."""
+        self._state = _OVER
+        self._waiting.clear()
+        receiver, self._receiver = self._receiver, None
+        if receiver is not None:
             receiver.request_reset(_GONE)
 
     def replica_host(self) -> str:

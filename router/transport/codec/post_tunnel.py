@@ -101,6 +101,10 @@ class PostTunnel(Tunnel):
         if asked is not None:
             asked.give_up()
 
+    def abandon(self) -> None:
+        """Give up what is being asked."""
+        self.close(0)
+
     def pause(self) -> None:
         """Ask nothing more for now: the client does not take what there is."""
         self._is_paused = True

@@ -20,6 +20,8 @@ MAX_HEADERS: Final = 100
 MAX_RELAYED_HEADERS: Final = MAX_HEADERS + 16
 """With those that a router adds; the request that they become has a few more."""
 
+MAX_ATTEMPT_CHARS: Final = 32
+
 MAX_CODE_CHARS: Final = 64
 """Of a REFUSED's code, where it is passed on."""
 
@@ -31,6 +33,7 @@ class Hello(msgspec.Struct, omit_defaults=True):
     """The client's first word: for whom it is, and who asks. In a WebTransport session all may be left out.
 
     `is_relayed`: a router says it for a robot of its own, and takes another replica itself when this one goes.
+    `attempt`: the same for connections that a client tries side by side.
     """
 
     authority: str | None = None
@@ -40,6 +43,7 @@ class Hello(msgspec.Struct, omit_defaults=True):
     resume: str = ""
     upstream: Literal["websocket", "post"] = "websocket"
     is_relayed: bool = msgspec.field(default=False, name="relayed")
+    attempt: Annotated[str, msgspec.Meta(max_length=MAX_ATTEMPT_CHARS)] = ""
 
 
 class Ping(msgspec.Struct):

@@ -24,6 +24,7 @@ ROBOT_NUMBERS: Final = (
     "robot_epochs",
     "robot_resumed",
     "robot_resume_ignored",
+    "robot_superseded",
     "robot_state_in",
     "robot_command_in",
     "robot_telemetry_in",
@@ -61,6 +62,7 @@ class RobotCounters:
         self.robot_epochs = 0  # replicas after the first
         self.robot_resumed = 0  # sessions that were ones of before
         self.robot_resume_ignored = 0  # whose token did not hold: they began anew
+        self.robot_superseded = 0  # sessions that were still open when their robot came again
         self.robot_state_in = 0  # messages handed to a replica
         self.robot_command_in = 0
         self.robot_telemetry_in = 0

@@ -1,13 +1,15 @@
 """How a robot's session ends: what it owns of lanes, replica and times, and the ways out of it.
 
 Refused or closed by the replica, the client first gets what it was sent: a close would cut off what was not
-acknowledged. At a fault, a BYE or a cut nobody waits. Inside a tunnel's callback nothing closes: the flush does.
+acknowledged. At a fault, a BYE, a cut, or when the robot has come again, nobody waits. Inside a tunnel's callback
+nothing closes: the flush does.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from router.continuity import Continuity
 from router.errors import WIRE, Kind, ProxyError, Source
 from router.transport.codec.robot import control, wire
 from router.transport.codec.robot.command_lane import CommandOut
@@ -42,6 +44,7 @@ class RobotEnding:
         "bearer",
         "bye_s",
         "command_out",
+        "continuity",
         "control",
         "counters",
         "epochs",
@@ -73,6 +76,7 @@ class RobotEnding:
         self.counters = counters
         self.phase = WAITING
         self.epochs = Epochs()
+        self.continuity = Continuity()
         self.tunnel: Tunnel | None = None
         self.control: Flow | None = None
         self.command_out = CommandOut()
@@ -146,6 +150,22 @@ class RobotEnding:
         self.goodbye = (code, reason.encode())
         self.close()
 
+    def supersede(self) -> None:
+        """End: the robot has come again, so this connection is one that it lost, or somebody shows its token.
+
+        Its replica is free at once. Who does hear this is not to come again: two would take each other's place
+        for ever.
+        """
+        if self.phase >= ENDING:
+            return
+        self.counters.robot_superseded += 1
+        if self.tunnel is not None:
+            self.tunnel.abandon()
+        self.leave(ENDING)
+        self.goodbye = (wire.NOT_ALLOWED, wire.SUPERSEDED.encode())
+        self.goodbye_s = UNKNOWN_S
+        self.bearer.touch()
+
     def see_goodbye(self, now: float) -> None:
         """At a flush: close if the client has everything, else wait for that.
 
@@ -174,6 +194,7 @@ class RobotEnding:
             if self.epochs.number:
                 self.counters.robot_sessions_open -= 1
             self.counters = self.counters.settle()
+            self.continuity.over()
         self.phase = phase
         self.hello_by_s = self.ping_s = self.stalled_s = self.bye_s = self.goodbye_s = 0.0
         self.epochs.retry_s = 0.0

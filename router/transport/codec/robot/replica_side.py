@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from router.continuity import Continuity
 from router.errors import Kind
 from router.transport.codec.framing import COMMAND_LANE, STATE_LANE
 from router.transport.codec.message_tunnel import MessageTunnel, TunnelOwner, close_code
@@ -44,7 +43,6 @@ class ReplicaSide(RobotEnding, TunnelOwner):
         "_on_request",
         "clock",
         "command_in",
-        "continuity",
         "is_connected",
         "is_draining",
         "is_post",
@@ -71,7 +69,6 @@ class ReplicaSide(RobotEnding, TunnelOwner):
         self.is_connected = False
         self.is_draining = False
         self.request: tuple[bytes, bytes, Headers] = (b"", b"", [])
-        self.continuity = Continuity()
         self.clock = counters.seen.clock
         self.command_in = CommandIn()
         self.state_in = StateIn(gives_credit=False, stale=self.stream_code(wire.STALE))

@@ -61,6 +61,7 @@ class RobotServer(ReplicaSide, Application):
         "_command",
         "_datagram_allowance",
         "_direct_from_s",
+        "_early_hello",
         "_find_replica",
         "_frames",
         "_reports",
@@ -85,6 +86,7 @@ class RobotServer(ReplicaSide, Application):
         self._find_replica = find_replica
         self._direct_from_s = 0.0  # when the next question for that is answered
         self._frames = wire.FrameReader()
+        self._early_hello: control.Hello | None = None
         self._allowance = Allowance(CONTROL_BURST, CONTROL_RATE, now)
         self._datagram_allowance = Allowance(DATAGRAM_BURST, DATAGRAM_RATE, now)
         self._reports = Reports(counters)
@@ -96,8 +98,11 @@ class RobotServer(ReplicaSide, Application):
     def connected(self) -> None:
         """What came early is no replay: commands may go, at the flush."""
         self.is_connected = True
-        self.ping_s = self.bearer.now
+        self.now = self.ping_s = self.bearer.now
         self.bearer.watch()
+        hello, self._early_hello = self._early_hello, None
+        if hello is not None and self.phase == WAITING:
+            self._take_hello(hello)
 
     def stream_opened(self, flow: Flow) -> None:
         """Begin a state message, or take one of the two streams that there are beside."""
@@ -216,6 +221,8 @@ class RobotServer(ReplicaSide, Application):
     def connection_lost(self, code: int, reason: str, by_peer: bool) -> None:
         """Let the replica go."""
         self.leave(OVER)
+        if self.is_relayed and by_peer and code == wire.GOING and self.tunnel is not None:
+            self.tunnel.abandon()  # cut by the router, which has room for another from now on: so must we
         self.let_replica_go(wire.DONE if by_peer and code == wire.DONE else wire.GOING)
 
     def drain(self) -> None:
@@ -275,12 +282,16 @@ class RobotServer(ReplicaSide, Application):
             self.fault(wire.BROKEN, "a control frame that the router sends")
 
     def _take_hello(self, hello: control.Hello) -> None:
-        if self.phase != WAITING:
+        if self.phase != WAITING or self._early_hello is not None:
             self.fault(wire.BROKEN, "a second HELLO")
             return
-        self.hello_by_s = 0.0
         self.is_post = hello.upstream == "post"
-        self.continuity = Continuity(b"" if self.is_post else hello.resume.encode())
+        if hello.resume and not self.is_connected and not self.is_post:
+            self._early_hello = hello  # who held it back and sends it later must not end the session that there is
+            return
+        self.hello_by_s = 0.0
+        shown = b"" if self.is_post else hello.resume.encode()
+        self.continuity = Continuity(shown, hello.attempt, self.supersede)
         self.is_relayed = hello.is_relayed
         self.replies = wire.COMMAND if hello.replies == "command" else wire.STATE
         if hello.authority is None and self.asked is None:

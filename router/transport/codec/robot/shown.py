@@ -18,11 +18,15 @@ from router.transport.codec.robot.peer_clock import microseconds
 from router.transport.codec.robot.seen import FIRST_BIT, GAP_BUCKETS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
     from router.transport.codec.robot.counters import RobotCounters
     from router.transport.codec.robot.seen import Seen
 
+SLICE: Final = 256
+"""Sessions that are looked at before the loop has its turn."""
+SHOWN_SLICE: Final = 32
+"""Of those that are written out, which takes ten times as long."""
 MAX_SHOWN: Final = 1_000
 """Sessions in one answer; of more the worst are shown, and the others counted."""
 MAX_PATH_BYTES: Final = 256
@@ -78,17 +82,34 @@ class ShownRobot(msgspec.Struct):
     late_in: int
 
 
-def shown_robots(
+async def shown_robots(
     counters: RobotCounters, worker: int, session: str, limit: int, now: float,
-    find_endpoint: Callable[[bytes, bytes], str],
+    find_endpoint: Callable[[bytes, bytes], str], pause: Callable[[], Awaitable[None]],
 ) -> tuple[int, list[ShownRobot]]:  # fmt: skip
-    """Return how many sessions are open, and those to show: `limit` at most, or the one of that id."""
-    parts = [part for part in counters.parts.values() if part.seen.epoch]
-    if session:
-        worst = [part for part in parts if part.seen.id == session][:limit]
-    else:
-        worst = heapq.nlargest(limit, parts, key=lambda part: badness_us(part.seen))
-    return len(parts), [_show(part, worker, now, find_endpoint) for part in worst]
+    """Return how many sessions are open, and those to show: `limit` at most, or the one of that id.
+
+    `pause` is awaited behind every slice of them: messages come between.
+    """
+    count = 0
+    found: list[tuple[int, int, RobotCounters]] = []  # the worst so far; of equals the older ones
+    for done, part in enumerate(list(counters.parts.values()), 1):
+        seen = part.seen
+        count += seen.epoch > 0
+        if seen.epoch and (not session or seen.id == session):
+            ranked = badness_us(seen), -seen.key, part
+            if len(found) < limit:
+                heapq.heappush(found, ranked)
+            else:
+                heapq.heappushpop(found, ranked)
+        if done % SLICE == 0:
+            await pause()
+    found.sort(reverse=True)
+    shown: list[ShownRobot] = []
+    for done, (_, _, part) in enumerate(found, 1):
+        shown.append(_show(part, worker, now, find_endpoint))
+        if done % SHOWN_SLICE == 0:
+            await pause()
+    return count, shown
 
 
 def badness_us(seen: Seen) -> int:

@@ -56,6 +56,9 @@ FAILED: Final = 1_011
 DRAINING: Final = 1_012
 NO_ROOM: Final = 1_013
 
+SUPERSEDED: Final = "superseded"
+"""The reason beside NOT_ALLOWED for a session whose robot, or who shows its token, has come again."""
+
 STALE: Final = 1
 """Of RESET_STREAM and STOP_SENDING: a newer state message is there, or this one is too late."""
 

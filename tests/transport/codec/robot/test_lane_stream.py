@@ -233,3 +233,19 @@ def test_on_the_wire_a_lane_has_no_such_flags():
     assert reader.read(lane_header(1, 2, 0) + b"a") == []
     assert reader.fault == wire.BROKEN
     assert LaneStream.is_untouched(None) is False
+
+
+@pytest.mark.parametrize("how", ["goodbye", "cut"])
+def test_whoever_is_cut_off_leaves_the_engine_at_once(how):
+    """As a WebSocket that is cut: the router has room for another session from then on, so must the sidecar."""
+    lanes = Lanes().opened()
+    if how == "cut":
+        lanes.tunnel.abandon()
+        assert lanes.run(lambda: lanes.replica.is_over, limit_s=1)
+        assert lanes.replica.closed is None
+        assert lanes.replica.error is not None
+    else:
+        lanes.tunnel.close(1001)
+        assert lanes.run(lambda: lanes.replica.is_over, limit_s=1)
+        assert lanes.replica.closed == 1000
+        assert lanes.replica.error is None

@@ -1,5 +1,7 @@
 """What is known of a session while it lasts, how all of it is added up, and how it is shown."""
 
+import asyncio
+
 import msgspec
 import pytest
 
@@ -13,6 +15,8 @@ from router.transport.codec.robot.shown import (
     GAP_BOUNDS_US,
     LINK_MEASURES,
     MAX_NAME_CHARS,
+    SHOWN_SLICE,
+    SLICE,
     LinkMeasures,
     ShownRobot,
     badness_us,
@@ -21,6 +25,16 @@ from router.transport.codec.robot.shown import (
 from tests.transport.codec.robot.robotkit import Robot
 
 PLACE = "192.0.2.7:5000"
+
+
+def look(*arguments, pauses=None):
+    """What is shown; each pause is a None in `pauses`."""
+    pauses = [] if pauses is None else pauses
+
+    async def pause():
+        pauses.append(None)
+
+    return asyncio.run(shown_robots(*arguments, pause))
 
 
 class Registered(Robot):
@@ -32,7 +46,7 @@ class Registered(Robot):
         return self.session
 
     def shown(self, session="", limit=10):
-        return shown_robots(self.counters, 3, session, limit, self.now, lambda authority, path: f"{authority}{path}")
+        return look(self.counters, 3, session, limit, self.now, lambda authority, path: f"{authority}{path}")
 
 
 def seen_of(**said):
@@ -187,15 +201,29 @@ class TestGaps:
 class TestShown:
     def test_the_worst_come_first_and_the_rest_is_counted(self):
         whole = counters_of(*({"rtt_us": rtt * 1_000} for rtt in (5, 80, 20, 1, 40)))
-        count, shown = shown_robots(whole, 0, "", 3, 1.0, lambda authority, path: "")
+        count, shown = look(whole, 0, "", 3, 1.0, lambda authority, path: "")
         assert count == 5
         assert [one.reported_rtt_us for one in shown] == [80_000, 40_000, 20_000]
 
     def test_one_is_found_by_its_id_however_good(self):
         whole = counters_of(*({"rtt_us": rtt} for rtt in (5, 80, 20)))
-        count, shown = shown_robots(whole, 0, "s0", 2, 1.0, lambda authority, path: "")
+        count, shown = look(whole, 0, "s0", 2, 1.0, lambda authority, path: "")
         assert (count, [one.session for one in shown]) == (3, ["s0"])
-        assert shown_robots(whole, 0, "s9", 2, 1.0, lambda authority, path: "")[1] == []
+        assert look(whole, 0, "s9", 2, 1.0, lambda authority, path: "")[1] == []
+
+    def test_of_equals_the_oldest_and_none_that_waits(self):
+        whole = counters_of(*({"rtt_us": 7} for _ in range(5)))
+        whole.begin(lambda: PLACE, "quic").seen.hear(Link(rtt_us=9_000_000), 1.0)
+        count, shown = look(whole, 0, "", 3, 1.0, lambda authority, path: "")
+        assert (count, [one.session for one in shown]) == (5, ["s0", "s1", "s2"])
+        assert look(whole, 0, "", 0, 1.0, lambda authority, path: "") == (5, [])
+
+    def test_many_are_looked_at_in_slices(self):
+        whole = counters_of(*({"rtt_us": rtt} for rtt in range(2 * SLICE + 1)))
+        pauses = []
+        count, shown = look(whole, 0, "", SLICE + 1, 1.0, lambda authority, path: "", pauses=pauses)
+        assert (count, len(shown), len(pauses)) == (2 * SLICE + 1, SLICE + 1, 2 + (SLICE + 1) // SHOWN_SLICE)
+        assert [one.reported_rtt_us for one in shown] == list(range(2 * SLICE, SLICE - 1, -1))
 
     def test_jitter_and_loss_make_a_link_worse(self):
         plain = badness_us(seen_of(rtt_us=20_000))
@@ -211,7 +239,7 @@ class TestShown:
         (part,) = whole.parts.values()
         part.seen.ask(b"\xff" * 5_000, b"/" + b"p" * 5_000, "post", 0.5)
         part.seen.open("s0", 1, "r" * 5_000)
-        ((shown,),) = shown_robots(whole, 0, "", 1, 1.0, lambda authority, path: "")[1:]
+        ((shown,),) = look(whole, 0, "", 1, 1.0, lambda authority, path: "")[1:]
         assert len(shown.authority) == len(shown.replica) == MAX_NAME_CHARS
         assert len(shown.path) == 256
 

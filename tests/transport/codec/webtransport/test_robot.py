@@ -120,6 +120,18 @@ class TestEnds:
         assert bench.expire() == pytest.approx(PAGE_S)
         assert bench.flow(8).sent.endswith(b"last words") and bench.closed() == 4_001
 
+    def test_a_page_that_has_come_again_gets_a_moment_to_read_and_its_replica_is_free(self, bench):
+        bench.welcome()
+        (session,) = bench.host.begun
+        bench.replica.binary(b"last words")
+        session.continuity.supersede()
+        assert bench.replica.error.kind is Kind.CLIENT_GONE
+        bench.flush()
+        assert not bench.capsules()
+        assert bench.expire() == pytest.approx(PAGE_S)
+        assert bench.closed() == wire.NOT_ALLOWED and bench.capsules()[0][1][4:] == b"superseded"
+        assert bench.host.counters.robot_superseded == 1 and bench.is_open
+
     def test_a_client_that_does_not_take_them(self, bench):
         bench.welcome()
         bench.flow(8).window = 0

@@ -1,0 +1,58 @@
+"""A worker's word with the others, by way of the supervisor, about robots that come again. Implements `Elsewhere`.
+
+    came again here --CameAgain--> supervisor --EndEarlier--> who has it
+    go on           <--TakenOver-- supervisor <--EarlierEnded-- (at once if nobody has it)
+
+Pure: `send` takes the message.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from router.control import CameAgain, EarlierEnded, EndEarlier, HasLeft, IsHere
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from router.control import AboutTakeovers, TakenOver
+    from router.takeovers import Takeovers
+
+MAX_ASKED: Final = 4_096
+"""Who waits for an answer; for one more the oldest gives up, whose time was up long before."""
+
+
+class TakeoverDesk:
+    """One in a worker that has others beside it."""
+
+    def __init__(self, send: Callable[[AboutTakeovers], None], takeovers: Takeovers) -> None:
+        self._send = send
+        self._takeovers = takeovers
+        self._asked: dict[int, Callable[[], None]] = {}
+        self._count = 0
+
+    def came_again(self, session: str, attempt: str, then: Callable[[], None]) -> None:
+        """Have earlier sessions end in other workers; `then` is called when they have."""
+        if len(self._asked) >= MAX_ASKED:
+            del self._asked[next(iter(self._asked))]
+        self._count += 1
+        self._asked[self._count] = then
+        self._send(CameAgain(self._count, session, attempt))
+
+    def is_here(self, session: str) -> None:
+        """Tell that a session began that could be taken over."""
+        self._send(IsHere(session))
+
+    def has_left(self, session: str) -> None:
+        """Tell that no session of that id is left here."""
+        self._send(HasLeft(session))
+
+    def take(self, told: EndEarlier | TakenOver) -> None:
+        """End what came again at another worker; or go on with what came again here."""
+        if isinstance(told, EndEarlier):
+            self._takeovers.end(told.session, told.attempt)
+            self._send(EarlierEnded(told.worker, told.question))
+            return
+        then = self._asked.pop(told.question, None)
+        if then is not None:
+            then()
