@@ -20,6 +20,7 @@ import pytest_asyncio
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from loadkit import lineage  # noqa: E402
 from storekit import child_env  # noqa: E402
 
 from router.client import RobotSession  # noqa: E402
@@ -98,6 +99,10 @@ def quic_flags(files, *more):
     return ("--listen-quic", "127.0.0.1:0", "--tls-cert", files / "local.pem", "--tls-key", files / "local.key", *more)
 
 
+def file_of(replica):
+    return f'[[endpoint]]\nname = "e"\nhealth = {{ kind = "none" }}\n[[endpoint.replica]]\n{replica}'
+
+
 def session(router, files, **more):
     (url,) = [url for url in router.listen if url.startswith("quic://")]
     return RobotSession(f"{url}/echo", ca=files / "ca.pem", websocket_url="", **more)
@@ -112,8 +117,7 @@ async def test_goes_on_by_lanes_and_from_the_sidecar_to_its_collector(start_rout
     """With two workers, from a listener on 127.0.0.1 to a sidecar on ::1: no datagram takes a detour by a sibling."""
     port = udp_collector.sock.getsockname()[1]
     replica = await start_sidecar("--listen", "[::1]:0", "--listen-quic", "[::1]:0", "--robot-telemetry", f"udp://127.0.0.1:{port}")
-    toml = f'[[endpoint]]\nname = "e"\nhealth = {{ kind = "none" }}\n[[endpoint.replica]]\n{replica}'
-    router = await start_router(*quic_flags(files), toml=toml, workers=2)
+    router = await start_router(*quic_flags(files), toml=file_of(replica), workers=2)
     async with AsyncExitStack() as stack:
         robots = [await stack.enter_async_context(session(router, files)) for _ in range(6)]
         for robot in robots:
@@ -160,3 +164,23 @@ async def test_ends_at_the_router_where_the_replica_has_no_lanes(start_router, f
         assert await metric(router, "router_robot_telemetry_collected_total") == 2
         robot.send(b"on")
         assert await robot.recv(5)
+
+
+@pytest.mark.slow
+async def test_lanes_go_on_in_the_process_that_an_upgrade_replaces(start_router, start_sidecar, files, until, gone):
+    """Its successor reads the listening sockets and passes on what comes there; where lanes begin it reads itself."""
+    replica = await start_sidecar("--listen-quic", "127.0.0.1:0")
+    settle = ("--drain-settle-s", "0", "--drain-deadline-s", "20")
+    router = await start_router(*quic_flags(files, *settle), toml=file_of(replica), workers=2)
+    async with lineage(router, until, gone) as line:
+        async with AsyncExitStack() as stack:
+            robots = [await stack.enter_async_context(session(router, files)) for _ in range(4)]
+            for is_upgraded in (False, True):
+                if is_upgraded:
+                    await line.upgrade()
+                for robot in robots:
+                    for _ in range(5):
+                        robot.send(bytes(100_000))
+                        assert (await robot.recv(5)).data == bytes(100_000)
+            assert {(robot.link.epoch, robot.link.connections) for robot in robots} == {(1, 1)}
+        await line.settled(15)
