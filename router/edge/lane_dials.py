@@ -170,7 +170,9 @@ class PendingLanes(PendingStream):
         """Look up where the table says that it is."""
         listener = self._dials.listener
         try:
-            family, address = await _look_up(self._host, lanes.port, listener.first_socket().family)
+            preferred = listener.first_socket().family
+            found = await asyncio.get_running_loop().getaddrinfo(self._host, lanes.port, type=socket.SOCK_DGRAM)
+            family, address = best_of([(int(one[0]), one[4]) for one in found], preferred)
             sock = listener.dialling_socket(family)
         except OSError as failure:
             return failure.strerror or str(failure)
@@ -222,14 +224,12 @@ class PendingLanes(PendingStream):
         reactor.outbox.flush()
 
 
-async def _look_up(host: str, port: int, preferred: int) -> tuple[int, Address]:
-    """Return a host's address with its family; OSError if there is none.
+def best_of(found: list[tuple[int, Address]], preferred: int) -> tuple[int, Address]:
+    """Return the family and address by which a host is dialled: the first of the family that the listener has.
 
-    Of a host that has both the listener's family is taken: sidecars that listen on one alone do so as routers do.
+    Sidecars that listen on one alone do so as the routers in front of them. If it has none such, its first.
     """
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_DGRAM)
-    best = next((one for one in found if one[0] == preferred), found[0])
-    return int(best[0]), best[4]
+    return next((one for one in found if one[0] == preferred), found[0])
 
 
 def _place_of(replica: Replica) -> tuple[str, int]:
