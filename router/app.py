@@ -26,7 +26,7 @@ from router.clock import Clock
 from router.config.agent import ConfigAgent
 from router.config.certificates import WATCH_S, ServedCertificates
 from router.config.demand import make_publisher
-from router.config.listeners import proxies
+from router.config.listeners import collector_target, proxies
 from router.config.sessions import make_keeper
 from router.config.static_table import StaticTable
 from router.control import (
@@ -82,7 +82,7 @@ class Supervisor(DaemonAdmin):
     """One daemon. `start`, then `run` until a signal or `stop`.
 
     `command` starts it again, for an upgrade; None: it cannot be. `predecessor`: it takes over from that one.
-    `attach`: it is a sidecar behind a NAT, and dials the routers that it serves.
+    `attach`: it is a sidecar behind a NAT, and dials the routers that it serves. `is_sidecar`: of whatever kind.
     """
 
     def __init__(
@@ -91,9 +91,12 @@ class Supervisor(DaemonAdmin):
         command: list[str] | None = None,
         predecessor: Predecessor | None = None,
         attach: AttachStart | None = None,
+        *,
+        is_sidecar: bool = False,
     ) -> None:
         self._settings = settings
         self._attach = attach
+        self._is_sidecar = is_sidecar
         self._certificates = ServedCertificates(settings)
         self._static = None if settings.store else StaticTable(settings)
         self._agent = ConfigAgent(settings, self._publish, self.end, self._replace) if settings.store else None
@@ -439,6 +442,8 @@ class Supervisor(DaemonAdmin):
             quic=self._succession.sockets.quic[index],
             attach=self._attach if index == 0 else None,
             attach_tokens=settings.may_attach,
+            robot_telemetry=collector_target(settings.robot_telemetry),
+            is_sidecar=self._is_sidecar,
             alt_svc=self._alt_svc,
             proxies=proxies(settings),
             trusted_hops=settings.trusted_hops,

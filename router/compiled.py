@@ -167,6 +167,7 @@ HOT = (
     "transport/codec/webtransport/lanes",
     "transport/codec/webtransport/session",
     "transport/outbox",
+    "transport/robot_collector",
     "transport/shell",
     "transport/udp",
     "transport/upstream/connection",

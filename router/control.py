@@ -77,6 +77,8 @@ class Start(msgspec.Struct, tag="start"):
     quic: QuicStart | None = None
     attach: AttachStart | None = None  # this replica's sidecar to routers
     attach_tokens: list[str] = []  # NAME=TOKEN, of replicas that may attach to this router
+    robot_telemetry: tuple[str, int] | None = None  # host and port that robots' goes to; port 0: a socket's path
+    is_sidecar: bool = False  # who relays robots to it is a router
     alt_svc: bytes = b""  # a field's value on answers over TLS: where the same is served over QUIC
 
 

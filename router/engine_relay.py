@@ -15,7 +15,7 @@ class EngineRelay:
     """Implements `sidecar.ports.Relay`; `supervisor` has the addresses once it is open."""
 
     def __init__(self, settings: Settings, attach: AttachStart | None = None) -> None:
-        self.supervisor = Supervisor(settings, attach=attach)
+        self.supervisor = Supervisor(settings, attach=attach, is_sidecar=True)
         self._is_open = False
 
     async def open(self) -> None:

@@ -120,6 +120,10 @@ class Exchange(ExchangeEntry):
         """Say who serves it."""
         return self._lease.replica.host if self._lease is not None else ""
 
+    def request_datagram(self, data: bytes) -> bool:
+        """Pass it on, if the replica is there and takes such."""
+        return self._upstream is not None and self._upstream.send_datagram(data)
+
     # -- the replica ----------------------------------------------------------------------------------
 
     def _open(self, *, fresh: bool) -> None:

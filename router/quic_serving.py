@@ -24,6 +24,7 @@ from router.transport.codec.quic.aead import IS_FAST
 from router.transport.codec.quic.keyring import Keyring
 from router.transport.codec.robot.counters import ROBOT_HISTOGRAMS
 from router.transport.codec.robot.shown import SLICE, LinkMeasures, shown_robots
+from router.transport.robot_collector import RobotCollector
 
 if TYPE_CHECKING:
     import socket
@@ -61,9 +62,12 @@ class QuicServing:
         counters = beside.reactor.counters
         gate = AttachGate(whole.attach_tokens, beside.core, walltime)
         self.attached = AttachedReplicas(AttachedSockets(start.secret), gate, beside.reactor)
+        where = whole.robot_telemetry
+        self._collector = None if where is None else RobotCollector(where[0], where[1], walltime)
         self._protocols = ServedProtocols(
-            tls, beside.limits, counters, beside.note_refused, self.attached, start.portal
-        )
+            tls, beside.limits, counters, beside.note_refused, self.attached, start.portal,
+            None if self._collector is None else self._collector.take, is_sidecar=whole.is_sidecar,
+        )  # fmt: skip
 
     def listen(self, sockets: list[socket.socket]) -> list[socket.socket]:
         """Serve on the last of a worker's sockets, as `QuicStart` orders them; return the others."""
@@ -153,3 +157,9 @@ class QuicServing:
         else:
             self.listener.stop_accepting()
             self.listener.drain()
+
+    def close(self) -> None:
+        """Let sockets and connections go."""
+        self.listener.close()
+        if self._collector is not None:
+            self._collector.close()

@@ -104,6 +104,10 @@ class UpstreamStream(Stream):
         """Whether the peer's kernel acknowledged no byte of this request, so that it may be repeated."""
         raise NotImplementedError
 
+    def send_datagram(self, data: bytes) -> bool:
+        """Send what may be lost, beside everything else; False if it was not taken, or there is no such way."""
+        return False
+
 
 class PendingStream:
     """A stream still being opened. A base class, since the exchange must tell it from an open one."""
@@ -148,6 +152,10 @@ class RequestReceiver:
     def replica_host(self) -> str:
         """Return the host of the replica that serves it, as the table has it; empty while there is none."""
         return ""
+
+    def request_datagram(self, data: bytes) -> bool:
+        """Take what may be lost: it is sent on now, or not at all, and never held. False: it was not."""
+        return False
 
 
 @trait

@@ -356,7 +356,7 @@ class Worker:
     def close(self) -> None:
         """Write the log's rest."""
         if self.quic is not None:
-            self.quic.listener.close()
+            self.quic.close()
         if self.access_log is not None:
             self.access_log.close()
         self._gc.close()

@@ -25,6 +25,11 @@ _PER_ADDRESS = (
     "whatever --trusted-hops says; Unix sockets are exempt. 0: no limit."
 )
 
+_TELEMETRY = (
+    "udp://HOST:PORT or unix:PATH to which robots' telemetry goes, unless a sidecar takes it: a datagram each, "
+    "a msgpack map of session, authority, sequence, received_unix_us, payload."
+)
+
 # (flag, type, help); a list as default makes the flag repeatable, a bool makes it a switch.
 _FLAGS: list[tuple[str, Any, str]] = [
     ("listen", str, "HOST:PORT or unix:PATH; repeatable. [default: 127.0.0.1:8080, unless another is given]"),
@@ -32,6 +37,7 @@ _FLAGS: list[tuple[str, Any, str]] = [
     ("listen-quic", str, "HOST:PORT (UDP) to serve HTTP/3 on, with the same certificates, and STUN; repeatable."),
     ("may-attach", str, "NAME=TOKEN of a replica that may attach to --listen-quic; repeatable."),
     ("quic-portal", str, "HOST[/PATH] that clients of the quic-portal package get on --listen-quic."),
+    ("robot-telemetry", str, _TELEMETRY),
     ("tls-cert", str, "Certificate with its chain, in PEM; repeatable: the name a client asks for decides."),
     ("tls-key", str, "Its key; as many as --tls-cert, in the same order."),
     ("tls-client-ca", str, "Authorities of clients, in PEM: who shows no certificate of theirs is not served."),

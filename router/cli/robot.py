@@ -94,10 +94,12 @@ def ping(url: str, count: int, interval_s: float, as_json: bool, **options: Any)
               help="Observations that cannot be there by then are dropped; a later reply is a miss.")  # fmt: skip
 @click.option("--lane", type=click.Choice(["state", "command"]), default="state", show_default=True,
               help="state: the newest wins; command: in order, none lost. Replies come on it, too.")  # fmt: skip
+@click.option("--telemetry-hz", type=click.FloatRange(0.0, 2_000.0), default=0.0, show_default=True,
+              help="Telemetry a second beside them, 100 bytes each; it has no reply and may be lost.")  # fmt: skip
 @_session_options
 def drive(
-    url: str, hz: float, size_bytes: int, seconds_s: float, deadline_ms: float | None, lane: str, as_json: bool,
-    **options: Any,
+    url: str, hz: float, size_bytes: int, seconds_s: float, deadline_ms: float | None, lane: str,
+    telemetry_hz: float, as_json: bool, **options: Any,
 ) -> None:  # fmt: skip
     r"""Send observations to the policy at quic://HOST:PORT/PATH and receive its replies, as a robot does.
 
@@ -111,7 +113,7 @@ def drive(
     from router.cli.robot_runs import DriveRun, show_drive  # noqa: PLC0415
 
     run = DriveRun(hz, size_bytes, seconds_s, None if deadline_ms is None else deadline_ms / 1e3, lane,
-                   is_live=not as_json)  # fmt: skip
+                   telemetry_hz, is_live=not as_json)  # fmt: skip
     _run(lambda: _with(_make(url, options, replies=lane), run.work))
     summary = run.summary()
     if as_json:

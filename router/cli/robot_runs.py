@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 LAST_S: Final = 1.0
 """For answers to the last PING, and replies to the last observation."""
 SHOW_S: Final = 0.25
+TELEMETRY_BYTES: Final = 100
 _BAR: Final = 30
 
 
@@ -99,9 +100,19 @@ class DriveRun:
     """Sends at a steady rate, whatever comes back; counts what does."""
 
     def __init__(
-        self, hz: float, size_bytes: int, seconds_s: float, deadline_s: float | None, lane: str, *, is_live: bool
+        self,
+        hz: float,
+        size_bytes: int,
+        seconds_s: float,
+        deadline_s: float | None,
+        lane: str,
+        telemetry_hz: float = 0.0,
+        *,
+        is_live: bool,
     ) -> None:
         self._interval_s = 1.0 / hz
+        self._telemetry_hz = telemetry_hz
+        self._telemetry_sent = 0
         self._noise = os.urandom(size_bytes)  # nothing on the way can compress it
         self._seconds_s = seconds_s
         self._deadline_s = deadline_s
@@ -128,6 +139,8 @@ class DriveRun:
             return
         self._began_s = monotonic()
         others = [spawn(self._receive(session), "drive receives")]
+        if self._telemetry_hz:
+            others.append(spawn(self._tell(session), "drive tells"))
         if self._is_live:
             others.append(spawn(self._show(session), "drive shows"))
         try:
@@ -159,6 +172,15 @@ class DriveRun:
             else:
                 self._dropped += 1
             await asyncio.sleep(max(0.0, self._began_s + number * self._interval_s - monotonic()))
+
+    async def _tell(self, session: RobotSession) -> None:
+        """Send telemetry: all that is due, each time the loop comes by."""
+        interval_s = 1.0 / self._telemetry_hz
+        while (now := monotonic()) < self._began_s + self._seconds_s:
+            while self._began_s + self._telemetry_sent * interval_s <= now:
+                self._telemetry_sent += 1
+                session.send(self._noise[:TELEMETRY_BYTES], "telemetry")
+            await asyncio.sleep(interval_s)
 
     async def _receive(self, session: RobotSession) -> None:
         while True:
@@ -214,6 +236,9 @@ class DriveRun:
             "gap_p99_s": _percentile(gaps, 0.99),
             "gap_max_s": max(gaps, default=0.0),
         }
+        if self._telemetry_sent:
+            found["telemetry_sent"] = self._telemetry_sent
+            found["telemetry_dropped"] = 0 if link is None else link.telemetry_dropped
         if link is not None:
             found |= {
                 "transport": link.transport,
@@ -255,6 +280,8 @@ def _table(summary: dict[str, Any]) -> Table:
         ("gap between replies p50 / p99 / max", _three(summary, "gap_p50_s", "gap_p99_s", "gap_max_s")),
         ("missed deadlines", str(summary["missed"])),
     ]
+    if "telemetry_sent" in summary:
+        rows.append(("telemetry sent / dropped", f"{summary['telemetry_sent']} / {summary['telemetry_dropped']}"))
     if "rtt_s" in summary:
         rows += [
             ("round trip / least / jitter", _three(summary, "rtt_s", "rtt_min_s", "jitter_s")),

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from router.config.addresses import is_loopback, parse_listen
+from router.config.listeners import collector_target
 from router.config.static import ConfigError
 from router.control import AttachStart
 from router.transport.attached import is_name
@@ -34,6 +35,10 @@ def quic_options(command: Callable[..., None]) -> Callable[..., None]:
     options = (
         click.option("--listen-quic", metavar="HOST:PORT",
                      help="UDP: routers bring robots here by lanes instead of a WebSocket. Told by the store."),
+        click.option("--robot-telemetry", default="", envvar="ROUTER_ROBOT_TELEMETRY", show_envvar=True,
+                     metavar="ADDRESS",
+                     help="udp://HOST:PORT or unix:PATH to which robots' telemetry goes, a datagram each: "
+                     "a msgpack map of session (the router's), authority, sequence, received_unix_us, payload."),
         click.option("--attach", "attach", multiple=True, metavar="HOST:PORT",
                      help="Router to dial, at its --listen-quic, and be served through; repeatable."),
         click.option("--attach-name", help="As which: letters, digits, hyphens. [default: --replica]"),
@@ -65,6 +70,10 @@ class SidecarQuic:
         for flag in ("attach_name", "attach_ca", "attach_cert", "attach_key"):
             if values[flag] and not values["attach"]:
                 raise ConfigError(f"--{flag.replace('_', '-')}: is for --attach, which is not given")
+        settings.robot_telemetry = values["robot_telemetry"]
+        collector_target(settings.robot_telemetry)
+        if settings.robot_telemetry and not (where or values["attach"]):
+            raise ConfigError("--robot-telemetry: is for --listen-quic or --attach, neither of which is given")
         if values["attach"]:
             if where:
                 raise ConfigError("--listen-quic: with --attach it is --attach-listen")

@@ -57,6 +57,10 @@ def check_listeners(settings: Settings) -> None:
         if not settings.listen_quic:
             raise ConfigError("--quic-portal: is for --listen-quic, which is not given")
         portal_target(settings.quic_portal)
+    if settings.robot_telemetry:
+        if not settings.listen_quic:
+            raise ConfigError("--robot-telemetry: is for --listen-quic, which is not given")
+        collector_target(settings.robot_telemetry)
     for pair in settings.may_attach:
         name, _, token = pair.partition("=")
         if not (is_name(name) and token.strip()):
@@ -75,6 +79,23 @@ def portal_target(text: str) -> tuple[str, str]:
     if not host or AUTHORITY.fullmatch(host.encode()) is None or PATH.fullmatch(path.encode()) is None:
         raise ConfigError(f"--quic-portal: {text!r} is no HOST[/PATH], as in policy.example.com/infer")
     return host.lower(), path
+
+
+def collector_target(text: str) -> tuple[str, int] | None:
+    """Return host and port that telemetry goes to, port 0 with the path of a socket; ConfigError names the flag."""
+    flag = "--robot-telemetry"
+    if not text:
+        return None
+    path = unix_path(text, flag)
+    if path:
+        return path, 0
+    scheme, _, address = text.partition("://")
+    if scheme != "udp":
+        raise ConfigError(f"{flag}: {text!r} is neither udp://HOST:PORT nor unix:PATH")
+    host, port = parse_listen(address, flag)
+    if not port:
+        raise ConfigError(f"{flag}: {text!r} has port 0, where nobody listens")
+    return host, port
 
 
 def _check_quic() -> None:

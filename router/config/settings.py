@@ -43,6 +43,7 @@ class Settings(msgspec.Struct, forbid_unknown_fields=True):
     listen_tls: list[str] = []
     listen_quic: list[str] = []
     quic_portal: str = ""
+    robot_telemetry: str = ""
     may_attach: list[str] = []
     tls_cert: list[str] = []
     tls_key: list[str] = []

@@ -1,11 +1,13 @@
 """Robots' tunnels to replicas by lanes: a connection of QUIC each, to sidecars that take them.
 
-    attached: ask the worker that has it --a place, a ticket--+--> dial, from a listening socket --> HELLO
-    in the table: its lanes' port --resolve-------------------+               |
+    attached: ask the worker that has it --a place, a ticket--+--> dial --> HELLO
+    in the table: its lanes' port --resolve-------------------+      |
                                                               +--no way, not up in time--> a WebSocket, as for all
 
 A replica that attached is dialled from the very socket by which it did: whatever NAT it is behind has let that one
-in already. One that could not be reached so is left in peace for a while.
+in already. All others are from a socket of this worker's own: what they answer to a listening one the kernel would
+give to any worker, and that may be bound where no way leads to them. One that could not be reached is left in peace
+for a while.
 """
 
 from __future__ import annotations
@@ -25,7 +27,6 @@ from router.transport.codec.quic.config import QuicConfig
 from router.transport.codec.robot.lane_stream import LaneStream, fits
 from router.transport.codec.robot.wire import ALPN
 from router.transport.tasks import spawn
-from router.transport.udp import resolve
 from router.transport.upstream.opening import Lanes
 
 if TYPE_CHECKING:
@@ -167,9 +168,12 @@ class PendingLanes(PendingStream):
 
     async def _resolve(self, lanes: LaneSpec) -> str:
         """Look up where the table says that it is."""
-        sock = self._dials.listener.first_socket()
+        listener = self._dials.listener
         try:
-            address = await resolve(sock, self._host, lanes.port)
+            preferred = listener.first_socket().family
+            found = await asyncio.get_running_loop().getaddrinfo(self._host, lanes.port, type=socket.SOCK_DGRAM)
+            family, address = best_of([(int(one[0]), one[4]) for one in found], preferred)
+            sock = listener.dialling_socket(family)
         except OSError as failure:
             return failure.strerror or str(failure)
         return await self._dial(address, sock, lanes.certificate, "")
@@ -218,6 +222,14 @@ class PendingLanes(PendingStream):
         else:
             receiver.upstream_ready(opened)
         reactor.outbox.flush()
+
+
+def best_of(found: list[tuple[int, Address]], preferred: int) -> tuple[int, Address]:
+    """Return the family and address by which a host is dialled: the first of the family that the listener has.
+
+    Sidecars that listen on one alone do so as the routers in front of them. If it has none such, its first.
+    """
+    return next((one for one in found if one[0] == preferred), found[0])
 
 
 def _place_of(replica: Replica) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""The shell around a connection of ours that begins at a listening socket: a client there, not a server."""
+"""The shell around a connection of ours that begins at a socket of the listener's: a client there, not a server."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def dial(
     on_failed: Callable[[str], None],
     sock: UdpSocket | None = None,
 ) -> DialledShell | None:
-    """Begin a connection to a server from a socket of the listener's, the first if not said; None: no room."""
+    """Begin a connection to a server from a socket of the listener's, its first if not said; None: no room."""
     shell = DialledShell(listener, sock or listener.first_socket(), address, make, on_failed)
     is_begun = listener.dial(shell, lambda now: ClientConnection(config, shell, now, address))
     return shell if is_begun else None

@@ -4,7 +4,8 @@
                                   +----> Strangers: who is new, who is elsewhere, who is gone
     outbox --> QuicShell.flush --> engine --> UDP socket
 
-One socket serves all connections of an address. Limits and what is refused for want of memory are the TCP
+One socket serves all connections of an address. To where no NAT has to know us connections of ours begin from
+sockets of this process alone, which take no strangers. Limits and what is refused for want of memory are the TCP
 listener's, by the one headcount. It is drained as that one is, but a connection that was closed stays for a while
 to repeat it (RFC 9000 §10.2), which nobody waits for.
 """
@@ -12,6 +13,8 @@ to repeat it (RFC 9000 §10.2), which nobody waits for.
 from __future__ import annotations
 
 import asyncio
+import errno
+import socket
 from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import trait
@@ -28,7 +31,6 @@ from router.transport.codec.quic.invariants import ID_BYTES
 from router.transport.udp import UDP_NUMBERS, DatagramReceiver, UdpCounters, UdpSocket
 
 if TYPE_CHECKING:
-    import socket
     from collections.abc import Callable
 
     from router.core import Core
@@ -77,6 +79,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         "_by_id",
         "_core",
         "_dialled",
+        "_dialling",
         "_forwarding",
         "_headcount",
         "_incarnation",
@@ -140,6 +143,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         self._looks = Allowance(LOOKS_BURST, LOOKS_RATE, reactor.clock.now)
         self._postponed: list[QuicShell] = []
         self._sockets: dict[bytes, UdpSocket] = {}
+        self._dialling: dict[int, UdpSocket] = {}  # by family; see `dialling_socket`
         self._strangers = Strangers(
             self, self.counters, keyring, worker, incarnation, forwarding, walltime, reactor.clock.now
         )
@@ -263,7 +267,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         return True
 
     def dial(self, shell: QuicShell, connect: Callable[[float], QuicConnection]) -> bool:
-        """Begin a connection of ours from a listening socket, so that a NAT maps both alike; False: no room."""
+        """Begin a connection of ours from a socket of ours; False: no room."""
         if not self._headcount.enter(shell.counted):
             return False
         self._shells.add(shell)
@@ -274,8 +278,23 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         return True
 
     def first_socket(self) -> UdpSocket:
-        """Return the one that connections of ours begin from."""
+        """Return the one that connections of ours begin from, so that a NAT maps them as those of clients."""
         return next(iter(self._sockets.values()))
+
+    def dialling_socket(self, family: int) -> UdpSocket:
+        """Return what connections of ours begin from to where no NAT has to know us; OSError if there can be none.
+
+        Made at the first, on a port of the kernel's choice, and this process's alone: what a listening socket is
+        sent the kernel gives to any worker. It has no name, so that `Strangers` answers nobody there.
+        """
+        found = self._dialling.get(family)
+        if found is None:
+            if not self._sockets:
+                raise OSError(errno.ESHUTDOWN, "the listener is closed")
+            made = socket.socket(socket.AddressFamily(family), socket.SOCK_DGRAM)
+            self._dialling[family] = found = UdpSocket(made, self, self.udp)
+            found.start_reading()
+        return found
 
     def socket_named(self, name: bytes) -> UdpSocket | None:
         """Return the socket of this worker that a shell of any has told by its name."""
@@ -367,7 +386,10 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         self.accepts = False
 
     def retire(self) -> None:
-        """Leave the sockets' input to another process, which passes on what belongs to our connections."""
+        """Leave the sockets' input to another process, which passes on what belongs to our connections.
+
+        But for what is sent to sockets from which we dial: no other process has those.
+        """
         self.is_retired = True
         for sock in self._sockets.values():
             sock.stop_reading()
@@ -400,9 +422,10 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         for shell in list(self._shells):
             shell.end()
         self.timers.close()
-        for sock in self._sockets.values():
+        for sock in (*self._sockets.values(), *self._dialling.values()):
             sock.close()
         self._sockets.clear()
+        self._dialling.clear()
         self._forwarding.close()
 
     @property

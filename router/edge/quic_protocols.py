@@ -57,9 +57,16 @@ def _finder_of(shell: QuicShell) -> Callable[[], str]:
 class RobotHost(SessionHost):
     """Robots in the WebTransport sessions of one connection."""
 
-    __slots__ = ("_note_refused", "_robots", "_shell")
+    __slots__ = ("_collect", "_note_refused", "_robots", "_shell")
 
-    def __init__(self, shell: QuicShell, note_refused: Callable[[ProxyError], None], robots: RobotCounters) -> None:
+    def __init__(
+        self,
+        shell: QuicShell,
+        note_refused: Callable[[ProxyError], None],
+        robots: RobotCounters,
+        collect: Callable[[str, bytes, int, bytes, float], bool] | None = None,
+    ) -> None:
+        self._collect = collect
         self._shell = shell
         self._note_refused = note_refused
         self._robots = robots
@@ -72,7 +79,9 @@ class RobotHost(SessionHost):
         """Return a robot's session."""
         self._robots.webtransport_sessions += 1
         counters = self._robots.begin(_finder_of(self._shell), "webtransport")
-        return RobotServer(bearer, self._shell.on_request, self._note_refused, counters, now, asked)
+        return RobotServer(
+            bearer, self._shell.on_request, self._note_refused, counters, now, asked, None, self._collect
+        )
 
     def session_over(self) -> None:
         """Count it."""
@@ -87,8 +96,8 @@ class ServedProtocols(Protocols):
     """HTTP/3, robots; and clients of quic-portal, who name no protocol, where a host is set for them."""
 
     __slots__ = (
-        "_attached", "_config", "_counters", "_limits", "_note_refused", "_portal", "_tickets", "rendezvous",
-        "robots",
+        "_attached", "_collect", "_config", "_counters", "_is_sidecar", "_limits", "_note_refused", "_portal",
+        "_tickets", "rendezvous", "robots",
     )  # fmt: skip
 
     def __init__(
@@ -99,11 +108,17 @@ class ServedProtocols(Protocols):
         note_refused: Callable[[ProxyError], None],
         attached: AttachedReplicas,
         portal: tuple[str, str] | None = None,
+        collect: Callable[[str, bytes, int, bytes, float], bool] | None = None,
+        *,
+        is_sidecar: bool = False,
     ) -> None:
         """`note_refused` learns of requests that were malformed or late before they had an exchange.
 
-        `portal`: host and path of what clients of quic-portal ask for; None: there are none.
+        `portal`: host and path of what clients of quic-portal ask for; None: there are none. `collect` and
+        `is_sidecar` as of `RobotServer`.
         """
+        self._collect = collect
+        self._is_sidecar = is_sidecar
         self._portal = portal
         self._attached = attached
         self.rendezvous = Rendezvous(attached.sockets, attached.reactor)
@@ -134,11 +149,14 @@ class ServedProtocols(Protocols):
         if alpn == ROBOT:
             find = self._finder(shell)
             counters = self.robots.begin(_finder_of(shell), "quic")
-            return RobotServer(bearer, shell.on_request, self._note_refused, counters, now, None, find)
+            return RobotServer(
+                bearer, shell.on_request, self._note_refused, counters, now, None, find, self._collect,
+                is_sidecar=self._is_sidecar,
+            )  # fmt: skip
         if alpn == ATTACH:
             return AttachServer(bearer, self._attached, lambda: shell.address, now, shell.sock.name.decode())
         assert alpn == H3, "nothing else was offered"
-        robots = RobotHost(shell, self._note_refused, self.robots)
+        robots = RobotHost(shell, self._note_refused, self.robots, self._collect)
         return H3Server(bearer, shell.on_request, self._note_refused, self._on_flood, self._limits, now, robots)
 
     def _finder(

@@ -5,7 +5,7 @@
     an id of ours, unknown         its connection is gone: stateless reset (§10.3), within a rate
     an unknown version             Version Negotiation (§6.1), within a rate
     a Binding request of STUN      its sender's address (RFC 8489), within a rate; with a name it is the host's
-    anything else                  dropped
+    anything else                  dropped, as is all that comes to a socket from which we only dial
 
 Each outcome is counted. Nothing is remembered of a stranger, and nothing sent that is larger than what came (STUN's
 answer is, by 24 bytes), until its Initial is authentic; while many handshakes are unfinished, or many Initials are
@@ -170,6 +170,9 @@ class Strangers:
         data = arrived.data
         if not data:
             self._counters.quic_drop_malformed += 1
+            return
+        if not arrived.sock.name:  # nobody was told of it: not even that somebody is there is said
+            self._counters.quic_drop_unknown += 1
             return
         if data[0] < STUN_BEFORE:
             self._each(arrived, now)

@@ -31,6 +31,10 @@ _COUNTERS = (
     ("router_robot_resume_ignored", "Tokens of robots that did not hold: new sessions began.",
      "robot_resume_ignored"),
     ("router_robot_superseded", "Robot sessions that ended since their robot had come again.", "robot_superseded"),
+    ("router_robot_telemetry_relayed", "Telemetry passed on to sidecars.", "robot_telemetry_relayed"),
+    ("router_robot_telemetry_collected", "Telemetry handed to the collector.", "robot_telemetry_collected"),
+    ("router_robot_telemetry_unused", "Telemetry that came before a replica, or that nobody collects.",
+     "robot_telemetry_unused"),
     ("router_webtransport_rejected", "Streams of WebTransport that were of no session.", "webtransport_rejected"),
 )  # fmt: skip
 # lane and direction of each number
@@ -49,6 +53,7 @@ _DROPPED = (
     ("robot", "stale", "robot_reported_stale"),
     ("robot", "late", "robot_reported_late"),
 )
+_TELEMETRY_DROPPED = ("rate", "lanes", "collector")
 # as above, the last one a measure of `WorkerSnapshot.links`
 _LINKS = (
     ("router_robot_link_rtt_seconds", "Round-trip time of open robot sessions.", "robot_link_rtt"),
@@ -79,6 +84,11 @@ def robot_families(counters: dict[str, int], serving: list[WorkerSnapshot]) -> I
     dropped = CounterMetricFamily("router_robot_dropped", text, labels=["direction", "reason"])
     for direction, reason, number in _DROPPED:
         dropped.add_metric([direction, reason], counters.get(number, 0))
+    yield dropped
+    text = "Telemetry dropped: more than a session may send, than its lanes took, than the collector took."
+    dropped = CounterMetricFamily("router_robot_telemetry_dropped", text, labels=["reason"])
+    for reason in _TELEMETRY_DROPPED:
+        dropped.add_metric([reason], counters.get(f"robot_telemetry_dropped_{reason}", 0))
     yield dropped
     total = sum(seen.counters.get("robot_sessions_open", 0) for seen in serving)
     yield GaugeMetricFamily("router_robot_sessions_open", "Robot sessions that have a replica.", value=total)

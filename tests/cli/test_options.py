@@ -44,6 +44,7 @@ VALUES = {
     "listen_quic": (("127.0.0.1:1", ["127.0.0.1:1"]), ("127.0.0.1:2", ["127.0.0.1:2"])),
     "may_attach": (("a=t", ["a=t"]), ("b=u", ["b=u"])),
     "quic_portal": (("policy.test/infer", "policy.test/infer"), ("b.test", "b.test")),
+    "robot_telemetry": (("udp://127.0.0.1:1", "udp://127.0.0.1:1"), ("unix:/x", "unix:/x")),
     "tls_cert": ((PEM[0], [PEM[0]]), (PEM[1], [PEM[1]])),
     "tls_key": ((PEM[2], [PEM[2]]), (PEM[3], [PEM[3]])),
     "tls_client_ca": ((PEM[4], PEM[4]), (PEM[4], PEM[4])),
@@ -60,7 +61,7 @@ TLS = ["--listen-tls", "127.0.0.1:1", "--tls-cert", PEM[0], "--tls-key", PEM[2]]
 HTTPS = ["--replica", "https://a:1"]
 # What a setting makes no sense without. Both pairs share a key, so that either half may change alone.
 BESIDE = {
-    "listen_tls": TLS[2:], "listen_quic": TLS[2:], "quic_portal": ["--listen-quic", "127.0.0.1:1", *TLS[2:]], "may_attach": ["--listen-quic", "127.0.0.1:1", *TLS[2:]], "tls_cert": TLS[:2] + TLS[4:], "tls_key": TLS[:4], "tls_client_ca": TLS, "proxy_protocol_from": ["--proxy-protocol"],
+    "listen_tls": TLS[2:], "listen_quic": TLS[2:], "quic_portal": ["--listen-quic", "127.0.0.1:1", *TLS[2:]], "robot_telemetry": ["--listen-quic", "127.0.0.1:1", *TLS[2:]], "may_attach": ["--listen-quic", "127.0.0.1:1", *TLS[2:]], "tls_cert": TLS[:2] + TLS[4:], "tls_key": TLS[:4], "tls_client_ca": TLS, "proxy_protocol_from": ["--proxy-protocol"],
     "upstream_ca": HTTPS, "upstream_cert": [*HTTPS, "--upstream-key", PEM[2]], "upstream_key": [*HTTPS, "--upstream-cert", PEM[0]],
     "upstream_server_name": HTTPS, "upstream_insecure": HTTPS,
 }  # fmt: skip

@@ -101,12 +101,15 @@ def test_ping_over_a_websocket(place):
 def test_drive(place):
     url, trust, _ = place
     found = call(
-        "drive", url, *trust, "--hz", 50, "--bytes", 20_000, "--seconds", 0.5, "--deadline-ms", 5_000, "--lane", "command", "--json"
-    )
+        "drive", url, *trust, "--hz", 50, "--bytes", 20_000, "--seconds", 0.5, "--deadline-ms", 5_000, "--lane", "command", "--json",
+        "--telemetry-hz", 200,
+    )  # fmt: skip
     assert found.exit_code == 0, found.output
     summary = json.loads(found.output)
     assert summary["sent"] == 25
     assert summary["replies"] == 25
+    assert 50 < summary["telemetry_sent"] <= 100
+    assert summary["telemetry_dropped"] == 0
     assert summary["missed"] == summary["dropped"] == summary["late"] == 0
     assert 0 < summary["reply_p50_s"] <= summary["reply_p99_s"] < 1
     assert sum(summary["gaps"].values()) >= 24
@@ -114,9 +117,9 @@ def test_drive(place):
 
 def test_drive_shows_a_table(place):
     url, trust, plain = place
-    found = call("drive", url, *trust, "--hz", 20, "--bytes", 1_000, "--seconds", 0.4)
+    found = call("drive", url, *trust, "--hz", 20, "--bytes", 1_000, "--seconds", 0.4, "--telemetry-hz", 100)
     assert found.exit_code == 0, found.output
-    for words in ("observations sent / dropped", "8 / 0", "gap between replies", "missed deadlines", "round trip", "late / overtaken"):
+    for words in ("observations sent / dropped", "8 / 0", "telemetry sent / dropped", "gap between replies", "missed deadlines", "round trip", "late / overtaken"):
         assert words in found.output
     found = call("drive", url, *trust, "--websocket", "--websocket-url", plain, "--hz", 20, "--seconds", 0.3, "--json")
     assert json.loads(found.output)["replies"] >= 5
@@ -187,6 +190,7 @@ def test_errors_say_what_to_do(place):
         (("ping", "quic://h/", "--count", 0), "--count"),
         (("drive", "quic://h/", "--hz", 0), "--hz"),
         (("drive", "quic://h/", "--lane", "telemetry"), "--lane"),
+        (("drive", "quic://h/", "--telemetry-hz", 5_000), "--telemetry-hz"),
         (("drive", "quic://h/", "--ca", "/no/such/file"), "--ca"),
     ],
 )

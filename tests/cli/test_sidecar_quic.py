@@ -1,4 +1,4 @@
-"""The folder in which a sidecar keeps its certificate: whose owner was killed is removed by the next."""
+"""Flags of a sidecar's QUIC; the folder in which a sidecar keeps its certificate: whose owner was killed is removed by the next."""
 
 import os
 import subprocess
@@ -6,6 +6,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+from router.cli.sidecar import sidecar
 from router.cli.sidecar_quic import OwnFolder
 
 
@@ -27,3 +31,18 @@ def test_what_a_killed_one_left_is_removed_and_a_living_ones_is_not(tmp_path, mo
     second.close()
     assert [path.name for path in tmp_path.iterdir()] == ["router-sidecar-link"]
     assert tmp_path.parent.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--robot-telemetry", "udp://h:1"), "--robot-telemetry: is for --listen-quic or --attach"),
+        (("--robot-telemetry", "h:1", "--listen-quic", "127.0.0.1:0"), "--robot-telemetry: 'h:1' is neither udp"),
+    ],
+)
+def test_where_telemetry_cannot_go(flags, says, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    result = CliRunner().invoke(sidecar, ["--upstream", "http://127.0.0.1:1", "--endpoint", "e", "--store", "none", *flags])
+    assert result.exit_code == 2
+    assert says in result.output
+    assert list(tmp_path.iterdir()) == []

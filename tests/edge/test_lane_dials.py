@@ -1,13 +1,14 @@
 """Lanes that are dialled: races of a cancel, a timeout and a handshake's end; what is left behind; who is avoided."""
 
 import asyncio
+import socket
 
 import pytest
 import pytest_asyncio
-from quickit import OPEN, Rig, short
-from udpkit import until
+from quickit import OPEN, Rig, copies, daemon, initial, short
+from udpkit import bound, until
 
-from router.edge.lane_dials import LaneDials
+from router.edge.lane_dials import LaneDials, best_of
 from router.edge.quic_strangers import RETRY_FROM
 from router.http import ResponseHead
 from router.routing.load import Replica
@@ -71,11 +72,12 @@ class Nowhere:
 class Dials(Rig):
     """A listener, and lanes from it to a port where nobody answers."""
 
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **more):
+        super().__init__(**more)
         self.start()
         self.lanes = LaneDials(self.listener, Nowhere())
-        self.silent = self.client()
+        self.silent = bound()
+        self.clients.append(self.silent)
         self.port = self.silent.getsockname()[1]
         self.head = read_request(
             [(b":method", b"CONNECT"), (b":protocol", b"websocket"), (b":scheme", b"https"), (b":authority", b"a"),
@@ -86,7 +88,8 @@ class Dials(Rig):
 
     def replica(self, host="127.0.0.1", port=0):
         lanes = LaneSpec(port or self.port, CERTIFICATE)
-        return Replica(ReplicaSpec("r1", f"http://{host}:8000", lanes=lanes))
+        shown = f"[{host}]" if ":" in host else host
+        return Replica(ReplicaSpec("r1", f"http://{shown}:8000", lanes=lanes))
 
     def open(self, replica=None, limit_s=5.0):
         spec = Spec()
@@ -97,6 +100,11 @@ class Dials(Rig):
         """Wait until the connection has begun; return its shell."""
         await until(lambda: pending._shell is not None)
         return pending._shell
+
+    def own_address(self, family=socket.AF_INET):
+        """Where lanes begin."""
+        port = self.listener.dialling_socket(family).address()[1]
+        return ("127.0.0.1" if family == socket.AF_INET else "::1"), port
 
     @property
     def internal_errors(self):
@@ -211,13 +219,13 @@ async def test_dials_of_ours_are_no_connections_of_the_address_that_they_lead_to
 async def test_what_comes_from_a_sidecar_is_dealt_with_once(dials, worker):
     """However many lanes lead there: the kernel gives one worker all that comes from one address."""
     packet = short(b"\xee" * 12 if worker is None else dials.keyring.make_id(worker, 7), size=100)
-    dials.silent.send(packet)
+    dials.silent.sendto(packet, dials.address)
     await until(lambda: dealt_with(dials) > 0)
     without = dealt_with(dials)
     for _ in range(20):
         dials.open()
     await until(lambda: len(dials.listener._shells) == 20)
-    dials.silent.send(packet)
+    dials.silent.sendto(packet, dials.address)
     await until(lambda: dealt_with(dials) > without)
     assert dealt_with(dials) == 2 * without
     assert all(shell.connection.path.received_bytes == 0 for shell in dials.listener._shells)
@@ -234,7 +242,94 @@ async def test_a_stateless_reset_finds_whose_it_is(dials):
     await dials.dialled(other)
     token = bytes(range(16))
     shell.connection.peer_ids.tokens[b"id"] = token  # as the sidecar gave it
-    dials.silent.send(short(b"\xee" * 12, size=30) + token)
+    dials.silent.sendto(short(b"\xee" * 12, size=30) + token, dials.own_address())
     await until(lambda: dials.instead.asked == 1)
     assert shell.connection is None
     assert other._shell.connection is not None
+
+
+STUN = b"\0\1\0\0\x21\x12\xa4\x42" + bytes(range(12))
+
+
+@pytest.mark.parametrize("what", ["initial", "another version", "stun", "an id that is gone", "a sibling's", "a successor's"])
+async def test_strangers_get_no_answer_where_lanes_begin(what):
+    """Nobody was told of that port; a datagram of a lane that went astray there is passed on to no other process."""
+    receivers, senders = daemon([7, 8], workers=4)
+    dials = Dials(ways=copies(senders))
+    try:
+        await dials.dialled(dials.open())
+        stranger = dials.client()
+        stranger.connect(dials.own_address())
+        stranger.send({
+            "initial": initial(),
+            "another version": initial(version=0x1A2A3A4A),
+            "stun": STUN,
+            "an id that is gone": short(dials.keyring.make_id(0, 7), size=100),
+            "a sibling's": short(dials.keyring.make_id(3, 7), size=100),
+            "a successor's": short(dials.keyring.make_id(0, 8), size=100),
+        }[what])  # fmt: skip
+        await until(lambda: dealt_with(dials) == 1)
+        assert dials.count("drop_unknown") == 1
+        with pytest.raises(BlockingIOError):
+            stranger.recv(2_000)
+        assert (dials.count("forwarded"), dials.engines, len(dials.listener._shells)) == (0, [], 1)
+        stranger.connect(dials.address)
+        await dials.connected(stranger)  # which a listening socket is for
+    finally:
+        dials.close()
+        for sock in (*receivers.values(), *senders.values()):
+            sock.close()
+
+
+async def test_lanes_begin_at_one_socket_that_nobody_else_is_given(dials):
+    listening = dials.listener.first_socket()
+    shells = [await dials.dialled(dials.open()) for _ in range(3)]
+    assert len({shell.sock for shell in shells}) == 1
+    assert shells[0].sock not in (listening, dials.listener.socket_named(b""))
+    assert dials.listener.first_socket() is listening
+    (first, *_) = {dials.silent.recvfrom(2_000)[1] for _ in range(3)}
+    assert first == dials.own_address()
+
+
+V4, V6 = (int(socket.AF_INET), ("192.0.2.1", 1)), (int(socket.AF_INET6), ("2001:db8::1", 1, 0, 0))
+
+
+@pytest.mark.parametrize(
+    ("found", "preferred", "best"),
+    [([V6, V4], V4, V4), ([V6, V4], V6, V6), ([V4, V6], V6, V6), ([V6], V4, V6), ([V4], V6, V4)],
+)
+def test_of_a_host_with_both_the_listeners_family_is_dialled(found, preferred, best):
+    assert best_of(found, preferred[0]) == best
+
+
+async def test_lanes_lead_where_the_listener_is_not(dials):
+    """A listener on 127.0.0.1 reaches a sidecar on ::1."""
+    try:
+        other = bound("::1", socket.AF_INET6, dials.port)
+    except OSError:
+        pytest.skip("this host has no ::1")
+    dials.clients.append(other)
+    other.setblocking(False)
+    shell = await dials.dialled(dials.open(dials.replica("::1")))
+    assert shell.address[:2] == ("::1", dials.port)
+    data, sender = other.recvfrom(2_000)
+    assert data[0] & 0xF0 == 0xC0
+    assert sender[:2] == dials.own_address(socket.AF_INET6)
+
+
+async def test_lanes_are_read_on_while_another_process_takes_over(dials):
+    shell = await dials.dialled(dials.open())
+    dials.listener.retire()
+    token = bytes(range(16))
+    shell.connection.peer_ids.tokens[b"id"] = token
+    dials.silent.sendto(short(b"\xee" * 12, size=30) + token, dials.own_address())
+    await until(lambda: shell.connection is None, 1.0)  # long before it would be given up
+
+
+async def test_where_lanes_begin_is_closed_with_the_listener(dials):
+    await dials.dialled(dials.open())
+    sock = dials.listener.dialling_socket(socket.AF_INET)._sock
+    dials.listener.close()
+    assert sock.fileno() == -1
+    with pytest.raises(OSError, match="closed"):
+        dials.listener.dialling_socket(socket.AF_INET)

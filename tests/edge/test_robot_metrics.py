@@ -1,8 +1,9 @@
-"""Links of open robot sessions by their names: quantiles over all workers, no series of one session."""
+"""Robots' counts by their names; links of open sessions: quantiles over all workers, no series of one session."""
 
 from router.counters import Histogram
 from router.edge.robot_metrics import robot_families
 from router.telemetry import LinkSnapshot, WorkerSnapshot
+from router.transport.codec.robot.counters import ROBOT_NUMBERS
 from tests.edge.test_quic_metrics import worker as serving
 
 
@@ -43,3 +44,24 @@ def test_quantiles_are_over_all_workers():
     found = gauges(worker(0, *[0.004] * 90), worker(1, *[0.004] * 8, 0.3, 0.3))
     assert found["router_robot_link_rtt_seconds"] == {"0.5": 0.005, "0.99": 0.3, "max": 0.3}, "no more than the worst"
     assert found["router_robot_link_loss_ratio"] == {}
+
+
+def test_telemetry_by_what_became_of_it():
+    numbers = {f"robot_telemetry_{name}": n for n, name in enumerate(
+        ("relayed", "collected", "unused", "dropped_rate", "dropped_lanes", "dropped_collector"), 1
+    )}  # fmt: skip
+    found = {
+        (sample.name, sample.labels.get("reason")): sample.value
+        for family in robot_families(numbers, [])
+        for sample in family.samples
+        if sample.name.startswith("router_robot_telemetry_")
+    }
+    assert found == {
+        ("router_robot_telemetry_relayed_total", None): 1,
+        ("router_robot_telemetry_collected_total", None): 2,
+        ("router_robot_telemetry_unused_total", None): 3,
+        ("router_robot_telemetry_dropped_total", "rate"): 4,
+        ("router_robot_telemetry_dropped_total", "lanes"): 5,
+        ("router_robot_telemetry_dropped_total", "collector"): 6,
+    }
+    assert set(numbers) < set(ROBOT_NUMBERS)

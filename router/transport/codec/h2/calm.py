@@ -19,3 +19,10 @@ class Allowance:
         self._left = left = min(self._burst, self._left + (now - self._since_s) * self._per_s) - 1.0
         self._since_s = now
         return left >= 0.0
+
+    def take_if_any(self, now: float) -> bool:
+        """As `take`, but what is refused costs nothing: so many get through however many come."""
+        left = min(self._burst, self._left + (now - self._since_s) * self._per_s)
+        self._since_s = now
+        self._left = left - 1.0 if left >= 1.0 else left
+        return left >= 1.0

@@ -80,6 +80,10 @@ class QuicConnection(PacketWriter):
         self.owner.touch()
         return True
 
+    def waiting_datagrams(self) -> int:
+        """Return how many DATAGRAMs were not sent yet."""
+        return len(self.datagrams_out)
+
     def max_datagram_bytes(self) -> int:
         """Return the largest payload of a DATAGRAM now."""
         allowed = self.max_peer_datagram - 3

@@ -69,7 +69,11 @@ class Bearer:
         raise NotImplementedError
 
     def send_datagram(self, data: bytes) -> bool:
-        """Queue a DATAGRAM; False if it is larger than `max_datagram_bytes`, or too many wait already."""
+        """Queue a DATAGRAM; False if it is larger than `max_datagram_bytes`. Of too many the oldest goes."""
+        raise NotImplementedError
+
+    def waiting_datagrams(self) -> int:
+        """Return how many DATAGRAMs were not sent yet."""
         raise NotImplementedError
 
     def max_datagram_bytes(self) -> int:

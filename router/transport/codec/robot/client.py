@@ -24,6 +24,7 @@ from router.transport.codec.robot.limits import (
     DATAGRAM_BURST,
     DATAGRAM_RATE,
     GOODBYE_S,
+    MAX_TELEMETRY_WAITING,
     MAX_WAITING_BYTES,
 )
 from router.transport.codec.robot.peer_clock import microseconds
@@ -205,6 +206,13 @@ class RobotClient(Application):
             return False
         self._telemetry += 1
         return self._bearer.send_datagram(wire.telemetry(self._telemetry, payload))
+
+    def pass_telemetry_on(self, data: bytes) -> bool:
+        """Send a robot's DATAGRAM as it came, its sequence with it; False if it is too large, or too many wait."""
+        bearer = self._bearer
+        if self.phase >= LEAVING or bearer.waiting_datagrams() >= MAX_TELEMETRY_WAITING:
+            return False
+        return bearer.send_datagram(data)
 
     def took(self, payload: bytes) -> None:
         """Learn that the user has a command: the router may send on."""

@@ -26,14 +26,16 @@ MAX_CODE_CHARS: Final = 64
 """Of a REFUSED's code, where it is passed on."""
 
 _Count: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
+_Session: TypeAlias = Annotated[str, msgspec.Meta(pattern=r"\A[0-9A-Za-z_-]{0,64}\Z")]
 _Time: TypeAlias = Annotated[int, msgspec.Meta(ge=0, lt=1 << 62)]
 
 
 class Hello(msgspec.Struct, omit_defaults=True):
     """The client's first word: for whom it is, and who asks. In a WebTransport session all may be left out.
 
-    `is_relayed`: a router says it for a robot of its own, and takes another replica itself when this one goes.
-    `attempt`: the same for connections that a client tries side by side.
+    `is_relayed`: a router says it for a robot of its own, and takes another replica itself when this one goes;
+    `session` is that robot's with the router, by which a sidecar tells of it. `attempt`: the same for connections
+    that a client tries side by side.
     """
 
     authority: str | None = None
@@ -44,6 +46,7 @@ class Hello(msgspec.Struct, omit_defaults=True):
     upstream: Literal["websocket", "post"] = "websocket"
     is_relayed: bool = msgspec.field(default=False, name="relayed")
     attempt: Annotated[str, msgspec.Meta(max_length=MAX_ATTEMPT_CHARS)] = ""
+    session: _Session = ""
 
 
 class Ping(msgspec.Struct):

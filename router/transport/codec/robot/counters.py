@@ -28,6 +28,12 @@ ROBOT_NUMBERS: Final = (
     "robot_state_in",
     "robot_command_in",
     "robot_telemetry_in",
+    "robot_telemetry_relayed",
+    "robot_telemetry_collected",
+    "robot_telemetry_unused",
+    "robot_telemetry_dropped_rate",
+    "robot_telemetry_dropped_lanes",
+    "robot_telemetry_dropped_collector",
     "robot_state_out",
     "robot_command_out",
     "robot_stale_in",
@@ -65,7 +71,13 @@ class RobotCounters:
         self.robot_superseded = 0  # sessions that were still open when their robot came again
         self.robot_state_in = 0  # messages handed to a replica
         self.robot_command_in = 0
-        self.robot_telemetry_in = 0
+        self.robot_telemetry_in = 0  # which is the sum of the next six
+        self.robot_telemetry_relayed = 0  # passed on to a sidecar
+        self.robot_telemetry_collected = 0  # handed to the collector
+        self.robot_telemetry_unused = 0  # there is no session yet, or no collector
+        self.robot_telemetry_dropped_rate = 0  # more than a session may send
+        self.robot_telemetry_dropped_lanes = 0  # more, or larger, than the connection to the sidecar took
+        self.robot_telemetry_dropped_collector = 0  # more than it took, or it is not there
         self.robot_state_out = 0  # messages of a replica, queued for the robot
         self.robot_command_out = 0
         self.robot_stale_in = 0  # dropped, since there was a newer one

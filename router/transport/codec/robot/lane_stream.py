@@ -107,6 +107,11 @@ class LaneStream(UpstreamStream):
         if end:
             client.leave(now)
 
+    def send_datagram(self, data: bytes) -> bool:
+        """Pass on a telemetry DATAGRAM as it came; False if the connection takes none for now."""
+        client = self.application
+        return client is not None and client.pass_telemetry_on(data)
+
     def send_trailers(self, trailers: Headers) -> None:
         """End: there are none in a tunnel."""
         self.send_data(b"", True)
@@ -249,4 +254,5 @@ def _hello_of(head: RequestHead) -> control.Hello:
         [(name.decode(), value.decode()) for name, value in (*shape.fields, *head.added)],
         "command" if shape.known.get(b"x-router-replies") == b"command" else "state",
         is_relayed=True,
+        session="" if head.continuity is None else head.continuity.id,
     )

@@ -18,6 +18,13 @@ CONTROL_RATE: Final = 8.0
 DATAGRAM_BURST: Final = 64.0
 DATAGRAM_RATE: Final = 64.0
 """PINGs and PONGs in DATAGRAMs at once, and a second. More are not answered: to who asks, they are lost."""
+TELEMETRY_BURST: Final = 1_000.0
+TELEMETRY_RATE: Final = 2_000.0
+"""Telemetry of one session at once, and a second; more is dropped. A control loop at 1 kHz passes, and so does a
+second of it that a link held back."""
+MAX_TELEMETRY_WAITING: Final = 192
+"""DATAGRAMs that wait in a connection to a sidecar, from which on telemetry is dropped: of the 256 that it keeps 64
+are left to PINGs and PONGs, which come in bursts of so many."""
 DIRECT_EVERY_S: Final = 5.0
 """Between two questions of a robot for its replica's place: each has us send to places that the robot names."""
 MAX_UNREAD_BYTES: Final = 16_384

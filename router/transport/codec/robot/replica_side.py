@@ -48,6 +48,7 @@ class ReplicaSide(RobotEnding, TunnelOwner):
         "is_post",
         "is_relayed",
         "now",
+        "relayed_session",
         "replies",
         "request",
         "state_in",
@@ -77,6 +78,7 @@ class ReplicaSide(RobotEnding, TunnelOwner):
         self._is_first = True  # of the replica's messages
         self.is_post = False
         self.is_relayed = False  # by a router, which takes another replica itself
+        self.relayed_session = ""  # what that calls it; to be shown by, and for nothing else
 
     # -- to the replica -------------------------------------------------------------------------------
 
@@ -166,7 +168,9 @@ class ReplicaSide(RobotEnding, TunnelOwner):
         else:
             counters.robot_epochs += 1
             self.say(control.Epoch(epoch, replica, token))
-        counters.seen.open(continuity.id, epoch, replica, has_lanes=head.shape.has_lanes)
+        counters.seen.open(
+            self.relayed_session or continuity.id, epoch, replica, has_lanes=head.shape.has_lanes
+        )
         if self.command_out.is_full and self.tunnel is not None:
             self.tunnel.pause()
 

@@ -17,7 +17,7 @@ from router.transport.codec.h2.calm import Allowance
 from router.transport.codec.quic.seam import Application
 from router.transport.codec.robot import control, wire
 from router.transport.codec.robot.asked import make_request
-from router.transport.codec.robot.ending import ENDING, OPEN, OPENING, OVER, WAITING
+from router.transport.codec.robot.ending import ENDING, OPEN, OPENING, OVER, REOPENING, WAITING
 from router.transport.codec.robot.limits import (
     CONTROL_BURST,
     CONTROL_RATE,
@@ -27,6 +27,8 @@ from router.transport.codec.robot.limits import (
     MAX_UNREAD_BYTES,
     PING_S,
     STALL_S,
+    TELEMETRY_BURST,
+    TELEMETRY_RATE,
 )
 from router.transport.codec.robot.peer_clock import microseconds
 from router.transport.codec.robot.replica_side import ReplicaSide
@@ -58,13 +60,16 @@ class RobotServer(ReplicaSide, Application):
 
     __slots__ = (
         "_allowance",
+        "_collect",
         "_command",
         "_datagram_allowance",
         "_direct_from_s",
         "_early_hello",
         "_find_replica",
         "_frames",
+        "_is_sidecar",
         "_reports",
+        "_telemetry_allowance",
     )
 
     def __init__(
@@ -76,11 +81,16 @@ class RobotServer(ReplicaSide, Application):
         now: float,
         asked: Asked | None = None,
         find_replica: Callable[[str, list[Place], Callable[[control.Offer], None]], None] | None = None,
+        collect: Callable[[str, bytes, int, bytes, float], bool] | None = None,
+        *,
+        is_sidecar: bool = False,
     ) -> None:
         """`on_refused` learns of sessions that were malformed or late before they had an exchange.
 
         `asked`: the bearer is a WebTransport session, begun by this. `find_replica` asks a replica, by its host in
-        the table, where a robot may come to it directly.
+        the table, where a robot may come to it directly. `collect` is given telemetry that goes no further
+        (session, authority, sequence, payload, when it came), and says whether it was taken. `is_sidecar`: who
+        relays is a router, which names its sessions.
         """
         super().__init__(bearer, on_request, on_refused, counters, now, asked)
         self._find_replica = find_replica
@@ -89,6 +99,9 @@ class RobotServer(ReplicaSide, Application):
         self._early_hello: control.Hello | None = None
         self._allowance = Allowance(CONTROL_BURST, CONTROL_RATE, now)
         self._datagram_allowance = Allowance(DATAGRAM_BURST, DATAGRAM_RATE, now)
+        self._telemetry_allowance = Allowance(TELEMETRY_BURST, TELEMETRY_RATE, now)
+        self._collect = collect
+        self._is_sidecar = is_sidecar
         self._reports = Reports(counters)
         self._command: Flow | None = None
         bearer.watch()
@@ -179,9 +192,10 @@ class RobotServer(ReplicaSide, Application):
                 self.bearer.touch()
 
     def datagram(self, data: bytes) -> None:
-        """Count telemetry, which goes no further; answer a PING as it came; ignore what is neither."""
-        if wire.read_telemetry(data):
-            self.counters.robot_telemetry_in += 1
+        """Pass telemetry on; answer a PING as it came; ignore what is neither."""
+        sequence = wire.read_telemetry(data)
+        if sequence:
+            self._take_telemetry(sequence, data)
             return
         body = control.read_datagram(data)
         self.now = self.bearer.now
@@ -192,6 +206,27 @@ class RobotServer(ReplicaSide, Application):
             self.bearer.send_datagram(control.encode_datagram(control.Pong(body.n, body.t, now_us, now_us)))
         else:
             self.clock.learn(body, now_us)
+
+    def _take_telemetry(self, sequence: int, data: bytes) -> None:
+        """Pass it on by the replica's lanes, as it came; where there are none for now it ends here."""
+        counters, tunnel, now = self.counters, self.tunnel, self.bearer.now
+        counters.robot_telemetry_in += 1
+        if not self._telemetry_allowance.take_if_any(now):
+            counters.robot_telemetry_dropped_rate += 1
+        elif tunnel is not None and tunnel.has_lanes():
+            if tunnel.send_datagram(data):
+                counters.robot_telemetry_relayed += 1
+            else:
+                counters.robot_telemetry_dropped_lanes += 1
+        elif self._collect is None or self.phase not in (OPEN, REOPENING):  # before, nobody knows which session
+            counters.robot_telemetry_unused += 1
+        elif self._collect(
+            self.relayed_session or self.continuity.id, counters.seen.authority, sequence,
+            wire.telemetry_payload(data), now,
+        ):  # fmt: skip
+            counters.robot_telemetry_collected += 1
+        else:
+            counters.robot_telemetry_dropped_collector += 1
 
     def streams_available(self) -> None:
         """Send the reply that waits."""
@@ -293,6 +328,8 @@ class RobotServer(ReplicaSide, Application):
         shown = b"" if self.is_post else hello.resume.encode()
         self.continuity = Continuity(shown, hello.attempt, self.supersede)
         self.is_relayed = hello.is_relayed
+        if self._is_sidecar and hello.is_relayed:
+            self.relayed_session = hello.session
         self.replies = wire.COMMAND if hello.replies == "command" else wire.STATE
         if hello.authority is None and self.asked is None:
             self.fault(wire.BROKEN, "a control frame is malformed")

@@ -314,6 +314,11 @@ def read_telemetry(data: bytes) -> int:
     return 0 if cursor.is_short() else sequence
 
 
+def telemetry_payload(data: bytes) -> bytes:
+    """Return the payload of a telemetry DATAGRAM, of which `read_telemetry` has found the sequence."""
+    return data[1 + (1 << (data[1] >> 6)) :]  # RFC 9000 §16
+
+
 def clamp(value: int) -> int:
     """Return the value as far as it can be said in an integer of QUIC."""
     return min(max(value, 0), MAX_VARINT)

@@ -212,6 +212,10 @@ class WebTransportSession(RequestReceiver, Bearer):
             return False
         return server.bearer.send_datagram(self._quarter + data)
 
+    def waiting_datagrams(self) -> int:
+        """Return how many were not sent yet, of all sessions."""
+        return self._lanes.server.bearer.waiting_datagrams()
+
     def max_datagram_bytes(self) -> int:
         """Return the largest that the path takes now."""
         server = self._lanes.server

@@ -1,5 +1,6 @@
 """A router's tunnel by lanes at one end of the rig, the replica's sidecar with a played engine at the other."""
 
+from router.continuity import Continuity
 from router.stream import HOLD_PEER_FULL, RequestReceiver, ResponseReceiver
 from router.transport.codec.message_tunnel import MessageTunnel, TunnelOwner
 from router.transport.codec.robot.lane_stream import LaneStream
@@ -27,6 +28,9 @@ class Between(RequestReceiver, ResponseReceiver):
 
     def request_data(self, data, end):
         self.stream.send_data(data, end)
+
+    def request_datagram(self, data):
+        return self.stream.send_datagram(data)
 
     def request_reset(self, error):
         self.stream.reset(error)
@@ -65,7 +69,8 @@ class Lanes(Robot, TunnelOwner):
         self.is_reading = True
         self.refused_code = ""
         self.heard_messages, self.refused, self.closed = [], None, None
-        self.tunnel = MessageTunnel(self, 1 << 24)
+        self.continuity = Continuity()
+        self.tunnel = MessageTunnel(self, 1 << 24, self.continuity)
         self.between = Between(self.tunnel)
         error = self.tunnel.open(lambda _: self.between, b"robots.test", path, list(headers), b"ROBOT/1")
         assert error is None

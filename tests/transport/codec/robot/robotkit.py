@@ -155,8 +155,10 @@ class Timed(ServerConnection):
 class Robot(Rig):
     """The rig with a robot at one end. `replicas`: every WebSocket that was asked for; `auto` accepts them."""
 
-    def __init__(self, *args, auto=True, bytewise=False, is_slow=False, **kwargs):
+    def __init__(self, *args, auto=True, bytewise=False, is_slow=False, collect=None, is_sidecar=False, **kwargs):
         super().__init__(*args, **kwargs)
+        self.collect = collect
+        self.is_sidecar = is_sidecar
         self.auto = auto
         self.is_slow = is_slow
         self.replicas = []
@@ -177,7 +179,10 @@ class Robot(Rig):
         self.reads_commands = True
 
     def _make_server(self, bearer):
-        made = RobotServer(bearer, self._on_request, self.refusals.append, self.counters, self.now)
+        made = RobotServer(
+            bearer, self._on_request, self.refusals.append, self.counters, self.now, collect=self.collect,
+            is_sidecar=self.is_sidecar,
+        )  # fmt: skip
         self.session = made
         return Bytewise(made) if self.bytewise else made
 

@@ -25,10 +25,15 @@ class RobotHost(Host):
         self.replicas = []
         self.refusals = []
         self.robots = RobotCounters()
+        self.collected = []
+
+    def collect(self, *told):
+        self.collected.append(told)
+        return True
 
     def begin_session(self, bearer, asked, now):
         part = self.robots.begin(lambda: "192.0.2.1:5000", "webtransport")
-        self.begun.append(RobotServer(bearer, self._on_request, self.refusals.append, part, now, asked))
+        self.begun.append(RobotServer(bearer, self._on_request, self.refusals.append, part, now, asked, None, self.collect))
         return self.begun[-1]
 
     @property

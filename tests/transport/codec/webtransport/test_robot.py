@@ -35,6 +35,9 @@ class TestLanes:
         assert bench.flow(7).sent == one_way(0) + wire.state_header(1, 0) + b"action"
         bench.datagram(varint(0) + wire.telemetry(1, b"hot"))
         bench.datagram(varint(0) + bytes((wire.PING,)) + msgspec.msgpack.encode({"n": 1, "t": 5}))
+        ((session, authority, sequence, payload, _),) = bench.host.collected
+        assert (session, authority) == (bench.told()[wire.WELCOME]["session"], ASKED.authority)
+        assert (sequence, payload) == (1, b"hot")
         assert bench.host.counters.robot_telemetry_in == 1 and bench.bearer.datagrams[0][:2] == bytes((0, wire.PONG))
 
     def test_commands_may_overtake_control(self, bench):
