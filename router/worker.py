@@ -3,7 +3,7 @@
     python -m router.worker CONTROL_FD BOARD_FD LISTEN_FD…
 
 It owns the data path's objects and nothing else: no store, no health checks, no admin. Imports neither
-grpc nor protobuf. Settings and table come over the control channel; counters go back over it when asked.
+grpc nor protobuf. Settings and table come over the control channel; what it is asked goes back over it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from collections import deque
 from time import monotonic, perf_counter, time
 from typing import TYPE_CHECKING, Any, assert_never
 
-import msgspec
 import uvloop
 
 from router.boards import map_boards
@@ -34,21 +33,17 @@ from router.control import (
     AskDemand,
     AskRobots,
     Built,
-    Counted,
-    Demanded,
     Drain,
     Drained,
     EndEarlier,
     EngineLoads,
     Explain,
-    Explained,
     FromWorker,
     Health,
     KnownTo,
     Patch,
     Ready,
     ReopenLogs,
-    Robots,
     SessionAnswer,
     SetLogLevel,
     SetTls,
@@ -60,29 +55,18 @@ from router.control import (
     to_worker,
 )
 from router.core import Core
-from router.counters import WORKER_NUMBERS, WorkerCounters
+from router.counters import WorkerCounters
 from router.deadlines import TICK_S, DeadlineWheel
-from router.demand import EndpointDemand, count_demand
 from router.edge.access_log import AccessLog
 from router.edge.admission import AdmissionGate
 from router.edge.arrivals import TrustedPeers
 from router.edge.listener import Listener
 from router.errors import Kind, ProxyError, Source
 from router.overload import Overload
-from router.routing.explain import explain
-from router.routing.outlier import is_ready
 from router.routing.stage import Stage
 from router.session_desk import SessionDesk
 from router.takeover_desk import TakeoverDesk
-from router.telemetry import (
-    EndpointSnapshot,
-    GcWatch,
-    LinkSnapshot,
-    ReplicaSnapshot,
-    WorkerSnapshot,
-    snapshot_endpoint,
-    snapshot_histogram,
-)
+from router.telemetry import GcWatch
 from router.transport.attached import AttachedSockets
 from router.transport.outbox import Outbox
 from router.transport.server_tls import server_context
@@ -90,13 +74,12 @@ from router.transport.shell import Reactor
 from router.transport.tasks import spawn
 from router.transport.upstream.pool import ConnectionPool
 from router.walltime import WallTime
+from router.worker_answers import Answers
 
 if TYPE_CHECKING:
     from router.boards import Boards
     from router.quic_serving import QuicServing
-    from router.routing.load import Replica
     from router.routing.spec import TablePatch
-    from router.routing.table import Endpoint
 
 _log = logging.getLogger("router.worker")
 
@@ -108,8 +91,6 @@ REPORT_S = 0.1  # between two words about which sessions are in use
 MAX_PENDING = 4_096  # messages; beyond it the supervisor's writes have to wait
 MAX_UNHEARD_BYTES = 65_536
 TURN_S = 0.002  # of messages in one turn of the loop; requests come between
-SLICE = 256  # endpoints or replicas counted in one turn of the loop
-MAX_LISTED = 1_024  # of a larger table only the replicas that something happened to are counted one by one
 BULK = 1_000  # replicas in one step after which the collector is told that they are here to stay
 
 
@@ -117,7 +98,7 @@ class Worker:
     """Builds the data path from `Start` and obeys the control channel."""
 
     def __init__(self, start: Start, boards: Boards, control: ControlProtocol) -> None:
-        self._index = start.worker
+        self.index = start.worker
         self._control = control
         self.clock = Clock()
         self.counters = WorkerCounters()
@@ -162,6 +143,7 @@ class Worker:
         if start.alt_svc:
             self.listener.alt_svc = (b"alt-svc", start.alt_svc)
         self.quic: QuicServing | None = None
+        self.answers = Answers(self, control.send)
         self._loop = asyncio.get_running_loop()
         self._gc = GcWatch(self.counters.gc_pause)
         self._next_tick_s = monotonic() + TICK_S
@@ -199,15 +181,8 @@ class Worker:
                 self._set_health(message)
             case EngineLoads():
                 self._note_engine_loads(message)
-            case Ask():
-                spawn(self._count(message.question), "count")
-            case AskDemand():
-                spawn(self._count_demand(message.question), "demand")
-            case Explain():
-                found = explain(self.core.table, message.asked, self.clock.read())
-                self._control.send(Explained(message.question, msgspec.Raw(msgspec.msgpack.encode(found))))
-            case AskRobots():
-                spawn(self._show_robots(message), "robots")
+            case Ask() | AskDemand() | Explain() | AskRobots():
+                spawn(self.answers.answer(message), "answer")
             case SessionAnswer():
                 self.desk.take(message, self.clock.read())
                 self.outbox.flush()
@@ -360,88 +335,6 @@ class Worker:
         if self.access_log is not None:
             self.access_log.close()
         self._gc.close()
-
-    async def _count(self, question: int) -> None:
-        """Answer with a copy of every counter, made in slices: a large table must not hold the loop."""
-        counters = self.counters
-        table = self.core.table
-        now = self.clock.now
-        endpoints: dict[str, EndpointSnapshot] = {}
-        for done, (name, endpoint) in enumerate(table.endpoints.items(), 1):
-            endpoints[name] = snapshot_endpoint(endpoint.counters)
-            if done % SLICE == 0:
-                await asyncio.sleep(0)
-        endpoints[""] = snapshot_endpoint(self.core.unrouted)
-        replicas: list[ReplicaSnapshot] = []
-        size = sum(len(endpoint.replicas) for endpoint in table.endpoints.values())
-        for done, (endpoint, replica) in enumerate(table.replicas(), 1):
-            if size <= MAX_LISTED or (len(replicas) < MAX_LISTED and _is_of_note(replica, now)):
-                replicas.append(self._snapshot(endpoint, replica, now))
-            if done % (4 * SLICE) == 0:
-                await asyncio.sleep(0)
-        numbers = {name: int(getattr(counters, name)) for name in WORKER_NUMBERS}
-        histograms = {
-            "config_delay": snapshot_histogram(counters.config_delay),
-            "loop_lag": snapshot_histogram(counters.loop_lag),
-            "gc_pause": snapshot_histogram(counters.gc_pause),
-        }
-        links: dict[str, LinkSnapshot] = {}
-        if self.quic is not None:
-            numbers |= self.quic.numbers()
-            histograms |= self.quic.histograms()
-            links = await self.quic.links()
-        snapshot = WorkerSnapshot(
-            worker=self._index,
-            pid=os.getpid(),
-            table_version=table.version,
-            draining=self.draining,
-            in_flight=self.core.in_flight,
-            counters=numbers,
-            histograms=histograms,
-            endpoints=endpoints,
-            replicas=replicas,
-            links=links,
-        )
-        self._control.send(Counted(question, snapshot))
-
-    async def _show_robots(self, asked: AskRobots) -> None:
-        """Answer with robot sessions, of which there are none without QUIC."""
-        none = Robots(asked.question, 0, [])
-        self._control.send(none if self.quic is None else await self.quic.shown_robots(asked))
-
-    async def _count_demand(self, question: int) -> None:
-        """Answer with what each endpoint is asked for; of 10,000 endpoints without a request it costs 2 ms."""
-        endpoints: dict[str, EndpointDemand] = {}
-        for done, (name, endpoint) in enumerate(self.core.table.endpoints.items(), 1):
-            found = count_demand(endpoint.counters)
-            if found is not None:
-                endpoints[name] = found
-            if done % (4 * SLICE) == 0:
-                await asyncio.sleep(0)
-        self._control.send(Demanded(question, os.getpid(), endpoints))
-
-    def _snapshot(self, endpoint: Endpoint, replica: Replica, now: float) -> ReplicaSnapshot:
-        return ReplicaSnapshot(
-            endpoint=endpoint.name,
-            id=replica.id,
-            address=replica.address,
-            state=replica.state,
-            is_healthy=replica.is_healthy,
-            is_ready=is_ready(replica),
-            is_ejected=replica.ejected_until_s > now,
-            weight=replica.weight,
-            in_flight=replica.in_flight,
-            requests=replica.requests,
-            failures=replica.failures,
-            backpressured=replica.backpressured,
-            ejections=replica.ejections,
-            latency_s=replica.latency_s,
-            pooled=self.pool.idle_count(replica),
-        )
-
-
-def _is_of_note(replica: Replica, now: float) -> bool:
-    return replica.requests > 0 or not replica.is_healthy or replica.ejected_until_s > now
 
 
 class ControlProtocol(asyncio.Protocol):

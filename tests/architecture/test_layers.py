@@ -30,6 +30,7 @@ LAYERS = [
     ("router.autoscale.fleet", 3, "scaling"),
     ("router.autoscale", 4, "autoscale"),
     ("router.worker_process", 5, "app"),
+    ("router.worker_answers", 5, "app"),
     ("router.worker", 5, "app"),
     ("router.demand_watch", 5, "app"),
     ("router.session_desk", 5, "app"),
