@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 # Upper bounds in seconds: 1-2-5 steps from 10 us, where our own overhead lies, to 1,000 s, where a long
 # generation ends.
 BOUNDS_S: Final[tuple[float, ...]] = (
-    *(step * 10.0**power for power in range(-5, 3) for step in (1.0, 2.0, 5.0)),
+    *[step * 10.0**power for power in range(-5, 3) for step in (1.0, 2.0, 5.0)],
     1000.0,
 )
 

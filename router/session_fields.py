@@ -63,7 +63,7 @@ def _without_parameter(path: bytes) -> tuple[bytes, bytes]:
     others = [pair for pair in pairs if not pair.startswith(_PARAMETER)]
     if len(others) == len(pairs):
         return path, b""
-    values = (unquote_to_bytes(pair[len(_PARAMETER) :]) for pair in pairs if pair.startswith(_PARAMETER))
+    values = [unquote_to_bytes(pair[len(_PARAMETER) :]) for pair in pairs if pair.startswith(_PARAMETER)]
     rest = b"&".join(others)
     return (bare + b"?" + rest if rest else bare), next(filter(None, values), b"")
 

@@ -77,7 +77,7 @@ class Ring:
         points, owners = self._points, self._owners
         at = bisect_right(points, hash_key(key))
         walk = (points[at:] + points[:at])[:MAX_WALK]
-        yield from dict.fromkeys(owners[point] for point in walk)
+        yield from dict.fromkeys([owners[point] for point in walk])
 
 
 def hash_key(key: bytes) -> int:

@@ -22,7 +22,7 @@ class Random(Chooser):
 
     def __init__(self, replicas: Sequence[Replica]) -> None:
         self._replicas = tuple(replicas)
-        self._cumulated = tuple(accumulate(replica.weight for replica in self._replicas))
+        self._cumulated = tuple(accumulate([replica.weight for replica in self._replicas]))
         self._total = self._cumulated[-1]
         self._last = len(self._replicas) - 1
 

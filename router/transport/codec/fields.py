@@ -77,7 +77,7 @@ RESPONSE_MARKS: dict[bytes, int] = (
 # must not frame, nor speak for the router; anything else is the application's: gRPC's status and metadata.
 REQUEST_TRAILER_MARKS: dict[bytes, int] = dict.fromkeys(FORBIDDEN_TRAILERS, DROP) | _CONNECTION
 RESPONSE_TRAILER_MARKS: dict[bytes, int] = (
-    dict.fromkeys((name for name in KNOWN_RESPONSE if name.startswith(b"x-router-")), DROP)
+    dict.fromkeys([name for name in KNOWN_RESPONSE if name.startswith(b"x-router-")], DROP)
     | dict.fromkeys((b"host", b"content-length", b"te", b"trailer"), DROP)
     | _CONNECTION
 )

@@ -189,7 +189,7 @@ def binding_error(request: Message, code: int, unknown: Sequence[int] = (), *, k
     """Refuse a request. `unknown`: with 420, what of it is not understood."""
     attributes = _attribute(_ERROR_CODE, bytes((0, 0, code // 100, code % 100)))
     if unknown:
-        attributes += _attribute(_UNKNOWN_ATTRIBUTES, b"".join(number.to_bytes(2, "big") for number in unknown))
+        attributes += _attribute(_UNKNOWN_ATTRIBUTES, b"".join([number.to_bytes(2, "big") for number in unknown]))
     return _write(
         BINDING_ERROR, request.transaction, attributes, key,
         is_sha1=request.is_sha1, has_fingerprint=request.has_fingerprint,
