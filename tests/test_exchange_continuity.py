@@ -205,6 +205,7 @@ class OtherWorkers:
     def came_again(self, session, attempt, then):
         self.said.append(("came again", session, attempt))
         self.then = then
+        return 1
 
     def is_here(self, session):
         self.said.append(("is here", session))
