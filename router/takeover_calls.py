@@ -52,7 +52,11 @@ class TakeoverCalls:
             case EarlierEnded():
                 self._workers[message.worker].send(TakenOver(message.question, message.told))
             case IsHere():
-                self._where[message.session] = self._where.get(message.session, 0) | 1 << worker
+                found = self._where.get(message.session, 0)
+                self._where[message.session] = found | 1 << worker
+                if found & ~(1 << worker):  # its robot was elsewhere before this was read: nobody waits for that
+                    heard = self._heard.get(worker, 0)
+                    self._workers[worker].send(EndEarlier(worker, 0, message.session, "", heard, 1))
             case HasLeft():
                 self._drop(message.session, worker)
             case _:

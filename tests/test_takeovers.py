@@ -66,6 +66,12 @@ class Cluster:
                 index, message = self.down.pop(0)
                 self.workers[index].desk.take(message)
 
+    def hear(self, worker):
+        """Have the supervisor take a worker's next message, whatever others have said before."""
+        for found in [found for found in self.up if found[0] == worker][:1]:
+            self.up.remove(found)
+            self.calls.handle(*found)
+
     def come(self, worker, session="s", attempt=""):
         return Session(self.workers[worker].takeovers, session, attempt, comes=True)
 
@@ -189,6 +195,14 @@ class TestAmongWorkers:
         cluster.carry()
         assert (earlier.ended, first.ended, second.ended, second.gone_on) == (1, 1, 0, 1)
 
+    def test_one_that_is_heard_of_late_ends_as_well(self):
+        cluster = Cluster(2)
+        earlier = cluster.workers[0].begin()
+        again = cluster.come(1)
+        cluster.hear(1)  # a supervisor that stood still hears of both at once, in any order
+        cluster.carry()
+        assert (earlier.ended, again.ended, again.gone_on) == (1, 0, 1)
+
     def test_all_that_have_it_are_waited_for(self):
         cluster = Cluster(4)
         tried = [cluster.come(worker, attempt="a") for worker in (1, 2, 3)]
@@ -250,8 +264,8 @@ def test_in_the_end_one_is_left_and_known(steps):
             sessions.append(cluster.workers[worker].begin(f"s{number}"))
         elif what == "over" and sessions:
             sessions[number % len(sessions)].leave()
-        elif what == "step" and cluster.up:
-            cluster.calls.handle(*cluster.up.pop(0))
+        elif what == "step":
+            cluster.hear(worker)
         elif what == "carry":
             cluster.carry()
     cluster.carry()
