@@ -309,8 +309,11 @@ def test_but_not_for_long():
     others.then()
     assert len(made.pool.opened) == 1
     made.connected()
-    made.exchange.request_reset(ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM))
+    made.pass_time(0.01)
+    made.exchange.response_head(ResponseHead(ResponseShape(403)), True)
     assert made.endpoint.counters.in_flight == 0
+    assert made.endpoint.counters.duration.sum_s > TAKEOVER_S
+    assert made.endpoint.counters.overhead.sum_s < TAKEOVER_S / 2, "the wait is not what the router added"
 
 
 @pytest.mark.parametrize("how", ["the client leaves", "the endpoint leaves", "it is full", "it waits for a start"])
