@@ -13,6 +13,7 @@ from router.http import ResponseHead, ResponseShape
 from router.routing.credentials import Credential
 from router.routing.resumption import go_on, resume
 from router.routing.spec import EndpointPatch, HoldSpec, LimitSpec, ReplicaSpec, TokenSpec
+from router.stream import HOLD_NO_UPSTREAM
 
 KEY = bytes(32)
 NAMES = ("r0", "r1", "r2")
@@ -288,6 +289,8 @@ def waits_for_others(**options):
     assert ask(made, continuity) == []
     assert others.said == [("came again", continuity.id, "a1")]
     assert made.endpoint.counters.in_flight == 0
+    assert made.exchange.watch_tick > 0, "the wheel has it: an answer may never come"
+    assert made.exchange._downstream.holds == HOLD_NO_UPSTREAM
     return made, others
 
 
