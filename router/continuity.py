@@ -25,7 +25,8 @@ class Continuity:
     """One session. `id` is new until a token is believed, `base` the epochs of before, `replica` who served."""
 
     __slots__ = (
-        "_leave", "_signed_s", "attempt", "base", "end", "id", "is_resumed", "replica", "shown", "sign", "was_shown"
+        "_leave", "_signed_s", "attempt", "base", "end", "id", "is_resumed", "replica", "shown", "sign", "turn",
+        "was_shown",
     )  # fmt: skip
 
     def __init__(self, shown: bytes = b"", attempt: str = "", end: Callable[[], None] | None = None) -> None:
@@ -33,6 +34,7 @@ class Continuity:
         self.shown = shown  # until somebody has looked at it
         self.attempt = attempt
         self.end = end
+        self.turn = 0  # among those that came again to this worker
         self._leave: Callable[[Continuity], None] | None = None
         self.was_shown = bool(shown)
         self.is_resumed = False

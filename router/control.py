@@ -264,12 +264,18 @@ class CameAgain(msgspec.Struct, tag="came again"):
 
 
 class EndEarlier(msgspec.Struct, tag="end earlier"):
-    """`CameAgain` at that worker: end it."""
+    """`CameAgain` at that worker: end it, where it began before.
+
+    `heard`: the last question of who is told this that came before that one: what asked later is no earlier
+    session, and ends the other. `told`: how many workers are.
+    """
 
     worker: int
     question: int
     session: str
     attempt: str
+    heard: int
+    told: int
 
 
 class EarlierEnded(msgspec.Struct, tag="earlier ended"):
@@ -277,12 +283,14 @@ class EarlierEnded(msgspec.Struct, tag="earlier ended"):
 
     worker: int
     question: int
+    told: int
 
 
 class TakenOver(msgspec.Struct, tag="taken over"):
-    """The answer to `CameAgain`: no other worker has it."""
+    """The answer to `CameAgain`: one of so many workers that had it has it no more; 0: none had."""
 
     question: int
+    told: int = 0
 
 
 class Drained(msgspec.Struct, tag="drained"):

@@ -1,7 +1,8 @@
 """Where robots' sessions are among the workers, for those that come again at another one. The supervisor's side.
 
 Knows a session's workers, and nothing else of it: who comes again is asked for at those alone, and most are not
-there at all. What a worker says when it is gone comes from nobody, so its sessions are forgotten with it.
+there at all. Of two that come again at the same time at two workers the one that is heard of later stays. What a
+worker says when it is gone comes from nobody, so its sessions are forgotten with it.
 """
 
 from __future__ import annotations
@@ -29,31 +30,41 @@ class TakeoverCalls:
     def __init__(self, workers: Sequence[Told]) -> None:
         self._workers = workers
         self._where: dict[str, int] = {}  # a bit for each worker
+        self._heard: dict[int, int] = {}  # the last question of each worker
 
     def handle(self, worker: int, message: AboutTakeovers) -> None:
         """Take a worker's word."""
         match message:
             case CameAgain():
+                self._heard[worker] = message.question
                 others = self._where.get(message.session, 0) & ~(1 << worker)
                 self._where[message.session] = others | 1 << worker
                 if not others:
                     self._workers[worker].send(TakenOver(message.question))
+                told = others.bit_count()
                 while others:
                     other = others.bit_length() - 1
                     others &= ~(1 << other)
-                    told = EndEarlier(worker, message.question, message.session, message.attempt)
-                    self._workers[other].send(told)
+                    heard = self._heard.get(other, 0)
+                    self._workers[other].send(
+                        EndEarlier(worker, message.question, message.session, message.attempt, heard, told)
+                    )
             case EarlierEnded():
-                self._workers[message.worker].send(TakenOver(message.question))
+                self._workers[message.worker].send(TakenOver(message.question, message.told))
             case IsHere():
-                self._where[message.session] = self._where.get(message.session, 0) | 1 << worker
+                found = self._where.get(message.session, 0)
+                self._where[message.session] = found | 1 << worker
+                if found & ~(1 << worker):  # its robot was elsewhere before this was read: nobody waits for that
+                    heard = self._heard.get(worker, 0)
+                    self._workers[worker].send(EndEarlier(worker, 0, message.session, "", heard, 1))
             case HasLeft():
                 self._drop(message.session, worker)
             case _:
                 assert_never(message)
 
     def drop_worker(self, worker: int) -> None:
-        """Forget the sessions of a process that ended."""
+        """Forget the sessions of a process that ended, and its questions: the next one numbers anew."""
+        self._heard.pop(worker, None)
         for session in [session for session, bits in self._where.items() if bits >> worker & 1]:
             self._drop(session, worker)
 

@@ -24,8 +24,11 @@ MAX_BESIDE: Final = 8
 class Elsewhere(Protocol):
     """The other workers."""
 
-    def came_again(self, session: str, attempt: str, then: Callable[[], None]) -> None:
-        """Have earlier sessions end there. `then` is called once at most, when that is done; perhaps never."""
+    def came_again(self, session: str, attempt: str, then: Callable[[], None]) -> int:
+        """Have earlier sessions end there. `then` is called once at most, when that is done; perhaps never.
+
+        Returns the turn of who came: a greater one each time.
+        """
 
     def is_here(self, session: str) -> None:
         """Tell that a session began that could be taken over."""
@@ -49,7 +52,7 @@ class Takeovers:
         self._add(continuity)
         if self.elsewhere is None:
             return False
-        self.elsewhere.came_again(continuity.id, continuity.attempt, then)
+        continuity.turn = self.elsewhere.came_again(continuity.id, continuity.attempt, then)
         return True
 
     def enter(self, continuity: Continuity) -> None:
@@ -57,13 +60,15 @@ class Takeovers:
         if self._add(continuity) and self.elsewhere is not None:
             self.elsewhere.is_here(continuity.id)
 
-    def end(self, session: str, attempt: str) -> None:
-        """End the sessions of an id, but for those of the same attempt."""
+    def end(self, session: str, attempt: str, turn: int | None = None) -> None:
+        """End the sessions of an id, but for those of the same attempt, and those that came after a turn."""
         found = self._open.get(session)
         if found is None:
             return
         beside = 0
         for one in reversed(found.copy()):
+            if turn is not None and one.turn > turn:
+                continue
             if attempt and one.attempt == attempt:
                 beside += 1
                 if beside < MAX_BESIDE:

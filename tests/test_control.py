@@ -102,8 +102,9 @@ TO_WORKER = [
     SessionAnswer(4, "id", 1_790_000_000),
     SessionAnswer(4, refusal="at_capacity"),
     KnownTo(1.5),
-    EndEarlier(1, 7, "s", "a"),
+    EndEarlier(1, 7, "s", "a", 3, 2),
     TakenOver(7),
+    TakenOver(7, 2),
 ]
 FROM_WORKER = [
     Built(),
@@ -120,7 +121,7 @@ FROM_WORKER = [
     IsHere("s"),
     HasLeft("s"),
     CameAgain(7, "s", "a"),
-    EarlierEnded(1, 7),
+    EarlierEnded(1, 7, 2),
 ]
 
 

@@ -13,6 +13,7 @@ from router.http import ResponseHead, ResponseShape
 from router.routing.credentials import Credential
 from router.routing.resumption import go_on, resume
 from router.routing.spec import EndpointPatch, HoldSpec, LimitSpec, ReplicaSpec, TokenSpec
+from router.stream import HOLD_NO_UPSTREAM
 
 KEY = bytes(32)
 NAMES = ("r0", "r1", "r2")
@@ -205,6 +206,7 @@ class OtherWorkers:
     def came_again(self, session, attempt, then):
         self.said.append(("came again", session, attempt))
         self.then = then
+        return 1
 
     def is_here(self, session):
         self.said.append(("is here", session))
@@ -287,6 +289,8 @@ def waits_for_others(**options):
     assert ask(made, continuity) == []
     assert others.said == [("came again", continuity.id, "a1")]
     assert made.endpoint.counters.in_flight == 0
+    assert made.exchange.watch_tick > 0, "the wheel has it: an answer may never come"
+    assert made.exchange._downstream.holds == HOLD_NO_UPSTREAM
     return made, others
 
 
@@ -308,8 +312,11 @@ def test_but_not_for_long():
     others.then()
     assert len(made.pool.opened) == 1
     made.connected()
-    made.exchange.request_reset(ProxyError(Kind.CLIENT_GONE, Source.DOWNSTREAM))
+    made.pass_time(0.01)
+    made.exchange.response_head(ResponseHead(ResponseShape(403)), True)
     assert made.endpoint.counters.in_flight == 0
+    assert made.endpoint.counters.duration.sum_s > TAKEOVER_S
+    assert made.endpoint.counters.overhead.sum_s < TAKEOVER_S / 2, "the wait is not what the router added"
 
 
 @pytest.mark.parametrize("how", ["the client leaves", "the endpoint leaves", "it is full", "it waits for a start"])

@@ -32,6 +32,7 @@ class Session:
     def __init__(self, takeovers, session="s", attempt="", *, comes=False):
         self.ended = 0
         self.gone_on = 0
+        self.left = False
         self.continuity = Continuity(b"", attempt, self.end)
         self.continuity.id = session
         self.waits = False
@@ -41,6 +42,10 @@ class Session:
 
     def end(self):
         self.ended += 1
+        self.continuity.over()
+
+    def leave(self):
+        self.left = True
         self.continuity.over()
 
     def go_on(self):
@@ -60,6 +65,12 @@ class Cluster:
             while self.down:
                 index, message = self.down.pop(0)
                 self.workers[index].desk.take(message)
+
+    def hear(self, worker):
+        """Have the supervisor take a worker's next message, whatever others have said before."""
+        for found in [found for found in self.up if found[0] == worker][:1]:
+            self.up.remove(found)
+            self.calls.handle(*found)
 
     def come(self, worker, session="s", attempt=""):
         return Session(self.workers[worker].takeovers, session, attempt, comes=True)
@@ -174,6 +185,56 @@ class TestAmongWorkers:
         assert one.ended + two.ended == 1
         assert (two if one.ended else one).gone_on == 1
 
+    def test_two_that_cross_do_not_end_each_other(self):
+        cluster = Cluster(2)
+        earlier = cluster.workers[0].begin()
+        cluster.carry()
+        first = cluster.come(1)
+        cluster.calls.handle(*cluster.up.pop())  # the order to end what worker 0 has is on its way
+        second = cluster.come(0)
+        cluster.carry()
+        assert (earlier.ended, first.ended, second.ended, second.gone_on) == (1, 1, 0, 1)
+
+    def test_one_that_is_heard_of_late_ends_as_well(self):
+        cluster = Cluster(2)
+        earlier = cluster.workers[0].begin()
+        again = cluster.come(1)
+        cluster.hear(1)  # a supervisor that stood still hears of both at once, in any order
+        cluster.carry()
+        assert (earlier.ended, again.ended, again.gone_on) == (1, 0, 1)
+
+    def test_all_that_have_it_are_waited_for(self):
+        cluster = Cluster(4)
+        tried = [cluster.come(worker, attempt="a") for worker in (1, 2, 3)]
+        cluster.carry()
+        again = cluster.come(0, attempt="b")
+        cluster.calls.handle(*cluster.up.pop())
+        for ended in range(1, 4):
+            index, message = cluster.down.pop(0)
+            cluster.workers[index].desk.take(message)
+            while cluster.up:
+                cluster.calls.handle(*cluster.up.pop(0))
+            answered = [found for found in cluster.down if found[0] == 0]
+            for index, message in answered:
+                cluster.down.remove((index, message))
+                cluster.workers[index].desk.take(message)
+            assert (sum(one.ended for one in tried), again.gone_on) == (ended, ended == 3)
+
+    def test_a_process_that_took_a_place_numbers_anew(self):
+        cluster = Cluster(2)
+        for number in range(5):
+            cluster.come(0, f"s{number}")
+        cluster.carry()
+        cluster.calls.drop_worker(0)
+        cluster.workers[0] = cluster.calls._workers[0] = Worker(cluster, 0)
+        earlier = cluster.workers[0].begin()
+        cluster.carry()
+        first = cluster.come(1)
+        cluster.calls.handle(*cluster.up.pop())
+        second = cluster.come(0)
+        cluster.carry()
+        assert (earlier.ended, first.ended, second.ended) == (1, 1, 0)
+
     def test_a_worker_that_died_has_none(self):
         cluster = Cluster(2)
         cluster.workers[1].begin()
@@ -202,15 +263,17 @@ def test_in_the_end_one_is_left_and_known(steps):
         elif what == "begin" and not any(one.continuity.id == f"s{number}" for one in sessions):
             sessions.append(cluster.workers[worker].begin(f"s{number}"))
         elif what == "over" and sessions:
-            sessions[number % len(sessions)].continuity.over()
-        elif what == "step" and cluster.up:
-            cluster.calls.handle(*cluster.up.pop(0))
+            sessions[number % len(sessions)].leave()
+        elif what == "step":
+            cluster.hear(worker)
         elif what == "carry":
             cluster.carry()
     cluster.carry()
     for name in ("s0", "s1"):
-        open_ = [one for one in sessions if one.continuity.id == name and one.continuity.end is not None]
+        mine = [one for one in sessions if one.continuity.id == name]
+        open_ = [one for one in mine if one.continuity.end is not None]
         assert len(open_) <= 1
+        assert len(open_) == 1 or not mine or any(one.left for one in mine), "they ended each other"
         assert cluster.calls._where.get(name, 0).bit_count() == len(open_)
     for one in sessions:
         one.continuity.over()

@@ -66,11 +66,17 @@ def fast_ciphers(name: str = "qh3._hazmat") -> Any:
         key = module.AeadChaCha20Poly1305(_EXAMPLE_KEY, _EXAMPLE_IV)
         if key.encrypt(_EXAMPLE_NUMBER, b"\x01", _EXAMPLE_HEADER) != _EXAMPLE_SEALED:
             return None
-        for size, cipher in ((16, module.AeadAes128Gcm), (32, module.AeadAes256Gcm)):
+        for suite, size, cipher in (
+            (AES_128_GCM_SHA256, 16, module.AeadAes128Gcm),
+            (AES_256_GCM_SHA384, 32, module.AeadAes256Gcm),
+            (CHACHA20_POLY1305_SHA256, 32, module.AeadChaCha20Poly1305),
+        ):
             theirs = cipher(_EXAMPLE_KEY[:size], _EXAMPLE_IV)
-            ours = OpenSslAead(AES_128_GCM_SHA256, _EXAMPLE_KEY[:size], _EXAMPLE_IV)
+            ours = OpenSslAead(suite, _EXAMPLE_KEY[:size], _EXAMPLE_IV)
             sealed = theirs.encrypt(_MAX_TAIL + 1, b"\x01", _EXAMPLE_HEADER)
             if sealed != ours.encrypt(_MAX_TAIL + 1, b"\x01", _EXAMPLE_HEADER):
+                return None
+            if theirs.decrypt(_MAX_TAIL + 1, sealed, _EXAMPLE_HEADER) != b"\x01":
                 return None
             try:
                 theirs.decrypt(_MAX_TAIL, sealed, _EXAMPLE_HEADER)

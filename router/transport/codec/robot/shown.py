@@ -106,7 +106,8 @@ async def shown_robots(
     found.sort(reverse=True)
     shown: list[ShownRobot] = []
     for done, (_, _, part) in enumerate(found, 1):
-        shown.append(_show(part, worker, now, find_endpoint))
+        if part.seen.key in counters.parts:  # else it ended in a pause
+            shown.append(_show(part, worker, now, find_endpoint))
         if done % SHOWN_SLICE == 0:
             await pause()
     return count, shown

@@ -57,6 +57,36 @@ def _strange(**changed: object) -> SimpleNamespace:
     return SimpleNamespace(**({name: getattr(known, name) for name in names} | changed))
 
 
+def _partly(name: str, refused: type[Exception], *, seals_to: int, opens_to: int) -> object:
+    """One of qh3's ciphers that is what it was for smaller numbers of packets alone; 0: for none."""
+    known = getattr(fast_ciphers(), name)
+
+    class Cipher:
+        def __init__(self, key: bytes, iv: bytes) -> None:
+            self._cipher = known(key, iv)
+
+        def encrypt(self, number: int, payload: bytes, header: bytes) -> bytes:
+            return self._cipher.encrypt(number % seals_to, payload, header)
+
+        def decrypt(self, number: int, sealed: bytes, header: bytes) -> bytes:
+            if number >= opens_to:
+                raise refused
+            return self._cipher.decrypt(number, sealed, header)
+
+    return Cipher
+
+
+@fast_is_installed
+@pytest.mark.parametrize("name", ["AeadAes128Gcm", "AeadAes256Gcm", "AeadChaCha20Poly1305"])
+@pytest.mark.parametrize("part", ["seals", "opens"])
+def test_a_cipher_that_does_half_of_it_is_left_alone(monkeypatch, name, part):
+    known, whole = fast_ciphers(), 1 << 62
+    seals_to, opens_to = (1 << 32, whole) if part == "seals" else (whole, 0)
+    changed = _partly(name, known.CryptoError, seals_to=seals_to, opens_to=opens_to)
+    monkeypatch.setitem(sys.modules, "strange_ciphers", _strange(**{name: changed}))
+    assert fast_ciphers("strange_ciphers") is None
+
+
 @fast_is_installed
 @pytest.mark.parametrize(
     "changed",

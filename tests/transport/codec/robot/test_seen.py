@@ -225,6 +225,17 @@ class TestShown:
         assert (count, len(shown), len(pauses)) == (2 * SLICE + 1, SLICE + 1, 2 + (SLICE + 1) // SHOWN_SLICE)
         assert [one.reported_rtt_us for one in shown] == list(range(2 * SLICE, SLICE - 1, -1))
 
+    def test_one_that_ends_meanwhile_is_not_shown(self):
+        whole = counters_of(*({"rtt_us": rtt} for rtt in range(SLICE)))
+        worst = whole.parts[SLICE]
+
+        async def pause():
+            worst.settle()
+
+        none = lambda authority, path: ""  # noqa: E731
+        _, shown = asyncio.run(shown_robots(whole, 0, "", 2, 1.0, none, pause))
+        assert [one.session for one in shown] == [f"s{SLICE - 2}"]
+
     def test_jitter_and_loss_make_a_link_worse(self):
         plain = badness_us(seen_of(rtt_us=20_000))
         assert plain == 20_000

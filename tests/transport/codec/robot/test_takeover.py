@@ -4,7 +4,7 @@ import pytest
 
 from router.takeovers import Takeovers
 from router.transport.codec.robot import wire
-from router.transport.codec.robot.ending import OVER
+from router.transport.codec.robot.ending import OPEN, OVER
 from tests.transport.codec.robot.clientkit import Pair
 from tests.transport.codec.robot.robotkit import Robot
 from tests.transport.codec.robot.test_resume import Rooted
@@ -170,6 +170,18 @@ def test_one_that_is_over_is_not_kept(how):
     assert robot.counters.numbers()["robot_superseded"] == 0
 
 
+@pytest.mark.parametrize(
+    ("code", "relayed", "to_the_engine"),
+    [(wire.GOING, True, None), (wire.DONE, True, wire.DONE), (wire.GOING, False, wire.GOING)],
+)
+def test_only_what_a_router_cuts_is_cut_at_the_engine(code, relayed, to_the_engine):
+    """A robot that goes by itself is said goodbye for: engines note who was cut off as lost."""
+    robot = Robot().welcome(relayed=relayed)
+    robot.client.connection.close(code)
+    assert robot.run(lambda: robot.replica.is_over, limit_s=1)
+    assert (robot.replica.closed, robot.replica.error is None) == (to_the_engine, to_the_engine is not None)
+
+
 def test_a_post_session_is_none_to_take_over():
     takeovers = Takeovers()
     robot = Keeping(takeovers)
@@ -226,6 +238,13 @@ class TestEarly:
         assert sorted(robot.replica.messages) == [b"move", b"observation"]
         assert (b"early-data", b"1") not in robot.replica.head.shape.fields
         assert earlier.replica.error is not None
+
+    def test_one_that_asks_by_post_takes_nobody_over_and_waits_for_nothing(self):
+        robot = self.again(Takeovers())
+        robot.hello(resume="token r1 0123456789abcdef 3", upstream="post")
+        robot.down.drop = lambda _: True
+        assert robot.run(lambda: hasattr(robot, "session") and robot.session.phase == OPEN, limit_s=0.5)
+        assert not robot.session.is_connected
 
     def test_a_second_hello_is_one_meanwhile(self):
         robot = self.again(Takeovers())
