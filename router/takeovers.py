@@ -61,7 +61,7 @@ class Takeovers:
             self.elsewhere.is_here(continuity.id)
 
     def end(self, session: str, attempt: str, turn: int | None = None) -> None:
-        """End the sessions of an id, but for those of the same attempt, and those that came after a turn."""
+        """End the sessions of an id, but for those of the same attempt or a later one, and those after a turn."""
         found = self._open.get(session)
         if found is None:
             return
@@ -69,7 +69,7 @@ class Takeovers:
         for one in reversed(found.copy()):
             if turn is not None and one.turn > turn:
                 continue
-            if attempt and one.attempt == attempt:
+            if attempt and _is_not_before(one.attempt, attempt):
                 beside += 1
                 if beside < MAX_BESIDE:
                     continue
@@ -89,3 +89,17 @@ class Takeovers:
             return False
         self._open.setdefault(continuity.id, []).append(continuity)
         return True
+
+
+def _is_not_before(one: str, other: str) -> bool:
+    """Whether one attempt is the other, or a later one of the same client, whose number behind the dot grows.
+
+    What a client has given up may still be on its way, and arrive behind what it has now.
+    """
+    if one == other:
+        return True
+    client, _, number = one.rpartition(".")
+    other_client, _, other_number = other.rpartition(".")
+    if not client or client != other_client or not (number + other_number).isdecimal():
+        return False
+    return bool(number and other_number) and int(number) > int(other_number)

@@ -1,5 +1,6 @@
 """Open sessions by id: whoever comes again ends the earlier ones, in whichever worker; nothing is left of those over."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -127,6 +128,20 @@ class TestInOneWorker:
         tried = [Session(takeovers, attempt="a", comes=True) for _ in range(MAX_BESIDE + 3)]
         assert [one.ended for one in tried] == [1] * 3 + [0] * MAX_BESIDE
         assert len(takeovers._open["s"]) == MAX_BESIDE
+
+    @pytest.mark.parametrize(("late", "ends"), [
+        ("me.1", 0), ("me.9", 0), ("me.10", 0), ("me.11", 1), ("you.1", 1), ("me", 1), ("me.", 1), ("me.-1", 1), (".1", 1), ("", 1),
+    ])  # fmt: skip
+    def test_what_was_given_up_ends_no_later_attempt(self, late, ends):
+        takeovers = Takeovers()
+        now = Session(takeovers, attempt="me.10", comes=True)
+        Session(takeovers, attempt=late, comes=True)
+        assert now.ended == ends
+
+    def test_nor_without_end(self):
+        takeovers = Takeovers()
+        tried = [Session(takeovers, attempt=f"me.{20 - k}", comes=True) for k in range(MAX_BESIDE + 3)]
+        assert sum(one.ended for one in tried) == 3
 
     def test_none_is_an_attempt_of_its_own(self):
         takeovers = Takeovers()

@@ -52,7 +52,7 @@ GOOD_S: Final = 10.0
 """A connection that lasted so long was good: the next attempt is a first one."""
 MAX_PENDING_BYTES: Final = 1_048_576
 """Of commands that wait for a connection."""
-_ATTEMPT_BYTES: Final = 8
+_NAME_BYTES: Final = 8
 _CLOSED: Final = "the session was closed"
 
 
@@ -125,6 +125,8 @@ class RobotSession:
         self._commands_bytes = 0
         self._state: tuple[bytes, int] | None = None
         self._resume = resume
+        self._name = os.urandom(_NAME_BYTES).hex()  # in what is shown with the token
+        self._attempts = 0
         self._session = ""
         self._past = LinkMeter()  # of connections that are over
         self._connections = 0
@@ -396,7 +398,8 @@ class RobotSession:
 
     async def _race(self) -> Carrier:
         runners: list[tuple[float, Callable[[], Carrier]]] = []
-        attempt = os.urandom(_ATTEMPT_BYTES).hex() if self._resume else ""
+        self._attempts += 1
+        attempt = f"{self._name}.{self._attempts}" if self._resume else ""
         if self._transport != "websocket":
             runners += [
                 (place * ADDRESS_S, self._make_quic(address, attempt))

@@ -130,5 +130,5 @@ async def test_carriers_of_one_race_are_one_attempt(monkeypatch):
     first, second, new = [[(one.resume, one.attempt) for one in found] for found in hellos]
     assert first[0] == first[1] != second[0] == second[1]
     assert first[0][0] == second[0][0] == "t"
-    assert len(first[0][1]) == 16
+    assert len(first[0][1]) == 18 and first[0][1].endswith(".1")
     assert new == [("", "")] * 2
