@@ -179,7 +179,11 @@ class DriveRun:
         while (now := monotonic()) < self._began_s + self._seconds_s:
             while self._began_s + self._telemetry_sent * interval_s <= now:
                 self._telemetry_sent += 1
-                session.send(self._noise[:TELEMETRY_BYTES], "telemetry")
+                try:
+                    session.send(self._noise[:TELEMETRY_BYTES], "telemetry")
+                except RobotError as failure:
+                    self.failure = str(failure)
+                    return
             await asyncio.sleep(interval_s)
 
     async def _receive(self, session: RobotSession) -> None:

@@ -278,8 +278,13 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         return True
 
     def first_socket(self) -> UdpSocket:
-        """Return the one that connections of ours begin from, so that a NAT maps them as those of clients."""
-        return next(iter(self._sockets.values()))
+        """Return the one that connections of ours begin from, so that a NAT maps them as those of clients.
+
+        OSError once there is none.
+        """
+        for sock in self._sockets.values():
+            return sock
+        raise OSError(errno.ESHUTDOWN, "the listener is closed")
 
     def dialling_socket(self, family: int) -> UdpSocket:
         """Return what connections of ours begin from to where no NAT has to know us; OSError if there can be none.
@@ -289,8 +294,7 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         """
         found = self._dialling.get(family)
         if found is None:
-            if not self._sockets:
-                raise OSError(errno.ESHUTDOWN, "the listener is closed")
+            self.first_socket()  # none is made behind the close
             made = socket.socket(socket.AddressFamily(family), socket.SOCK_DGRAM)
             self._dialling[family] = found = UdpSocket(made, self, self.udp)
             found.start_reading()

@@ -33,7 +33,7 @@ _COUNTERS = (
     ("router_robot_superseded", "Robot sessions that ended since their robot had come again.", "robot_superseded"),
     ("router_robot_telemetry_relayed", "Telemetry passed on to sidecars.", "robot_telemetry_relayed"),
     ("router_robot_telemetry_collected", "Telemetry handed to the collector.", "robot_telemetry_collected"),
-    ("router_robot_telemetry_unused", "Telemetry that came before a replica, or that nobody collects.",
+    ("router_robot_telemetry_unused", "Telemetry of robots that nobody had let in yet, or that nobody collects.",
      "robot_telemetry_unused"),
     ("router_webtransport_rejected", "Streams of WebTransport that were of no session.", "webtransport_rejected"),
 )  # fmt: skip

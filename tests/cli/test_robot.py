@@ -1,5 +1,6 @@
 """`router robot ping|drive|list` by click's runner, against a daemon of this test's own in another process."""
 
+import asyncio
 import json
 import os
 import select
@@ -15,7 +16,8 @@ from click.testing import CliRunner
 
 from inference_backend.ports import free_port
 from router.cli import main
-from router.client import BlockingRobotSession
+from router.cli.robot_runs import DriveRun
+from router.client import BlockingRobotSession, RobotSession
 
 READY_S = 30
 
@@ -113,6 +115,23 @@ def test_drive(place):
     assert summary["missed"] == summary["dropped"] == summary["late"] == 0
     assert 0 < summary["reply_p50_s"] <= summary["reply_p99_s"] < 1
     assert sum(summary["gaps"].values()) >= 24
+
+
+def test_a_session_that_ends_on_the_way_is_a_failure_and_no_crash(place, caplog):
+    url, trust, _ = place
+    run = DriveRun(20, 1_000, 5.0, None, "state", 500.0, is_live=False)
+
+    async def drive():
+        async with RobotSession(url, ca=trust[1], token=trust[3], websocket_url="") as session:
+            work = asyncio.create_task(run.work(session))
+            while not run.summary().get("telemetry_sent"):
+                await asyncio.sleep(0.01)
+            await session.close()
+            await work
+
+    asyncio.run(drive())
+    assert run.failure
+    assert "crashed" not in caplog.text
 
 
 def test_drive_shows_a_table(place):

@@ -333,3 +333,11 @@ async def test_where_lanes_begin_is_closed_with_the_listener(dials):
     assert sock.fileno() == -1
     with pytest.raises(OSError, match="closed"):
         dials.listener.dialling_socket(socket.AF_INET)
+
+
+async def test_lanes_that_begin_as_the_listener_is_closed_are_none(dials, caplog):
+    pending = dials.open()
+    dials.listener.close()
+    await until(lambda: pending._task.done())
+    assert (dials.lanes.failed, dials.instead.asked) == (1, 1)
+    assert not [record for record in caplog.records if record.exc_info], "it is no bug"

@@ -1,5 +1,6 @@
 """The way to the operator's collector: what arrives there, and everything that may be wrong with it, at no cost."""
 
+import asyncio
 import socket
 import time
 
@@ -8,7 +9,8 @@ import pytest
 import pytest_asyncio
 from udpkit import bound, until
 
-from router.transport.robot_collector import LOOK_UP_S, MAX_AUTHORITY_BYTES, RobotCollector
+from router.transport.robot_collector import LOOK_UP_S, MAX_AUTHORITY_BYTES, REFUSED_S, RobotCollector
+from router.transport.udp import find_local_host
 from router.walltime import WallTime
 
 
@@ -109,6 +111,53 @@ async def test_a_name_that_moves_is_followed(make, receiver):
         other.close()
 
 
+ELSEWHERE = "198.51.100.1"  # RFC 5737: nothing is sent there
+
+
+async def test_one_that_moves_to_another_network_is_followed(make, receiver):
+    """From another address of ours, too: no way leads there from the one that led to 127.0.0.1."""
+    try:
+        ours = find_local_host(socket.AF_INET, (ELSEWHERE, 9))
+    except OSError:
+        pytest.skip("this host has no way anywhere")
+    collector = make("127.0.0.1", receiver.getsockname()[1])
+    await until(lambda: take(collector))
+    collector._where = ELSEWHERE  # as if the name led there
+    assert take(collector, now=time.monotonic() + LOOK_UP_S)
+    await until(lambda: collector._task.done())
+    assert collector._sock.getpeername()[0] == ELSEWHERE
+    assert collector._sock.getsockname()[0] == ours
+
+
+@pytest.mark.parametrize("first", ["nobody listens", "no way leads there"])
+async def test_of_a_name_with_several_addresses_the_one_is_found_where_somebody_listens(make, receiver, monkeypatch, first):
+    """As `localhost` often has ::1 before 127.0.0.1, and a name an address of IPv6 where there is none."""
+    gone = bound()
+    first_place = gone.getsockname() if first == "nobody listens" else ("255.255.255.255", 9)
+    gone.close()
+
+    async def look_up(host, port, **_):
+        return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", where) for where in (first_place, receiver.getsockname())]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", look_up)
+    collector = make("several.example", 9)
+    await until(lambda: collector._sock is not None)
+    now = time.monotonic()
+    if first == "nobody listens":
+        await until(lambda: not take(collector, now=now))
+    await until(lambda: take(collector, now=now + REFUSED_S) and collector._task.done() and arrived(receiver))
+    looked_up = collector._task
+    assert take(collector, now=now + 2 * REFUSED_S)
+    assert collector._task is looked_up, "it stays there"
+
+
+def arrived(receiver):
+    try:
+        return receiver.recv(2_000)
+    except BlockingIOError:
+        return b""
+
+
 @pytest.fixture
 def path(tmp_path):
     return str(tmp_path / "c")
@@ -155,4 +204,6 @@ async def test_close_leaves_nothing(make, path):
     await until(lambda: by_name._task.done())
     assert by_name._sock is None
     assert not take(by_path)
-    assert not take(by_name)
+    ended = by_name._task
+    assert not take(by_name, now=time.monotonic() + LOOK_UP_S)
+    assert by_name._task is ended, "what is looked up now would be left open"

@@ -403,7 +403,7 @@ class PacketWriter(PacketReader):
             size = len(data)
             left = room - self._parts_bytes
             if size + 3 > left:
-                if self._parts_bytes == 0 and size + 1 > left:
+                if self._parts_bytes == 0:
                     waiting.popleft()  # the path has become smaller: nothing will ever carry it
                     continue
                 return

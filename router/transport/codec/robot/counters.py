@@ -74,7 +74,7 @@ class RobotCounters:
         self.robot_telemetry_in = 0  # which is the sum of the next six
         self.robot_telemetry_relayed = 0  # passed on to a sidecar
         self.robot_telemetry_collected = 0  # handed to the collector
-        self.robot_telemetry_unused = 0  # there is no session yet, or no collector
+        self.robot_telemetry_unused = 0  # nobody has let it in yet, or there is no collector
         self.robot_telemetry_dropped_rate = 0  # more than a session may send
         self.robot_telemetry_dropped_lanes = 0  # more, or larger, than the connection to the sidecar took
         self.robot_telemetry_dropped_collector = 0  # more than it took, or it is not there

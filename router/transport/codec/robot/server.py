@@ -213,12 +213,14 @@ class RobotServer(ReplicaSide, Application):
         counters.robot_telemetry_in += 1
         if not self._telemetry_allowance.take_if_any(now):
             counters.robot_telemetry_dropped_rate += 1
+        elif not self.is_connected:
+            counters.robot_telemetry_unused += 1  # it may be a replay, which nothing about it shows where it ends
         elif tunnel is not None and tunnel.has_lanes():
             if tunnel.send_datagram(data):
                 counters.robot_telemetry_relayed += 1
             else:
                 counters.robot_telemetry_dropped_lanes += 1
-        elif self._collect is None or self.phase not in (OPEN, REOPENING):  # before, nobody knows which session
+        elif self._collect is None or not self._is_let_in():
             counters.robot_telemetry_unused += 1
         elif self._collect(
             self.relayed_session or self.continuity.id, counters.seen.authority, sequence,
@@ -227,6 +229,13 @@ class RobotServer(ReplicaSide, Application):
             counters.robot_telemetry_collected += 1
         else:
             counters.robot_telemetry_dropped_collector += 1
+
+    def _is_let_in(self) -> bool:
+        """Whether a replica has taken the session. One by POST is open before anybody was asked who it is."""
+        if self.phase not in (OPEN, REOPENING):
+            return False
+        counters = self.counters
+        return not self.is_post or counters.robot_state_out + counters.robot_command_out > 0
 
     def streams_available(self) -> None:
         """Send the reply that waits."""

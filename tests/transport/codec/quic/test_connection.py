@@ -201,6 +201,20 @@ class TestDatagrams:
         assert not rig.client.connection.send_datagram(bytes(largest + 1))
         assert rig.run(lambda: rig.server.app.datagrams == [bytes(largest)])
 
+    @pytest.mark.parametrize("more", range(8))
+    def test_what_a_path_that_shrank_does_not_carry_holds_up_nothing(self, more):
+        rig = Rig().connect()
+        rig.run(limit_s=2.0)
+        connection = rig.client.connection
+        size = connection.path.mtu.size
+        connection.path.mtu.size = limits.MIN_DATAGRAM_BYTES
+        largest = connection.max_datagram_bytes()
+        connection.path.mtu.size = size
+        assert connection.send_datagram(bytes(largest + more))
+        assert connection.send_datagram(b"behind")
+        connection.path.mtu.size = limits.MIN_DATAGRAM_BYTES
+        assert rig.run(lambda: rig.server.app.datagrams[-1:] == [b"behind"], limit_s=1.0)
+
     def test_the_oldest_gives_way(self):
         rig = Rig(Link(0.05), Link(0.05)).connect()
         for k in range(limits.MAX_DATAGRAMS + 10):

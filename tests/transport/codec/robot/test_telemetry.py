@@ -5,6 +5,7 @@ import pytest
 from router.errors import Kind, ProxyError, Source
 from router.transport.codec.robot import wire
 from router.transport.codec.robot.client import LEAVING
+from router.transport.codec.robot.ending import OPEN
 from router.transport.codec.robot.limits import MAX_TELEMETRY_WAITING, TELEMETRY_BURST, TELEMETRY_RATE
 from tests.transport.codec.robot.lanekit import Lanes
 from tests.transport.codec.robot.robotkit import Robot
@@ -80,12 +81,68 @@ class TestWhereItEnds:
         send(robot, b"x")
         assert outcomes(robot) == {"collected": 1}
 
-    def test_where_the_replica_is_asked_by_post(self):
+    def test_by_post_nobody_has_let_it_in_before_a_replica_has_answered(self):
+        """WELCOME comes before anybody has looked at credentials: a stranger has one, too."""
         collector = Collector()
         robot = Robot(collect=collector).welcome(upstream="post")
+        send(robot, b"whose?")
+        robot.state(b"observation")
+        assert robot.run(lambda: robot.replicas and robot.replica.messages, limit_s=1)
+        send(robot, b"still", first=2)
+        assert (collector.got, outcomes(robot)) == ([], {"unused": 2})
+        robot.replica.answer(b"action")
+        send(robot, b"now", first=3)
+        assert [told[2:] for told in collector.got] == [(3, b"now")]
+        robot.state(b"another")
+        assert robot.run(lambda: len(robot.replicas) == 2 and robot.replica.messages, limit_s=1)
+        robot.replica.answer(b"no", 503)
+        send(robot, b"and on", first=4)
+        assert [told[2] for told in collector.got] == [3, 4], "who was let in stays so between two replicas"
+
+    def test_by_post_who_is_refused_has_told_the_collector_nothing(self):
+        collector = Collector()
+        robot = Robot(collect=collector).welcome(upstream="post")
+        robot.state(b"observation")
+        assert robot.run(lambda: robot.replicas and robot.replica.messages, limit_s=1)
         send(robot, b"x")
-        assert [told[2:] for told in collector.got] == [(1, b"x")]
-        assert robot.replicas == []
+        robot.replica.answer(b"no", 401)
+        send(robot, b"y", first=2)
+        assert collector.got == []
+        assert robot.run(lambda: robot.ended is not None, limit_s=5)
+
+
+class TestEarlyData:
+    """What came before the handshake was complete may be a replay: of another session, for all that is known."""
+
+    def again(self, **kwargs):
+        first = Robot().welcome()
+        first.run(lambda: first.tickets, limit_s=1.0)
+
+        def change(config):
+            config.ticket = first.tickets[-1]
+
+        def server_change(config):
+            config.tickets = first.server_config.tickets
+            config.identities = first.server_config.identities
+
+        return Robot(change=change, server_change=server_change, **kwargs)
+
+    @pytest.mark.parametrize("completes", [False, True])
+    def test_it_is_told_to_nobody(self, completes):
+        collector = Collector()
+        robot = self.again(collect=collector)
+        robot.hello()
+        robot.down.drop = lambda _: True
+        assert robot.run(lambda: robot.replicas and robot.session.phase == OPEN, limit_s=1)
+        robot.client.connection.max_peer_datagram = 1_200  # other clients remember what a server takes (RFC 9221 §3)
+        send(robot, b"early")
+        assert not robot.session.is_connected
+        assert (collector.got, outcomes(robot)) == ([], {"unused": 1})
+        if completes:
+            robot.down.drop = None
+            assert robot.run(lambda: robot.session.is_connected, limit_s=5)
+            send(robot, b"now", first=2)
+            assert [told[2:] for told in collector.got] == [(2, b"now")]
 
 
 class TestRate:
