@@ -196,7 +196,8 @@ class ResponseShape:
 
     `is_event_stream`: its content type is text/event-stream; `accepts_tunnel`: it answers an extended
     CONNECT, with status 200 as RFC 8441 has it, and bytes of the tunnel follow; `has_lanes`: those are no
-    WebSocket's but messages that name their lanes (`codec.framing`); `grpc_status`: of a response
+    WebSocket's but messages that name their lanes (`codec.framing`), and datagrams beside them if it
+    `takes_datagrams`; `grpc_status`: of a response
     that is all trailers, else `NO_GRPC_STATUS`; `h3_block` as `h2_block`; the rest as for requests.
     """
 
@@ -212,12 +213,14 @@ class ResponseShape:
         "known",
         "never_indexed",
         "status",
+        "takes_datagrams",
     )
 
     def __init__(self, status: int) -> None:
         self.status = status
         self.fields: Headers = []
         self.known = NO_FIELDS
+        self.takes_datagrams = False
         self.is_event_stream = False
         self.accepts_tunnel = False
         self.has_lanes = False

@@ -91,10 +91,12 @@ class LaneDials(Lanes):
             self._avoided.pop(place, None)
             return
         self.failed += 1
-        _log.info("no lanes to %s, its robots get WebSockets: %s", place[0], reason)
+        now = self.listener.reactor.clock.now
+        if self._avoided.get(place, 0.0) <= now:  # not for each robot that tried at the same time
+            _log.info("no lanes to %s, its robots get WebSockets: %s", place[0], reason)
         if len(self._avoided) >= MAX_AVOIDED:
             self._avoided.clear()
-        self._avoided[place] = self.listener.reactor.clock.now + AGAIN_S
+        self._avoided[place] = now + AGAIN_S
 
 
 class PendingLanes(PendingStream):

@@ -166,6 +166,22 @@ async def test_ends_at_the_router_where_the_replica_has_no_lanes(start_router, f
         assert await robot.recv(5)
 
 
+async def test_ends_at_the_router_where_the_sidecar_keeps_none(
+    start_router, start_sidecar, files, until, udp_collector
+):
+    port = udp_collector.sock.getsockname()[1]
+    replica = await start_sidecar("--listen-quic", "127.0.0.1:0")
+    flags = quic_flags(files, "--robot-telemetry", f"udp://127.0.0.1:{port}")
+    router = await start_router(*flags, toml=file_of(replica))
+    async with session(router, files) as robot:
+        robot.send(b"40 C", "telemetry")
+        await until(udp_collector.read)
+        assert udp_collector.got[0]["session"] == robot.session_id
+        assert udp_collector.got[0]["payload"] == b"40 C"
+        assert await metric(router, "router_robot_lanes_opened_total") == 1
+        assert await metric(router, "router_robot_telemetry_collected_total") == 1
+
+
 @pytest.mark.slow
 async def test_lanes_go_on_in_the_process_that_an_upgrade_replaces(start_router, start_sidecar, files, until, gone):
     """Its successor reads the listening sockets and passes on what comes there; where lanes begin it reads itself."""

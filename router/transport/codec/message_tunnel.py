@@ -129,12 +129,12 @@ class Tunnel:
         """Send what was held; at the end of a tick."""
         raise NotImplementedError
 
-    def has_lanes(self) -> bool:
-        """Whether it is open and leads to a sidecar that speaks robot sessions itself."""
+    def takes_datagrams(self) -> bool:
+        """Whether it is open and leads to a sidecar that wants them."""
         return False
 
     def send_datagram(self, data: bytes) -> bool:
-        """Send what may be lost, whether it is full or not; only if it has lanes. False: it was not taken."""
+        """Send what may be lost, full or not; only if it `takes_datagrams`. False: it was not taken."""
         return False
 
 
@@ -147,13 +147,13 @@ class MessageTunnel(DownstreamStream, Tunnel):
         "_continuity",
         "_ends",
         "_framing",
-        "_has_lanes",
         "_holds",
         "_owner",
         "_receiver",
         "_retry_after_s",
         "_state",
         "_status",
+        "_takes_datagrams",
         "_waiting",
         "failure",
         "idle_s",
@@ -166,7 +166,7 @@ class MessageTunnel(DownstreamStream, Tunnel):
         self._owner = owner
         self._continuity = continuity
         self._framing: Framing = WebSocketFraming(max_message_bytes)
-        self._has_lanes = False
+        self._takes_datagrams = False
         self._receiver: RequestReceiver | None = None
         self._state = _CONNECTING
         self._holds = 0
@@ -241,12 +241,12 @@ class MessageTunnel(DownstreamStream, Tunnel):
         """Return the replica's host, as the table has it; empty while there is none."""
         return "" if self._receiver is None else self._receiver.replica_host()
 
-    def has_lanes(self) -> bool:
-        """Whether it is open and leads to a sidecar that speaks robot sessions itself."""
-        return self._has_lanes and self._state == _OPEN
+    def takes_datagrams(self) -> bool:
+        """Whether it is open and leads to a sidecar that wants them."""
+        return self._takes_datagrams and self._state == _OPEN
 
     def send_datagram(self, data: bytes) -> bool:
-        """Send what may be lost, whether it is full or not; only if it has lanes. False: it was not taken."""
+        """Send what may be lost, full or not; only if it `takes_datagrams`. False: it was not taken."""
         return self._receiver is not None and self._receiver.request_datagram(data)
 
     def pause(self) -> None:
@@ -293,7 +293,7 @@ class MessageTunnel(DownstreamStream, Tunnel):
         if shape.accepts_tunnel:
             self._state = _OPEN
             if shape.has_lanes:
-                self._has_lanes = True
+                self._takes_datagrams = shape.takes_datagrams
                 self._framing = LaneFraming()
             self._owner.tunnel_open(head)
             self._owner.touch()

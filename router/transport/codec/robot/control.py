@@ -81,13 +81,14 @@ class Bye(msgspec.Struct):
 
 
 class Welcome(msgspec.Struct):
-    """A replica is there."""
+    """A replica is there. `collects`: telemetry is of use, so a router that relays passes it on."""
 
     session: str
     epoch: _Count
     token: str = ""
     replica: str = ""
     max_message_bytes: _Count = wire.MAX_MESSAGE_BYTES
+    collects: bool = False
 
 
 class Refused(msgspec.Struct):

@@ -148,6 +148,7 @@ class LaneStream(UpstreamStream):
             self._is_open = True
             shape = ResponseShape(200)
             shape.accepts_tunnel = shape.has_lanes = True
+            shape.takes_datagrams = body.collects
             receiver.response_head(ResponseHead(shape), False)
 
     def _message(self, lane: int, sequence: int, data: bytes, is_text: bool) -> None:

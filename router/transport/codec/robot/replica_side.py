@@ -42,6 +42,7 @@ class ReplicaSide(RobotEnding, TunnelOwner):
         "_is_first",
         "_on_request",
         "clock",
+        "collects",
         "command_in",
         "is_connected",
         "is_draining",
@@ -77,6 +78,7 @@ class ReplicaSide(RobotEnding, TunnelOwner):
         self.replies = wire.STATE  # the lane that the client wants them on
         self._is_first = True  # of the replica's messages
         self.is_post = False
+        self.collects = False  # telemetry that ends here goes somewhere
         self.is_relayed = False  # by a router, which takes another replica itself
         self.relayed_session = ""  # what that calls it; to be shown by, and for nothing else
 
@@ -163,7 +165,7 @@ class ReplicaSide(RobotEnding, TunnelOwner):
             counters.robot_sessions_open += 1
             counters.robot_resumed += continuity.is_resumed
             counters.robot_resume_ignored += continuity.was_shown and not continuity.is_resumed
-            self.say(control.Welcome(continuity.id, epoch, token, replica))
+            self.say(control.Welcome(continuity.id, epoch, token, replica, collects=self.collects))
             self.state_in.allow()
         else:
             counters.robot_epochs += 1

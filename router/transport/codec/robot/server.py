@@ -101,6 +101,7 @@ class RobotServer(ReplicaSide, Application):
         self._datagram_allowance = Allowance(DATAGRAM_BURST, DATAGRAM_RATE, now)
         self._telemetry_allowance = Allowance(TELEMETRY_BURST, TELEMETRY_RATE, now)
         self._collect = collect
+        self.collects = collect is not None
         self._is_sidecar = is_sidecar
         self._reports = Reports(counters)
         self._command: Flow | None = None
@@ -208,14 +209,14 @@ class RobotServer(ReplicaSide, Application):
             self.clock.learn(body, now_us)
 
     def _take_telemetry(self, sequence: int, data: bytes) -> None:
-        """Pass it on by the replica's lanes, as it came; where there are none for now it ends here."""
+        """Pass it on as it came, by the replica's lanes, if who is there wants it; or it ends here."""
         counters, tunnel, now = self.counters, self.tunnel, self.bearer.now
         counters.robot_telemetry_in += 1
         if not self._telemetry_allowance.take_if_any(now):
             counters.robot_telemetry_dropped_rate += 1
         elif not self.is_connected:
             counters.robot_telemetry_unused += 1  # it may be a replay, which nothing about it shows where it ends
-        elif tunnel is not None and tunnel.has_lanes():
+        elif tunnel is not None and tunnel.takes_datagrams():
             if tunnel.send_datagram(data):
                 counters.robot_telemetry_relayed += 1
             else:

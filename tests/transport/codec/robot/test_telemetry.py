@@ -183,7 +183,7 @@ class TestByLanes:
 
     def test_the_sidecar_gets_it_as_the_robot_sent_it(self):
         lanes = self.lanes()
-        assert lanes.tunnel.has_lanes()
+        assert lanes.tunnel.takes_datagrams()
         for number in (7, 9, 10_000):
             assert lanes.tunnel.send_datagram(wire.telemetry(number, b"%d" % number))
         lanes.run(limit_s=0.1)
@@ -225,7 +225,7 @@ class TestByLanes:
     def test_none_goes_to_a_sidecar_that_is_left(self):
         lanes = self.lanes()
         lanes.tunnel.close(1_000)
-        assert not lanes.tunnel.has_lanes()
+        assert not lanes.tunnel.takes_datagrams()
         assert not lanes.tunnel.send_datagram(wire.telemetry(1, b"x"))
         assert lanes.stream.application.phase >= LEAVING
         assert not lanes.stream.send_datagram(wire.telemetry(1, b"x"))
@@ -235,7 +235,21 @@ class TestByLanes:
     def test_none_goes_before_the_sidecar_is_there(self):
         lanes = Lanes(auto=False)
         assert lanes.run(lambda: lanes.replicas)
-        assert not lanes.tunnel.has_lanes()
+        assert not lanes.tunnel.takes_datagrams()
+
+    def test_none_goes_to_a_sidecar_that_collects_none(self):
+        lanes = Lanes(is_sidecar=True).opened()
+        assert not lanes.tunnel.takes_datagrams()
+        lanes.send_command(b"by lanes all the same")
+        lanes.run(limit_s=0.1)
+        assert lanes.replica.messages
+
+
+class TestWelcome:
+    @pytest.mark.parametrize("collect", [None, Collector()])
+    def test_it_says_whether_telemetry_is_kept(self, collect):
+        robot = Robot(collect=collect).welcome()
+        assert dict(robot.heard)[wire.WELCOME].collects is (collect is not None)
 
 
 class TestWhoseItIs:
