@@ -1,7 +1,8 @@
 """At an attached replica: who may come directly, and the checks that open the NAT for it.
 
-A robot shows a ticket that the router gave to both of us. Without one nobody is served who comes over QUIC; what
-the router itself forwards was let in there.
+A robot shows a ticket that the router gave to both of us, good for one session: who comes again asks the router
+first, which may know better by then. Without one nobody is served who comes over QUIC; what the router itself
+forwards was let in there.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from router.transport.codec.stun import MAX_USERNAME_BYTES
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from router.continuity import Continuity
     from router.http import RequestHead
     from router.routing.credentials import Credential, Credentials
     from router.routing.table import Endpoint
@@ -31,8 +33,6 @@ MAX_TICKETS: Final = 1_024
 """Of robots that were announced, or have come; the one longest unused goes for a new one."""
 TICKET_S: Final = 30.0
 """For a robot to come after it was announced."""
-SESSION_S: Final = 86_400.0
-"""For it to ask for another WebSocket with the same ticket, since the last time."""
 MAX_CHECKED: Final = 64
 """Robots that the NAT is being opened for."""
 CHECKS_BURST: Final = 512
@@ -46,12 +46,22 @@ _SPLICED: Final = frozenset((b"HTTP/1.0", b"HTTP/1.1", b"HTTP/2"))
 _MISSING: Final = ProxyError(Kind.UNAUTHENTICATED, Source.DOWNSTREAM)
 
 
+class _Ticket:
+    """Of a robot that was announced: until when it may come, and the session that it came with."""
+
+    __slots__ = ("by_s", "continuity")
+
+    def __init__(self, by_s: float) -> None:
+        self.by_s = by_s
+        self.continuity: Continuity | None = None
+
+
 class DirectRobots:
     """One per sidecar. `send` writes a datagram from the listener's socket."""
 
     def __init__(self, send: Callable[[bytes, Address], None]) -> None:
         self._send = send
-        self._tickets: OrderedDict[bytes, float] = OrderedDict()
+        self._tickets: OrderedDict[bytes, _Ticket] = OrderedDict()
         self._checks: dict[bytes, Checks] = {}
         self._loop = asyncio.get_running_loop()
         self._allowance = Allowance(CHECKS_BURST, CHECKS_RATE, self._loop.time())
@@ -65,7 +75,7 @@ class DirectRobots:
             return False
         if len(body.key) < MIN_KEY_BYTES or len(ticket) < MIN_TICKET_BYTES or ticket in self._tickets:
             return False
-        self._tickets[ticket] = self._loop.time() + TICKET_S
+        self._tickets[ticket] = _Ticket(self._loop.time() + TICKET_S)
         while len(self._tickets) > MAX_TICKETS:
             self._tickets.popitem(last=False)
         if places:  # a router that comes for its robots needs none: the NAT lets it in
@@ -88,14 +98,15 @@ class DirectRobots:
         checks = self._checks.get(user)
         return b"" if checks is None else checks.take(data, address)
 
-    def admits(self, ticket: bytes) -> bool:
-        """Whether a robot was announced with this ticket. One that came in time may come again: with an epoch."""
-        until_s = self._tickets.get(ticket, 0.0)
-        if self._loop.time() >= until_s:
+    def admits(self, ticket: bytes, continuity: Continuity | None) -> bool:
+        """Whether a robot was announced with this ticket. It may ask for more in that session, and in no other."""
+        found = self._tickets.get(ticket)
+        if found is None or continuity is None:
             return False
-        self._tickets[ticket] = self._loop.time() + SESSION_S
+        if found.continuity is None and self._loop.time() < found.by_s:
+            found.continuity = continuity
         self._tickets.move_to_end(ticket)
-        return True
+        return found.continuity is continuity
 
 
 class TicketGate(Gate):
@@ -114,8 +125,9 @@ class TicketGate(Gate):
         shape = head.shape
         if shape.version in _SPLICED:
             return self._gate.check(head, endpoint, credentials, now)
-        is_robot = shape.version == wire.VERSION
-        return ANYBODY if is_robot and self._robots.admits(shape.known.get(b"x-router-key", b"")) else _MISSING
+        if shape.version != wire.VERSION:
+            return _MISSING
+        return ANYBODY if self._robots.admits(shape.known.get(b"x-router-key", b""), head.continuity) else _MISSING
 
     def check_session(
         self, head: RequestHead, endpoint: Endpoint, credentials: Credentials, minter: bytes, now: float

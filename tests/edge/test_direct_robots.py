@@ -5,6 +5,7 @@ import asyncio
 import pytest
 import pytest_asyncio
 
+from router.continuity import Continuity
 from router.edge import direct_robots
 from router.edge.direct_robots import MAX_CHECKED, DirectRobots, TicketGate
 from router.errors import Kind
@@ -38,16 +39,19 @@ def punch(n=1):
     return Punch(n, f"user{n}", b"k" * 32, f"the ticket of robot {n}", [])
 
 
-def head(version, ticket=b""):
+def head(version, ticket=b"", continuity=None):
     shape = RequestShape(b"GET", b"/", b"h")
     shape.version = version
     if ticket:
         shape.known = {b"x-router-key": ticket}
-    return RequestHead(shape)
+    made = RequestHead(shape)
+    made.continuity = continuity
+    return made
 
 
-def verdict(robots, version, ticket=b""):
-    return TicketGate(FakeGate(), robots).check(head(version, ticket), None, None, 0.0)
+def verdict(robots, version, ticket=b"", continuity=None):
+    asked = head(version, ticket, continuity or Continuity())
+    return TicketGate(FakeGate(), robots).check(asked, None, None, 0.0)
 
 
 async def test_the_nat_is_held_open_for_a_while(robots):
@@ -75,7 +79,23 @@ async def test_tickets(robots):
     for version in (b"HTTP/3", b"HTTP/4", b"PORTAL"):  # a robot was announced, and nothing else
         assert verdict(robots, version, b"the ticket of robot 1").kind is Kind.UNAUTHENTICATED
     assert verdict(robots, b"ROBOT/1", b"the ticket of robot 1") is ANYBODY
-    assert verdict(robots, b"ROBOT/1", b"the ticket of robot 1") is ANYBODY  # another replica's WebSocket in the same session
+
+
+async def test_a_ticket_is_good_for_one_session(robots, monkeypatch):
+    """However long that lasts; who was revoked meanwhile gets no other out of it."""
+    robots.expect(punch(), [])
+    session, ticket = Continuity(), b"the ticket of robot 1"
+    assert verdict(robots, b"ROBOT/1", ticket, session) is ANYBODY
+    monkeypatch.setattr(robots._loop, "time", lambda now=robots._loop.time: now() + 1e6)
+    assert verdict(robots, b"ROBOT/1", ticket, session) is ANYBODY  # another WebSocket, or the next POST
+    assert verdict(robots, b"ROBOT/1", ticket, Continuity()).kind is Kind.UNAUTHENTICATED
+    assert verdict(robots, b"ROBOT/1", ticket, session) is ANYBODY
+
+
+async def test_a_request_of_no_session_shows_no_ticket(robots):
+    robots.expect(punch(), [])
+    without = head(b"ROBOT/1", b"the ticket of robot 1")
+    assert TicketGate(FakeGate(), robots).check(without, None, None, 0.0).kind is Kind.UNAUTHENTICATED
 
 
 async def test_a_router_that_comes_for_its_robots_is_sent_nothing(robots):

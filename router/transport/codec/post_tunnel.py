@@ -21,6 +21,7 @@ from router.transport.codec.message_tunnel import MAX_BODY_BYTES, Tunnel, Tunnel
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from router.continuity import Continuity
     from router.http import Headers, RequestHead
     from router.stream import RequestReceiver
 
@@ -35,6 +36,7 @@ class PostTunnel(Tunnel):
 
     __slots__ = (
         "_asked",
+        "_continuity",
         "_fields",
         "_is_over",
         "_is_paused",
@@ -45,8 +47,12 @@ class PostTunnel(Tunnel):
         "failure",
     )
 
-    def __init__(self, owner: TunnelOwner, max_message_bytes: int) -> None:
+    def __init__(
+        self, owner: TunnelOwner, max_message_bytes: int, continuity: Continuity | None = None
+    ) -> None:
+        """`continuity`: of the session whose requests they are."""
         self._owner = owner
+        self._continuity = continuity
         self._max_bytes = max_message_bytes
         self._on_request: Callable[[DownstreamStream], RequestReceiver] | None = None
         self._fields: Headers = []
@@ -78,7 +84,10 @@ class PostTunnel(Tunnel):
     def _make_head(self, length: int, *, is_text: bool) -> RequestHead | ProxyError:
         kind = b"text/plain; charset=utf-8" if is_text else b"application/octet-stream"
         own = [(b"content-type", kind), (b"content-length", b"%d" % length)]
-        return read_request(self._fields + own, self._version)
+        head: RequestHead | ProxyError = read_request(self._fields + own, self._version)
+        if not isinstance(head, ProxyError):
+            head.continuity = self._continuity
+        return head
 
     def is_full(self) -> bool:
         """Whether a message would have to wait for the answer to the one before."""

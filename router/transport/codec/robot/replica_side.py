@@ -130,7 +130,8 @@ class ReplicaSide(RobotEnding, TunnelOwner):
         is_post = self.is_post
         self._is_first = not is_post  # the replica's first word, which a WebSocket may begin with
         limit = wire.MAX_MESSAGE_BYTES
-        tunnel = PostTunnel(self, limit) if is_post else MessageTunnel(self, limit, self.continuity)
+        kind = PostTunnel if is_post else MessageTunnel
+        tunnel = kind(self, limit, self.continuity)
         self.tunnel = tunnel
         authority, path, headers = self.request
         error = tunnel.open(self._on_request, authority, path, list(headers), wire.VERSION)

@@ -86,7 +86,8 @@ def test_a_post_session_has_no_replica_to_go_back_to():
     assert (welcome.token, welcome.epoch) == ("", 1)
     robot.state(b"x")
     assert robot.run(lambda: robot.replicas)
-    assert robot.replica.head.continuity is None
+    continuity = robot.replica.head.continuity
+    assert (continuity.shown, continuity.is_resumed, continuity.replica) == (b"", False, b"")
     assert robot.counters.robot_resume_ignored == 0
 
 
