@@ -105,7 +105,7 @@ class _Server:
 
 
 def beside_quic_portal(place: Place, rounds: int, *, quick: bool) -> list[Figure]:
-    """Both servers in turns; goals are for p50, round by round."""
+    """Both servers in turns; goals are for the ratios, round by round."""
     root = build()
     certificate = (str(place.certificate), str(place.key))
     ours = place.start("echo", ["-c", _OURS, *certificate], root=root)
@@ -139,6 +139,6 @@ def _figures(servers: dict[str, _Server]) -> list[Figure]:
         p50 = [ratio(mine.p(0.5), other.p(0.5)) or 0.0 for mine, other in pairs]
         cpu = [ratio(mine.cpu_us(), other.cpu_us()) or 0.0 for mine, other in pairs]
         found.append(over_rounds(work, f"{title}: p50, ours over quic-portal", p50, "x", GOALS[size]))
-        found.append(over_rounds(work, f"{title}: CPU, ours over quic-portal", cpu, "x"))
+        found.append(over_rounds(work, f"{title}: CPU, ours over quic-portal", cpu, "x", GOALS[size]))
     windows = [one for server in servers.values() for size in server.windows for one in server.windows[size]]
     return [*found, failures(work, windows)]
