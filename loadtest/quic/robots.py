@@ -58,12 +58,12 @@ class Robot:
             await session.recv(5.0)  # the policy's metadata
             await asyncio.sleep(first_s)
             reading = spawn(self._read(session), "bench robot")
-            self.began_s = at = monotonic()
-            while at < self.began_s + seconds:
+            self.began_s = monotonic()
+            # Counted, and each time from the first: a sum of intervals drifts, by how long the host has been up.
+            while self.sent < round(seconds * hz):
                 self.sent += 1
                 session.send(mark(self.sent) + body, self._lane)
-                at += 1 / hz
-                await asyncio.sleep(max(0.0, at - monotonic()))
+                await asyncio.sleep(max(0.0, self.began_s + self.sent / hz - monotonic()))
             self.ended_s = monotonic()
             await reading
         return self
