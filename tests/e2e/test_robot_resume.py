@@ -24,6 +24,7 @@ from test_robot import Policy, metric, quic_flags  # noqa: E402
 
 from router.client import RobotError, RobotSession
 from router.client import session as sessions
+from router.config.token_admin import create_token
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
 
@@ -47,7 +48,7 @@ async def fill(store, policies):
         for policy in policies:
             where = urlsplit(policy.url)
             await writer.put_replica("arm", policy.name.decode(), create=True, address=where.hostname, port=where.port)
-        made = await writer.create_token("robots", "main", ("pin",), None, None)
+        made = await create_token(writer, "robots", "main", ("pin",), None, None)
     return [("modal-key", made["key"]), ("modal-secret", made["secret"])]
 
 
@@ -120,7 +121,7 @@ async def test_a_robot_goes_on_at_another_router(start_router, until, monkeypatc
 
         # Somebody else's token is nothing to whoever has another credential.
         async with store.writer() as writer:
-            other = await writer.create_token("others", "main", (), None, None)
+            other = await create_token(writer, "others", "main", (), None, None)
         shown_by_other = [("modal-key", other["key"]), ("modal-secret", other["secret"])]
 
         async def is_let_in():
