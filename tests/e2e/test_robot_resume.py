@@ -22,8 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from storekit import StoreProcess  # noqa: E402
 from test_robot import Policy, metric, quic_flags  # noqa: E402
 
-from router.client import RobotError, RobotSession
-from router.client import session as sessions
+from router.client import RobotError, RobotSession, dial
 from router.config.token_admin import create_token
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
@@ -77,7 +76,7 @@ async def test_a_robot_goes_on_at_another_router(start_router, until, monkeypatc
         async def find_places(target):
             return places[1:] if target.path == "/second" else places
 
-        monkeypatch.setattr(sessions, "find_places", find_places)
+        monkeypatch.setattr(dial, "find_places", find_places)
         epochs = []
         async with RobotSession(
             "quic://localhost/", authority="arm.example", headers=headers, ca=tmp_path / "ca.pem", websocket_url="", silence_s=0.5,
