@@ -34,6 +34,7 @@ from loadtest.percentiles import percentile, spread
 from loadtest.store.rig import Process, store
 from router.config.setup import initialise
 from router.config.target import parse_target
+from router.config.token_admin import change_token, create_token
 from router.config.writer import Writer, open_writer
 from router.routing.spec import EndpointSpec, ReplicaSpec, RouteSpec, TableSpec
 from router.routing.stage import build
@@ -121,7 +122,7 @@ class Fleet:
 
     async def token(self, rate: str | None = None) -> tuple[str, str]:
         """Make a token; return its key, and its fields as they stand in a head."""
-        made = await self.writer.create_token("bench", "main", (), None, rate)
+        made = await create_token(self.writer, "bench", "main", (), None, rate)
         return made["key"], f"modal-key: {made['key']}\r\nmodal-secret: {made['secret']}\r\n"
 
     async def status(self, request: bytes) -> int:
@@ -225,7 +226,7 @@ async def measure_revocation(fleet: Fleet, count: int, progress: Progress) -> li
         asked = request("full", fields)
         await fleet.until(asked, 200)
         reader, writer = await asyncio.open_connection("127.0.0.1", fleet.port)
-        await fleet.writer.change_token(key, delete=True)
+        await change_token(fleet.writer, key, delete=True)
         committed_s = perf_counter()
         while True:
             writer.write(asked)

@@ -6,7 +6,7 @@ stalled), and carries signals to the workers:
 
     SIGTERM  not ready -> settle -> drain, exit 0, or 4 when the deadline cut something
     SIGINT   at once, exit 130
-    SIGHUP   read file and certificates again; what is bad is refused and the old stays
+    SIGHUP   read file and certificates again; see `reload`
     SIGQUIT  start the same command anew, hand it the sockets when it is ready, drain; see `upgrade`
 """
 
@@ -19,12 +19,12 @@ import resource
 import secrets
 import signal
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from router.boards import make_boards, map_boards
 from router.clock import Clock
 from router.config.agent import ConfigAgent
-from router.config.certificates import WATCH_S, ServedCertificates
+from router.config.certificates import ServedCertificates
 from router.config.demand import make_publisher
 from router.config.listeners import collector_target, proxies
 from router.config.sessions import make_keeper
@@ -37,7 +37,6 @@ from router.control import (
     KnownTo,
     Patch,
     ReopenLogs,
-    SetTls,
     Start,
     pack,
 )
@@ -47,6 +46,7 @@ from router.deadlines import DeadlineWheel
 from router.demand_watch import DemandWatch
 from router.edge.admin import AdminListener
 from router.handover import Busy, BusyReplica
+from router.reload import Reload
 from router.routing.image import TableImage, parts_of
 from router.routing.spec import TablePatch
 from router.service import notify
@@ -130,8 +130,9 @@ class Supervisor(DaemonAdmin):
         self._is_draining = False
         self._is_told_to_end = False
         self._started_epoch_s = time.time()
-        self._refused: dict[str, str] = {}  # of what was read again last: the table, the certificates
-        self._last_reload: dict[str, Any] = {"ok": True, "error": "", "at_epoch_s": self._started_epoch_s}
+        self._reload = Reload(
+            self._static, self._image, self._certificates, self._workers, self._publish, self._started_epoch_s
+        )
 
     # -- life -----------------------------------------------------------------------------------------
 
@@ -193,8 +194,7 @@ class Supervisor(DaemonAdmin):
         self._sessions.run()
         if self._agent is not None:
             self._tell_known(self._agent)
-        if self._certificates.tls is not None:
-            asyncio.get_running_loop().call_later(WATCH_S, self._watch_certificates)
+        self._reload.watch()
         if self._settings.stuck_worker_s:
             self._watch_workers()
 
@@ -350,54 +350,7 @@ class Supervisor(DaemonAdmin):
     def _on_hangup(self) -> None:
         for worker in self._workers:
             worker.send(ReopenLogs())
-        self.reload()
-
-    def reload(self) -> None:
-        """Read the file's endpoints and the certificates again; what was added and removed by hand is forgotten.
-
-        What is bad is refused, named in the log and in /config_dump, and stays as it was. A table of the store
-        needs no reading again: it is current.
-        """
-        if self._static is not None:
-            try:
-                self._publish(self._image.diff(self._static.reload()))
-            except ValueError as refusal:
-                self._note_reload("table", str(refusal))
-            else:
-                self._note_reload("table", "")
-        if self._certificates.tls is not None:
-            self._reload_certificates()
-
-    def _reload_certificates(self) -> None:
-        """Read the files of TLS listeners again, and give what is new to new connections."""
-        try:
-            tls = self._certificates.reload()
-        except ValueError as refusal:
-            self._note_reload("certificates", str(refusal))
-            return
-        self._note_reload("certificates", "")
-        if tls is not None:
-            for worker in self._workers:
-                worker.send(SetTls(tls))
-
-    def _watch_certificates(self) -> None:
-        try:
-            if self._certificates.is_due():
-                self._reload_certificates()
-        finally:
-            asyncio.get_running_loop().call_later(WATCH_S, self._watch_certificates)
-
-    def _note_reload(self, part: str, refusal: str) -> None:
-        """Keep, and say, how it went; an empty `refusal`: well."""
-        self._refused.pop(part, None)
-        if refusal:
-            self._refused[part] = refusal
-            _log.error("reload refused, the old %s stays: %s", part, refusal)
-        else:
-            _log.info("reloaded: %s", part)
-        self._last_reload = {
-            "ok": not self._refused, "error": "; ".join(self._refused.values()), "at_epoch_s": time.time()
-        }  # fmt: skip
+        self._reload.read()
 
     @property
     def admin(self) -> str:

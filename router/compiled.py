@@ -146,6 +146,7 @@ HOT = (
     "transport/codec/quic/varint",
     "transport/codec/robot/asked",
     "transport/codec/robot/client",
+    "transport/codec/robot/client_commands",
     "transport/codec/robot/command_lane",
     "transport/codec/robot/counters",
     "transport/codec/robot/ending",

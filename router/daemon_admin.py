@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from router.config.static_table import StaticTable
     from router.demand import EndpointDemand
     from router.demand_watch import DemandWatch
+    from router.reload import Reload
     from router.routing.explain import Asked
     from router.routing.image import TableImage
     from router.routing.spec import TablePatch, TableSpec
@@ -50,7 +51,7 @@ class DaemonAdmin:
     _publisher: DemandPublisher | None
     _is_draining: bool
     _started_epoch_s: float
-    _last_reload: dict[str, Any]
+    _reload: Reload
 
     def _publish(self, patch: TablePatch) -> None:
         """Bring the next version of the table to every worker."""
@@ -120,7 +121,7 @@ class DaemonAdmin:
             "draining": self._is_draining,
             "version": __version__,
             "started_epoch_s": self._started_epoch_s,
-            "last_reload": self._last_reload,
+            "last_reload": self._reload.last,
             "config_staleness_s": 0.0 if config is None else config["staleness_s"],
             "config": config,
             "sessions": self._sessions.status(),

@@ -12,7 +12,7 @@ from router import __version__
 from router.cli.autoscale import autoscale
 from router.cli.certs import certs
 from router.cli.compile import compile_
-from router.cli.control import endpoint, region, replica, route, token
+from router.cli.control import endpoint, region, replica, route
 from router.cli.drain import drain
 from router.cli.edge import edge
 from router.cli.nat import nat
@@ -21,6 +21,7 @@ from router.cli.serve import serve
 from router.cli.session import session
 from router.cli.sidecar import sidecar
 from router.cli.store_admin import store
+from router.cli.token import token
 from router.cli.up import up
 
 

@@ -1,17 +1,16 @@
-"""`router endpoint|replica|route|token|region`: the rows that routers are told by.
+"""`router endpoint|replica|route|region`: the rows that routers are told by.
 
 Each writes one transaction, checked as the routers will read it; every router has it some milliseconds later.
 """
 
 from __future__ import annotations
 
-import json
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from router.cli.drain import wait_idle
-from router.cli.writing import show, store_options, write
+from router.cli.writing import one, show, store_options, write
 from router.config.static import ConfigError
 
 if TYPE_CHECKING:
@@ -32,17 +31,9 @@ replica = _group(
     "replica", "Inference servers of an endpoint: list, show, create, update, register, drain, undrain, delete."
 )
 route = _group("route", "Hosts and path prefixes that lead to endpoints: list, create, update, delete.")
-token = _group("token", "Credentials of clients: list, create, revoke, delete.")
 region = _group(
     "region", "Regions and where they spill over to: list, show, create, update, drain, undrain, delete."
 )
-
-
-def _one(found: list[Item], kind: str, name: str) -> Item:
-    if not found:
-        click.echo(f"Error: {kind} {name!r} is not there", err=True)
-        raise SystemExit(1)
-    return found[0]
 
 
 # -- endpoints -------------------------------------------------------------------------------------------
@@ -130,7 +121,7 @@ def list_endpoints(target: Target, as_json: bool) -> None:
 @store_options
 def show_endpoint(target: Target, as_json: bool, name: str) -> None:
     """Show one."""
-    show(_one(write(target, lambda w: w.endpoints(name)), "endpoint", name), as_json)
+    show(one(write(target, lambda w: w.endpoints(name)), "endpoint", name), as_json)
 
 
 @endpoint.command("delete")
@@ -266,7 +257,7 @@ def list_replicas(target: Target, as_json: bool, endpoint: str | None) -> None:
 @store_options
 def show_replica(target: Target, as_json: bool, endpoint: str, name: str) -> None:
     """Show one."""
-    show(_one(write(target, lambda w: w.replicas(endpoint, name)), "replica", f"{endpoint}/{name}"), as_json)
+    show(one(write(target, lambda w: w.replicas(endpoint, name)), "replica", f"{endpoint}/{name}"), as_json)
 
 
 @replica.command("delete")
@@ -339,69 +330,6 @@ def delete_route(target: Target, as_json: bool, host: str, prefix: str) -> None:
     show({"deleted": f"{host} {prefix}"} if as_json else f"route {host} {prefix} is deleted", as_json)
 
 
-# -- tokens ----------------------------------------------------------------------------------------------
-
-
-@token.command("create")
-@click.argument("subject")
-@click.option("--environment", default="main", show_default=True, help="Tenant whose endpoints it opens.")
-@click.option("--scope", multiple=True, metavar="SCOPE",
-              help="`endpoint:NAME` limits it to that endpoint, `pin` lets it name the replica, `attach:NAME` "
-                   "lets a replica attach as that, and nothing else; repeatable.")
-@click.option("--rate", type=click.FloatRange(0.0, min_open=True), help="Requests a second, on each router.")
-@click.option("--burst", type=click.IntRange(1), help="How many may come at once. [default: a second's worth]")
-@click.option("--not-after", metavar="TIME", help="When it ends, as 2027-01-31T00:00:00Z.")
-@store_options
-def create_token(
-    target: Target,
-    as_json: bool,
-    subject: str,
-    environment: str,
-    scope: tuple[str, ...],
-    not_after: str | None,
-    rate: float | None,
-    burst: int | None,
-) -> None:
-    """Make a token for SUBJECT. The secret is shown now and never again: the store has its hash."""
-    if burst and not rate:
-        raise click.UsageError("--burst goes with --rate")
-    limit = json.dumps({"per_s": rate, "burst": burst or 0}) if rate else None
-    show(write(target, lambda w: w.create_token(subject, environment, scope, not_after, limit)), as_json)
-
-
-@token.command("list")
-@store_options
-def list_tokens(target: Target, as_json: bool) -> None:
-    """List them, without their secrets."""
-    show(write(target, lambda w: w.tokens()), as_json)
-
-
-@token.command("show")
-@click.argument("key")
-@store_options
-def show_token(target: Target, as_json: bool, key: str) -> None:
-    """Show one, without its secret."""
-    show(_one(write(target, lambda w: w.tokens(key)), "token", key), as_json)
-
-
-@token.command("revoke")
-@click.argument("key")
-@store_options
-def revoke_token(target: Target, as_json: bool, key: str) -> None:
-    """Revoke one; it stays in the list."""
-    write(target, lambda w: w.change_token(key, delete=False))
-    show({"revoked": key} if as_json else f"token {key} is revoked", as_json)
-
-
-@token.command("delete")
-@click.argument("key")
-@store_options
-def delete_token(target: Target, as_json: bool, key: str) -> None:
-    """Delete one."""
-    write(target, lambda w: w.change_token(key, delete=True))
-    show({"deleted": key} if as_json else f"token {key} is deleted", as_json)
-
-
 # -- regions ---------------------------------------------------------------------------------------------
 
 
@@ -465,7 +393,7 @@ def list_regions(target: Target, as_json: bool) -> None:
 @store_options
 def show_region(target: Target, as_json: bool, name: str) -> None:
     """Show one."""
-    show(_one(write(target, lambda w: w.regions(name)), "region", name), as_json)
+    show(one(write(target, lambda w: w.regions(name)), "region", name), as_json)
 
 
 @region.command("delete")

@@ -17,7 +17,7 @@ from router.config.target import Target, parse_target
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from router.config.writer import Writer
+    from router.config.writer import Item, Writer
 
 EXIT_STORE = 1
 
@@ -58,6 +58,14 @@ def write(target: Target, work: Callable[[Writer], Awaitable[Any]]) -> Any:
     except StoreError as failure:
         click.echo(f"Error: {failure}", err=True)
         sys.exit(EXIT_STORE)
+
+
+def one(found: list[Item], kind: str, name: str) -> Item:
+    """Return what was looked for by its name; exit code 1 if it is not there."""
+    if not found:
+        click.echo(f"Error: {kind} {name!r} is not there", err=True)
+        raise SystemExit(EXIT_STORE)
+    return found[0]
 
 
 def show(found: Any, as_json: bool) -> None:

@@ -2,25 +2,22 @@
 
     connect -> race of QUIC and WebSocket -> up -> ... -> lost -> back-off -> race -> ... -> close, or a final error
 
-QUIC is tried first; a WebSocket joins half a second later unless something has been heard over UDP by then. What is
-sent between connections waits: the newest state message, and commands within a bound. One event loop; from other
-threads see `BlockingRobotSession`.
+The race is `dial.py`'s; what is sent between connections waits in `waiting.py`. One event loop; from other threads
+see `BlockingRobotSession`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
-from router.client import memory
-from router.client.carrier import Carrier, race
-from router.client.places import find_places
+from router.client.dial import Dialler
 from router.client.quic_carrier import QuicCarrier
 from router.client.target import read_target
+from router.client.waiting import Waiting
 from router.client.words import LINK_LOST, TLS_FAILED, Lane, Link, Message, RobotError
 from router.transport.codec.robot import wire
 from router.transport.codec.robot.limits import GOODBYE_S
@@ -33,26 +30,14 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from router.transport.codec.robot.wire import Command
-    from router.transport.udp import Address
+    from router.client.carrier import Carrier
 
-FALLBACK_S: Final = 0.5
-"""After QUIC a WebSocket is tried as well, unless the router was heard."""
-PING_S: Final = 0.2
-WEBSOCKET_PING_S: Final = 1.0
-ADDRESS_S: Final = 0.25
-"""Between two addresses of one name, as RFC 8305 §5 has it."""
-ATTEMPT_S: Final = 30.0
-"""For one race; the router may hold a session that long for a replica that starts."""
 BACK_OFF_S: Final = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 """Before an attempt, by how many failed; each somewhat at random, so that a fleet does not come back as one."""
 AGAIN_S: Final = 30.0
 """After a direct connection that did not even last `GOOD_S`: each costs the replica's memory of us."""
 GOOD_S: Final = 10.0
 """A connection that lasted so long was good: the next attempt is a first one."""
-MAX_PENDING_BYTES: Final = 1_048_576
-"""Of commands that wait for a connection."""
-_NAME_BYTES: Final = 8
 _CLOSED: Final = "the session was closed"
 
 
@@ -99,14 +84,8 @@ class RobotSession:
             url, token=token, headers=headers, ca=ca, verify=verify, replies=replies, upstream=upstream,
             websocket_url=websocket_url, server_name=server_name, authority=authority,
         )  # fmt: skip
-        if transport not in ("auto", "quic", "websocket"):
-            raise ValueError("the transport is auto, quic or websocket")
-        if transport == "websocket" and not self._target.websocket_url:
-            raise ValueError("there is no WebSocket URL")
-        self._transport = transport
+        self._dialler = Dialler(self._target, transport, silence_s=silence_s, ping_every_s=ping_every_s)
         self._connect_timeout_s = connect_timeout_s
-        self._silence_s = silence_s
-        self._ping_every_s = ping_every_s
         self._is_direct_wanted = direct
         self.on_epoch = on_epoch
         self.on_round_trip = on_round_trip
@@ -121,12 +100,8 @@ class RobotSession:
         self._direct_from_s = 0.0  # when a direct way may be looked for again
         self._inbox: deque[Message] = deque()
         self._arrived = asyncio.Event()
-        self._commands: deque[Command] = deque()  # for the next connection
-        self._commands_bytes = 0
-        self._state: tuple[bytes, int] | None = None
+        self._waiting = Waiting()  # for the next connection
         self._resume = resume
-        self._name = os.urandom(_NAME_BYTES).hex()  # in what is shown with the token
-        self._attempts = 0
         self._session = ""
         self._past = LinkMeter()  # of connections that are over
         self._connections = 0
@@ -208,13 +183,16 @@ class RobotSession:
             self._telemetry_dropped += not is_sent
             return is_sent
         if lane == "state":
-            is_sent = self._keep_state(payload, deadline) if carrier is None else carrier.send_state(
-                payload, deadline, now
-            )  # fmt: skip
+            if carrier is not None:
+                is_sent = carrier.send_state(payload, deadline, now)
+            else:
+                self._past.stale += self._waiting.put_state(payload, deadline)
+                is_sent = True
         elif lane == "command":
-            is_sent = self._keep_command(wire.Command(payload, deadline, is_text)) if carrier is None else (
-                carrier.send_command(payload, deadline, now, is_text=is_text)
-            )  # fmt: skip
+            if carrier is not None:
+                is_sent = carrier.send_command(payload, deadline, now, is_text=is_text)
+            else:
+                is_sent = self._waiting.put_command(wire.Command(payload, deadline, is_text))
         else:
             raise ValueError("a lane is state, command or telemetry")
         self._refused += not is_sent
@@ -315,10 +293,7 @@ class RobotSession:
         while True:
             began_s = monotonic()
             try:
-                async with asyncio.timeout(ATTEMPT_S):
-                    carrier = await self._race()
-            except TimeoutError:
-                error = RobotError(LINK_LOST, "there is no replica yet")
+                carrier = await self._dialler.dial(self._resume, self._waiting)
             except RobotError as failure:
                 error = failure
                 if error.code == TLS_FAILED and not self._connections:
@@ -371,15 +346,8 @@ class RobotSession:
         """Return a carrier to the replica; None if it is not wanted, or this one was lost before."""
         if not self._is_direct_wanted or not isinstance(carrier, QuicCarrier):
             return None
-        from router.client.direct import find_direct  # noqa: PLC0415 - few ask for it
-
-        looking = spawn(
-            find_direct(
-                carrier, self._target, silence_s=self._silence_s, ping_every_s=self._ping_every_s or PING_S,
-                delay_s=max(0.0, self._direct_from_s - monotonic()),
-            ),
-            "look for a direct way",
-        )  # fmt: skip
+        delay_s = max(0.0, self._direct_from_s - monotonic())
+        looking = spawn(self._dialler.find_direct(carrier, delay_s), "look for a direct way")
         is_taken = False
         try:
             await asyncio.wait([carrier.lost, looking], return_when=asyncio.FIRST_COMPLETED)
@@ -396,37 +364,6 @@ class RobotSession:
         self._ends.add(task)
         task.add_done_callback(self._ends.discard)
 
-    async def _race(self) -> Carrier:
-        runners: list[tuple[float, Callable[[], Carrier]]] = []
-        self._attempts += 1
-        attempt = f"{self._name}.{self._attempts}" if self._resume else ""
-        if self._transport != "websocket":
-            runners += [
-                (place * ADDRESS_S, self._make_quic(address, attempt))
-                for place, address in enumerate(await find_places(self._target))
-            ]
-        if self._transport != "quic" and self._target.websocket_url:
-            runners.append((FALLBACK_S if runners else 0.0, self._make_websocket))
-        return await race(sorted(runners, key=lambda runner: runner[0]))
-
-    def _make_quic(self, place: tuple[int, Address], attempt: str) -> Callable[[], Carrier]:
-        return lambda: QuicCarrier(
-            self._target, place, memory.shared, self._state, self._resume,
-            silence_s=self._silence_s, ping_every_s=self._ping_every_s or PING_S, attempt=attempt,
-        )  # fmt: skip
-
-    def _make_websocket(self) -> Carrier:
-        # Imported where it is used: who has UDP needs no `websockets`.
-        try:
-            from router.client.websocket_carrier import WebSocketCarrier  # noqa: PLC0415
-        except ImportError:
-            raise RobotError(
-                LINK_LOST, "UDP gets no answer, and WebSocket needs: pip install 'replica-router[robot]'"
-            ) from None
-        return WebSocketCarrier(
-            self._target, silence_s=self._silence_s, ping_every_s=self._ping_every_s or WEBSOCKET_PING_S
-        )
-
     def _attach(self, carrier: Carrier) -> None:
         self._connections += 1
         self._carrier = carrier
@@ -442,13 +379,11 @@ class RobotSession:
 
         carrier.listen(on_message, on_epoch)
         now = monotonic()
-        while self._commands:
-            command = self._commands.popleft()
+        commands, state = self._waiting.take()
+        for command in commands:
             self._refused += not carrier.send_command(
                 command.data, command.deadline, now, is_text=command.is_text
             )
-        self._commands_bytes = 0
-        state, self._state = self._state, None
         if state is not None and not (isinstance(carrier, QuicCarrier) and carrier.was_early(state)):
             carrier.send_state(*state, now)
         if self._first is not None and not self._first.done():
@@ -459,11 +394,7 @@ class RobotSession:
         self._carrier = None
         self._note_resume(carrier)
         self._moves += carrier.moves
-        commands, state = carrier.unsent()
-        for command in commands:
-            self._refused += not self._keep_command(command)
-        if state is not None and self._state is None:
-            self._state = state
+        self._refused += self._waiting.put_back(*carrier.unsent())
         self._past.add(carrier.meter)
         self._past.follow(carrier.meter)
 
@@ -472,19 +403,6 @@ class RobotSession:
         if isinstance(carrier, QuicCarrier) and carrier.session and not carrier.is_direct:
             self._session = carrier.session
             self._resume = carrier.resume or self._resume
-
-    def _keep_state(self, payload: bytes, deadline: int) -> bool:
-        if self._state is not None:
-            self._past.stale += 1
-        self._state = payload, deadline
-        return True
-
-    def _keep_command(self, command: Command) -> bool:
-        if self._commands_bytes + len(command.data) > MAX_PENDING_BYTES:
-            return False
-        self._commands.append(command)
-        self._commands_bytes += len(command.data)
-        return True
 
     def _on_message(self, message: Message) -> None:
         inbox = self._inbox

@@ -19,7 +19,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from router.client.carrier import Carrier
 from router.client.words import LINK_LOST, TLS_FAILED, Lane, RobotError
 from router.transport.codec.robot import wire
-from router.transport.codec.robot.client import MAX_UNSENT_BYTES
+from router.transport.codec.robot.client_commands import MAX_UNSENT_BYTES
 from router.transport.codec.robot.limits import GOODBYE_S, MAX_WAITING_BYTES
 from router.transport.codec.robot.peer_clock import microseconds
 from router.transport.tasks import spawn

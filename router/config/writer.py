@@ -1,14 +1,11 @@
 """What operators and sidecars write to the store, checked as the routers will read it.
 
 Every change is one transaction. What a router would put into quarantine is refused here, with the field named.
-Secrets are made here, returned once, and stored as hashes.
+Tokens are `token_admin.py`'s, sessions `session_admin.py`'s: both write by what is open here.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -22,10 +19,8 @@ from router.config.rows import (
     read_region,
     read_replica,
     read_route,
-    read_token,
 )
 from router.config.static import ConfigError, check_host, check_name
-from router.config.timestamps import parse_timestamp
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -110,13 +105,13 @@ class Writer:
             row = await _row(t, "Endpoints", ("EndpointId",), (name,), _ENDPOINT)
             _expect(row, create, "endpoint", name)
             known = dict(zip(_ENDPOINT, row or ["main", None, None, "ACTIVE"], strict=True))
-            before = _decoded(known["Policy"])
+            before = decoded(known["Policy"])
             for key, value in changes.items():
                 if value is not None:
                     known[key.capitalize()] = value
             # Said by a flag of its own, so that another policy does not change it in passing.
             is_open = unauthenticated
-            after = _decoded(known["Policy"])
+            after = decoded(known["Policy"])
             if is_open is None and isinstance(before, dict) and isinstance(after, dict):
                 is_open = None if "unauthenticated" in after else before.get("unauthenticated")
             if is_open is not None:
@@ -277,7 +272,7 @@ class Writer:
         rows = await self._query("SELECT RouteSetId, RouteId, Priority, Match, Action FROM Routes")
         found = [
             {
-                "host": name, "route": route, "path_prefix": _decoded(match).get("path_prefix", "/"),
+                "host": name, "route": route, "path_prefix": decoded(match).get("path_prefix", "/"),
                 "endpoint": _endpoint_of(action), "priority": int(priority),
             }
             for name, wanted in hosts
@@ -299,66 +294,6 @@ class Writer:
             else:
                 t.write("delete", "Hosts", (), (host.lower(),))
                 t.write("delete", "RouteSets", (), (host.lower(),))
-
-        await self._transact(work)
-
-    # -- tokens -----------------------------------------------------------------------------------------
-
-    async def create_token(
-        self,
-        subject: str,
-        environment: str,
-        scopes: tuple[str, ...],
-        not_after: str | None,
-        rate_limit: str | None = None,
-    ) -> Item:
-        """Make a token; its secret is in the answer and nowhere else. `rate_limit` is a text of JSON."""
-        if not_after is not None:
-            try:
-                parse_timestamp(not_after)
-            except ValueError as failure:
-                raise StoreError(f"--not-after: {failure}, as in 2027-01-31T00:00:00Z") from None
-        key, secret = f"wk-{secrets.token_hex(8)}", f"ws-{secrets.token_urlsafe(32)}"
-        hashed = base64.b64encode(token_hash(key, secret)).decode()
-        values = (f"{subject}:{key}", environment, list(scopes), rate_limit, not_after)
-        try:
-            read_token((hashed,), (*values, None))
-        except RowError as reason:
-            raise StoreError(str(reason)) from None
-        columns = ("TokenHash", "Subject", "Environment", "Scopes", "RateLimit", "NotAfter", "UpdatedAt")
-        await self.write([("insert", "AuthTokens", columns, [(hashed, *values, COMMIT_TIME)])])
-        shown = {"subject": subject, "environment": environment, "scopes": list(scopes)}
-        return {"key": key, "secret": secret, **shown}
-
-    async def tokens(self, key: str | None = None) -> list[Item]:
-        """List tokens; the secrets are not known."""
-        rows = await self._query(
-            "SELECT Subject, Environment, Scopes, RateLimit, NotAfter, RevokedAt FROM AuthTokens"
-        )
-        found = []
-        for subject, environment, scopes, rate_limit, not_after, revoked_at in rows:
-            name, _, own_key = subject.rpartition(":")
-            if key is None or own_key == key:
-                found.append({
-                    "key": own_key, "subject": name, "environment": environment, "scopes": scopes or [],
-                    "rate_limit": _decoded(rate_limit), "not_after": not_after, "revoked_at": revoked_at,
-                })  # fmt: skip
-        return found
-
-    async def change_token(self, key: str, *, delete: bool) -> None:
-        """Revoke a token, or delete it."""
-
-        async def work(t: Transaction) -> None:
-            rows, _ = await t.execute("SELECT TokenHash, Subject FROM AuthTokens")
-            hashes = [hashed for hashed, subject in rows if subject.rpartition(":")[2] == key]
-            if not hashes:
-                raise StoreError(f"token {key!r} is not there")
-            if delete:
-                t.write("delete", "AuthTokens", (), (hashes[0],))
-                return
-            now, _ = await t.execute("SELECT CURRENT_TIMESTAMP()")
-            columns = ("TokenHash", "RevokedAt", "UpdatedAt")
-            t.write("update", "AuthTokens", columns, (hashes[0], now[0][0], COMMIT_TIME))
 
         await self._transact(work)
 
@@ -450,11 +385,6 @@ _SHOWN = {column: name for name, column in _COLUMNS.items()}
 _NUMBERS = ("Port", "Generation", "Priority")
 
 
-def token_hash(key: str, secret: str) -> bytes:
-    """Return what the store knows of a token: SHA-256 of `KEY.SECRET`."""
-    return hashlib.sha256(f"{key}.{secret}".encode()).digest()
-
-
 async def _row(
     t: Transaction, table: str, keys: tuple[str, ...], key: tuple[str, ...], columns: tuple[str, ...]
 ) -> list[Any] | None:
@@ -513,13 +443,13 @@ async def _write_route(t: Transaction, host: str, prefix: str, endpoint: str, pr
 
 def _with(policy: Any, key: str, value: Any) -> Any:
     """Return the JSON text of a policy with one key changed; what cannot be read is for the check to refuse."""
-    found = _decoded(policy)
+    found = decoded(policy)
     return msgspec.json.encode({**found, key: value}).decode() if isinstance(found, dict) else policy
 
 
 def _said(policy: Any, key: str) -> Any:
     """Return whether a policy says anything of a key."""
-    found = _decoded(policy)
+    found = decoded(policy)
     return isinstance(found, dict) and found.get(key) is not None
 
 
@@ -541,13 +471,14 @@ def _shown(known: Item) -> Item:
     shown = {}
     for column, value in known.items():
         if column in ("Policy", "Health", "Capabilities", "Failover"):
-            shown[_SHOWN.get(column, column.lower())] = _decoded(value)
+            shown[_SHOWN.get(column, column.lower())] = decoded(value)
         else:
             shown[_SHOWN.get(column, column.lower())] = int(value) if column in _NUMBERS else value
     return shown
 
 
-def _decoded(text: Any) -> Any:
+def decoded(text: Any) -> Any:
+    """Return what a column of JSON says, for showing: `{}` where it is empty, what cannot be read as it stands."""
     try:
         return msgspec.json.decode(text) if isinstance(text, str) else {}
     except msgspec.DecodeError:
@@ -555,5 +486,5 @@ def _decoded(text: Any) -> Any:
 
 
 def _endpoint_of(action: Any) -> str:
-    found = _decoded(action)
+    found = decoded(action)
     return str(found.get("endpoint", "")) if isinstance(found, dict) else ""

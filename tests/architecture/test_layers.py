@@ -46,6 +46,7 @@ LAYERS = [
     ("router.app", 5, "app"),
     ("router.daemon_admin", 5, "app"),
     ("router.handover", 5, "app"),
+    ("router.reload", 5, "app"),
     ("router.service", 5, "app"),
     ("router.succession", 5, "app"),
     ("router.upgrade", 5, "app"),

@@ -54,9 +54,9 @@ class Rig:
         self.session = RobotSession(
             "quic://router.test/", websocket_url="", direct=True, on_epoch=lambda epoch, _: self.epochs.append(epoch)
         )
-        self.session._race = self.race
+        self.session._dialler.dial = self.race
 
-    async def race(self):
+    async def race(self, resume, waiting):
         self.relayed.append(Fake())
         return self.relayed[-1]
 

@@ -4,7 +4,6 @@ import asyncio
 
 import pytest
 
-from router.client import session as sessions
 from router.client.session import RobotSession
 from router.client.words import LINK_LOST, RobotError
 from router.transport.codec.robot import wire
@@ -24,14 +23,14 @@ class Rig:
         self.session = RobotSession(
             "quic://router.test/", websocket_url="", on_epoch=lambda epoch, _: self.epochs.append(epoch), **options
         )
-        self.session._race = self.race
+        self.session._dialler.dial = self.race
 
     def welcome(self, session, epoch, token, **options):
         self.welcomes.put_nowait((session, epoch, token, options))
 
-    async def race(self):
+    async def race(self, resume, waiting):
         session, epoch, token, options = await self.welcomes.get()
-        self.shown.append(self.session._resume)
+        self.shown.append(resume)
         carrier = Fake(**options)
         carrier._kept.clear()
         carrier.session, carrier.resume = session, token
@@ -109,26 +108,3 @@ async def test_one_that_was_taken_over_does_not_come_again():
         assert ended.value.is_superseded
     assert len(rig.carriers) == 1
     assert not RobotError(wire.NOT_ALLOWED, "nothing is read").is_superseded
-
-
-async def test_carriers_of_one_race_are_one_attempt(monkeypatch):
-    """They show the same token: by the attempt the router tells them from a client that has come again."""
-    hellos = []
-
-    async def find_places(target):
-        return [(2, ("127.0.0.1", 9)), (2, ("127.0.0.2", 9))]
-
-    async def race(runners):
-        hellos.append([make()._hello for _, make in runners])
-        raise RobotError(wire.NOT_ALLOWED, "enough")
-
-    monkeypatch.setattr(sessions, "find_places", find_places)
-    monkeypatch.setattr(sessions, "race", race)
-    for resume in ("t", "t", ""):
-        with pytest.raises(RobotError, match="enough"):
-            await RobotSession("quic://router.test/", websocket_url="", resume=resume).connect()
-    first, second, new = [[(one.resume, one.attempt) for one in found] for found in hellos]
-    assert first[0] == first[1] != second[0] == second[1]
-    assert first[0][0] == second[0][0] == "t"
-    assert len(first[0][1]) == 18 and first[0][1].endswith(".1")
-    assert new == [("", "")] * 2

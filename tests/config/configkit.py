@@ -9,9 +9,12 @@ import json
 import secrets
 from time import monotonic
 
+import pytest
+
 from router.config.agent import ConfigAgent
 from router.config.embedded.hooks import TestHooks
 from router.config.embedded.server import StoreServer
+from router.config.errors import StoreError
 from router.config.projection import Projection
 from router.config.reduce import RowBook
 from router.config.schema import MIGRATIONS, SCHEMA_KEY, SESSION_KEY, SESSION_VERSION, streamed
@@ -36,6 +39,14 @@ async def poll(condition, within_s=10.0):
             return value
         assert monotonic() < deadline, f"still {value!r} after {within_s} s"
         await asyncio.sleep(0.005)
+
+
+async def refused(call, *parts):
+    """Await a call that the store refuses in words with these parts, and return them."""
+    with pytest.raises(StoreError) as failure:
+        await call
+    assert all(part in str(failure.value) for part in parts), str(failure.value)
+    return str(failure.value)
 
 
 # -- rows --------------------------------------------------------------------------------------------------

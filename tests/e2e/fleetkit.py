@@ -20,6 +20,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from inference_backend.launch import ReplicaProcess
+from router.config.token_admin import create_token
 
 PROTOCOLS = ("http1", "http2", "grpc", "websocket")
 STATUS = {
@@ -140,7 +141,7 @@ class Fleet:
     async def token(self, environment="main", scopes=(), rate=None, not_after=None):
         """Make a token; return the headers that show it."""
         async with self.store.writer() as writer:
-            made = await writer.create_token("test", environment, scopes, not_after, rate)
+            made = await create_token(writer, "test", environment, scopes, not_after, rate)
         credential = {"modal-key": made["key"], "modal-secret": made["secret"]}
         return made, credential
 

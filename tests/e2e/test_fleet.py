@@ -15,6 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from fleetkit import PROTOCOLS, call, fleet_of  # noqa: E402
 
+from router.config.token_admin import change_token  # noqa: E402
+
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 protocols = pytest.mark.parametrize("protocol", PROTOCOLS)
 
@@ -51,7 +53,7 @@ async def test_a_revoked_a_deleted_and_an_expired_token(fleet, protocol):
             made, credential = await fleet.token()
             for router in fleet.routers:
                 await fleet.until(protocol, router, name, credential, "")
-            await writer.change_token(made["key"], delete=how == "delete")
+            await change_token(writer, made["key"], delete=how == "delete")
             for router in fleet.routers:
                 await fleet.until(protocol, router, name, credential, "unauthenticated")
     _, expired = await fleet.token(not_after="2020-01-01T00:00:00Z")

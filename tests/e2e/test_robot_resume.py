@@ -22,8 +22,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from storekit import StoreProcess  # noqa: E402
 from test_robot import Policy, metric, quic_flags  # noqa: E402
 
-from router.client import RobotError, RobotSession
-from router.client import session as sessions
+from router.client import RobotError, RobotSession, dial
+from router.config.token_admin import create_token
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.timeout(120)]
 
@@ -47,7 +47,7 @@ async def fill(store, policies):
         for policy in policies:
             where = urlsplit(policy.url)
             await writer.put_replica("arm", policy.name.decode(), create=True, address=where.hostname, port=where.port)
-        made = await writer.create_token("robots", "main", ("pin",), None, None)
+        made = await create_token(writer, "robots", "main", ("pin",), None, None)
     return [("modal-key", made["key"]), ("modal-secret", made["secret"])]
 
 
@@ -76,7 +76,7 @@ async def test_a_robot_goes_on_at_another_router(start_router, until, monkeypatc
         async def find_places(target):
             return places[1:] if target.path == "/second" else places
 
-        monkeypatch.setattr(sessions, "find_places", find_places)
+        monkeypatch.setattr(dial, "find_places", find_places)
         epochs = []
         async with RobotSession(
             "quic://localhost/", authority="arm.example", headers=headers, ca=tmp_path / "ca.pem", websocket_url="", silence_s=0.5,
@@ -120,7 +120,7 @@ async def test_a_robot_goes_on_at_another_router(start_router, until, monkeypatc
 
         # Somebody else's token is nothing to whoever has another credential.
         async with store.writer() as writer:
-            other = await writer.create_token("others", "main", (), None, None)
+            other = await create_token(writer, "others", "main", (), None, None)
         shown_by_other = [("modal-key", other["key"]), ("modal-secret", other["secret"])]
 
         async def is_let_in():

@@ -24,6 +24,8 @@ import sessionkit as kit  # noqa: E402
 from fleetkit import fleet_of  # noqa: E402
 from sessionkit import PROTOCOLS, SERVER  # noqa: E402
 
+from router.config.token_admin import change_token  # noqa: E402
+
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -366,7 +368,7 @@ async def test_the_end_of_a_credential_is_the_end_of_its_sessions_use(fleet: Any
     session = await kit.opened(fleet.eu, f"{name}.example", mine)
     stays = await kit.opened(fleet.eu, f"{name}.example", others)
     async with fleet.store.writer() as writer:
-        await writer.change_token(key, delete=how == "delete")
+        await change_token(writer, key, delete=how == "delete")
     for router in fleet.routers:
         await kit.answers(protocol, router, session, "unauthenticated")
         assert (await kit.use(protocol, router, stays.host, stays.token)).replica == stays.replica

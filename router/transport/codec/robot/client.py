@@ -4,28 +4,26 @@
        +------ REFUSED, a fault, the connection's end, in any of them ---------------^
 
 HELLO and the command lane's first byte leave with the first flight, early where an earlier connection allows that;
-so may messages, since the router keeps commands until they can be no replay. Who uses this is told by `RobotCalls`,
-plain callables: a compiled class has no interpreted heirs.
+so may messages, since the router keeps commands until they can be no replay. The lanes are `state_lane.py` and
+`client_commands.py`. Who uses this is told by `RobotCalls`, plain callables: a compiled class has no interpreted
+heirs.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING, Final
 
 from router.transport.codec.h2.calm import Allowance
-from router.transport.codec.quic.limits import HIGH_BYTES
 from router.transport.codec.quic.seam import Application
 from router.transport.codec.robot import control, wire
+from router.transport.codec.robot.client_commands import ClientCommands
 from router.transport.codec.robot.limits import (
-    COMMAND_BYTES,
     CONTROL_BURST,
     CONTROL_RATE,
     DATAGRAM_BURST,
     DATAGRAM_RATE,
     GOODBYE_S,
     MAX_TELEMETRY_WAITING,
-    MAX_WAITING_BYTES,
 )
 from router.transport.codec.robot.peer_clock import microseconds
 from router.transport.codec.robot.state_lane import StateIn, StateOut
@@ -47,8 +45,6 @@ OVER: Final = 3
 LINK_S: Final = 1.0
 STREAM_PING_S: Final = 1.0
 """Between PINGs where the path takes no DATAGRAMs: the router allows eight control frames a second."""
-MAX_UNSENT_BYTES: Final = 4_194_304
-"""Of commands that were not sent for the first time yet; then more are refused: link or replica are stuck."""
 _ONE_WAY: Final = 0x2
 _PING_BYTES: Final = 64
 
@@ -82,10 +78,7 @@ class RobotClient(Application):
         "_allowance",
         "_bearer",
         "_calls",
-        "_command",
-        "_command_bytes",
-        "_command_reader",
-        "_commands_unsent",
+        "_commands",
         "_control",
         "_datagram_allowance",
         "_frames",
@@ -94,14 +87,12 @@ class RobotClient(Application):
         "_link_s",
         "_meter",
         "_now",
-        "_owed",
         "_ping_s",
         "_refused",
         "_said_bye",
         "_state_in",
         "_state_out",
         "_telemetry",
-        "_waiting_bytes",
         "max_message_bytes",
         "phase",
         "ping_every_s",
@@ -125,15 +116,10 @@ class RobotClient(Application):
         self.phase = OPENING
         self.max_message_bytes = wire.MAX_MESSAGE_BYTES
         self._control: Flow | None = None
-        self._command: Flow | None = None
         self._frames = wire.FrameReader()
         self._allowance = Allowance(CONTROL_BURST, CONTROL_RATE + 1.0 / STREAM_PING_S, now)
         self._datagram_allowance = Allowance(DATAGRAM_BURST, DATAGRAM_RATE, now)
-        self._command_reader = wire.CommandReader(from_client=False)
-        self._command_bytes = 0  # queued on the lane since it began
-        self._commands_unsent: deque[tuple[int, wire.Command]] = deque()  # where each begins, if it may be unsent
-        self._owed = 0  # credit of the command lane that is withheld
-        self._waiting_bytes = 0  # of commands that nobody took yet
+        self._commands = ClientCommands()
         self._state_in = StateIn(gives_credit=True)
         self._state_out = StateOut(bearer)
         self._telemetry = 0
@@ -152,11 +138,10 @@ class RobotClient(Application):
             if flow is None:
                 return
             flow.send(control.encode(self._hello), False)
-        if self._command is None:
-            self._command = flow = bearer.open_stream(unidirectional=False)
+        if self._commands.flow is None:
+            flow = bearer.open_stream(unidirectional=False)
             if flow is not None:
-                flow.send(b"C", False)
-                self._command_bytes = 1
+                self._commands.open(flow)
 
     # -- for the session ------------------------------------------------------------------------------
 
@@ -180,25 +165,16 @@ class RobotClient(Application):
 
         `is_held`: who sends sees to `is_command_full` itself, and nothing is too much.
         """
-        flow = self._command
         if self.phase >= LEAVING or not self._is_sendable(payload, deadline, now):
             return False
-        if flow is None:
-            return False
-        if not is_held and flow.unsent_bytes + len(payload) > max(MAX_UNSENT_BYTES, len(payload)):
-            return False
-        self._meter.sent(now)
-        self._forget_sent(flow)
-        self._commands_unsent.append((self._command_bytes, wire.Command(payload, deadline, is_text)))
-        header = wire.command_header(len(payload), deadline, is_text=is_text)
-        flow.send(header, False)
-        flow.send(payload, False)
-        self._command_bytes += len(header) + len(payload)
-        return True
+        is_queued = self._commands.send(payload, deadline, is_text=is_text, is_held=is_held)
+        if is_queued:
+            self._meter.sent(now)
+        return is_queued
 
     def is_command_full(self) -> bool:
         """Whether so much of the lane is unsent that who has a choice sends no more for now."""
-        return self._command is not None and self._command.unsent_bytes > HIGH_BYTES
+        return self._commands.is_full()
 
     def send_telemetry(self, payload: bytes) -> bool:
         """Send a DATAGRAM; False if the path takes none so large."""
@@ -216,16 +192,11 @@ class RobotClient(Application):
 
     def took(self, payload: bytes) -> None:
         """Learn that the user has a command: the router may send on."""
-        self._waiting_bytes -= len(payload) + COMMAND_BYTES
-        self._give_credit()
+        self._commands.took(payload)
 
     def unsent(self) -> tuple[list[wire.Command], tuple[bytes, int] | None]:
         """Return what never left: commands, and a state message. It may be sent in another connection."""
-        if self._command is not None:
-            self._forget_sent(self._command)
-        commands = [command for _, command in self._commands_unsent]
-        self._commands_unsent.clear()
-        return commands, self._state_out.take_waiting()
+        return self._commands.take_unsent(), self._state_out.take_waiting()
 
     def ask_direct(self, places: list[Place]) -> None:
         """Ask where the replica is, that we may come to it from one of these places. `RobotCalls.offer` follows."""
@@ -236,12 +207,13 @@ class RobotClient(Application):
         """Say goodbye once all commands are the router's, or after `GOODBYE_S`."""
         if self.phase == OVER or self._leave_by_s:
             return
-        if self.phase == OPENING or self._command is None:
+        lane = self._commands.flow
+        if self.phase == OPENING or lane is None:
             self._close(wire.DONE, b"")
             return
         self.phase = LEAVING
         self._leave_by_s = now + GOODBYE_S
-        self._command.send(b"", True)
+        lane.send(b"", True)
         self._bearer.touch()
         self._bearer.watch()
 
@@ -252,13 +224,6 @@ class RobotClient(Application):
             self._meter.late += 1
             return False
         return True
-
-    def _forget_sent(self, flow: Flow) -> None:
-        """Forget commands of which a byte has left: whether they arrived cannot be told."""
-        sent = self._command_bytes - flow.unsent_bytes
-        unsent = self._commands_unsent
-        while unsent and unsent[0][0] < sent:
-            unsent.popleft()
 
     # -- the connection -------------------------------------------------------------------------------
 
@@ -289,7 +254,7 @@ class RobotClient(Application):
         elif flow is self._control:
             flow.credit(len(data))
             self._read_control(data)
-        elif flow is self._command:
+        elif flow is self._commands.flow:
             self._read_command(data)
 
     def stream_reset(self, flow: Flow, code: int) -> None:
@@ -345,8 +310,7 @@ class RobotClient(Application):
             self._meter.late += out.late - before
         out.send_waiting()
         self._calls.flushed()
-        command = self._command
-        if self.phase == LEAVING and not self._said_bye and command is not None and command.send_is_over():
+        if self.phase == LEAVING and not self._said_bye and self._commands.is_over():
             self._say_bye()
 
     def connection_lost(self, code: int, reason: str, by_peer: bool) -> None:
@@ -441,28 +405,20 @@ class RobotClient(Application):
             self._calls.message(wire.STATE, whole.sequence, whole.payload(), False)
 
     def _read_command(self, data: bytes) -> None:
-        reader, meter = self._command_reader, self._meter
-        self._owed += len(data)
-        for command in reader.read(data):
+        lane, meter = self._commands, self._meter
+        for command in lane.read(data):
             meter.reply(self._now)
             if meter.clock.is_late(command.deadline, microseconds(self._now)):
                 meter.late += 1
                 continue
-            self._waiting_bytes += len(command.data) + COMMAND_BYTES
+            lane.wait(command.data)
             self._calls.message(wire.COMMAND, 0, command.data, command.is_text)
             if self.phase == OVER:
                 return
-        if reader.fault:
-            self._fault(reader.fault, b"a command is malformed or too large")
+        if lane.fault:
+            self._fault(lane.fault, b"a command is malformed or too large")
         else:
-            self._give_credit()
-
-    def _give_credit(self) -> None:
-        """Let the router go on, unless too much waits for the user."""
-        flow = self._command
-        if self._owed and flow is not None and self._waiting_bytes <= MAX_WAITING_BYTES:
-            flow.credit(self._owed)
-            self._owed = 0
+            lane.give_credit()
 
     # -- time, and the end ----------------------------------------------------------------------------
 

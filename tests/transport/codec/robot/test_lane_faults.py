@@ -5,7 +5,7 @@ import pytest
 from router.errors import Kind, ProxyError, Source
 from router.transport.codec.framing import COMMAND_LANE, STATE_LANE
 from router.transport.codec.robot import control, wire
-from router.transport.codec.robot.client import MAX_UNSENT_BYTES
+from router.transport.codec.robot.client_commands import MAX_UNSENT_BYTES
 from tests.transport.codec.robot.lanekit import Lanes
 
 
@@ -32,7 +32,7 @@ def test_a_state_that_comes_in_the_tick_in_which_commands_are_let_go_keeps_its_l
     comes(lanes, wire.STATE, b"state")
     assert lanes.run(lambda: len(lanes.heard_messages) == 2)
     assert lanes.heard_messages == [(COMMAND_LANE, "first"), (STATE_LANE, b"state")]
-    assert lanes.stream.application._waiting_bytes == 0  # noqa: SLF001 - no credit for what was no command
+    assert lanes.stream.application._commands.waiting_bytes == 0  # noqa: SLF001 - no credit for what was no command
 
 
 def test_a_state_that_was_held_is_not_delivered_behind_a_newer_one():
