@@ -37,10 +37,11 @@ class Waiting:
         return True
 
     def put_back(self, commands: list[Command], state: tuple[bytes, int] | None) -> int:
-        """Keep what a connection never sent; return how many commands there was no room for."""
+        """Keep what a connection never sent, in front: it is older. Return how many commands found no room."""
         if self.state is None:
             self.state = state
-        return sum(not self.put_command(command) for command in commands)
+        newer, self._commands, self._bytes = self._commands, [], 0
+        return sum(not self.put_command(command) for command in (*commands, *newer))
 
     def take(self) -> tuple[list[Command], tuple[bytes, int] | None]:
         """Hand everything over to the next connection."""

@@ -28,3 +28,14 @@ def test_commands_are_kept_in_order_within_a_bound():
     assert waiting.take() == ([one, two], None)
     assert waiting.put_command(three) is True
     assert waiting.take() == ([three], None)
+
+
+def test_what_a_connection_never_sent_goes_before_what_was_told_since():
+    waiting = Waiting()
+    waiting.put_command(command(b"second"))
+    waiting.put_command(command(b"third"))
+    assert waiting.put_back([command(b"first")], None) == 0
+    assert [one.data for one in waiting.take()[0]] == [b"first", b"second", b"third"]
+    waiting.put_command(command(b"2"))
+    assert waiting.put_back([command(b"1" * MAX_BYTES)], None) == 1, "within the bound all the same"
+    assert waiting.put_command(command(b"")) is True
