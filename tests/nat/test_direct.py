@@ -1,6 +1,7 @@
 """A robot and a replica that are each behind a real NAT: served through the router, and directly where that can be."""
 
 import json
+import os
 import select
 import subprocess
 import sys
@@ -39,7 +40,7 @@ class World:
             "--config", folder / "table.toml", "--unauthenticated", "--workers", 2,
             "--listen-quic", f"{address}:4433", "--listen-tls", f"{address}:4433",
             "--tls-cert", folder / "local.pem", "--tls-key", folder / "local.key", *pairs,
-            stdout=subprocess.PIPE,
+            stdout=subprocess.PIPE, env=os.environ | {"TMPDIR": str(folder)},  # killed, it leaves its sockets there
         )  # fmt: skip
         ready(process)
 
