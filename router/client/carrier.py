@@ -82,7 +82,11 @@ class Carrier:
         raise NotImplementedError
 
     def unsent(self) -> tuple[list[Command], tuple[bytes, int] | None]:
-        """Return what never left: commands in order, and a state message with its deadline."""
+        """Return what never left: commands in order, and a state message with its deadline. Of one that is lost."""
+        raise NotImplementedError
+
+    def unsent_state(self) -> tuple[bytes, int] | None:
+        """Return the state message that never left, before a `leave`, which sends commands alone."""
         raise NotImplementedError
 
     def leave(self) -> None:
