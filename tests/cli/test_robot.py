@@ -124,8 +124,9 @@ def test_who_reads_no_more_ends_a_ping():
             raise BrokenPipeError
 
     run = PingRun(10, 0.02, say)
+    session = Answering(run)
     with pytest.raises(BrokenPipeError):
-        asyncio.run(run.work(Answering(run)))
+        asyncio.run(run.work(session))
 
 
 def test_drive(place):
