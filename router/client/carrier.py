@@ -110,7 +110,10 @@ class Carrier:
         """Pass on that another replica is there."""
         self.replica = replica
         if self._on_epoch is None:
-            self._kept.append((epoch, replica))
+            if any(len(one) == 2 for one in self._kept):
+                self._kept.append((epoch, replica))
+            else:  # what came before the router's welcome overtook it: lanes are streams of their own
+                self._kept.appendleft((epoch, replica))
         else:
             self._on_epoch(epoch, replica)
 
