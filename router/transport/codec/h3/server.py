@@ -221,6 +221,8 @@ class H3Server(H3Connection, Application):
             self._one_ways.pop(flow.id, None)
             if self._lanes is not None:
                 self._lanes.gone(flow)
+            if self._is_ending and not self.streams and not flow.id & _ONE_WAY:
+                self._close(frames.NO_ERROR)  # a late request: its client has read that it is refused
             return
         stream.finish()
         stream.lose_peer()

@@ -646,6 +646,16 @@ class TestDrain:
         assert bench.expire() <= DRAIN_ROUND_TRIP_S
         assert bench.close_code == frames.NO_ERROR
 
+    def test_a_late_request_that_was_refused_is_not_waited_for_longer(self):
+        bench = ServerBench()
+        bench.codec.drain()
+        bench.flush()
+        bench.expire()
+        bench.feed(0, headers(GET), end=True)
+        assert bench.flow(0).reset_code == frames.REQUEST_REJECTED and bench.is_open
+        bench.codec.stream_gone(bench.flow(0))
+        assert bench.close_code == frames.NO_ERROR
+
     def test_the_last_answer_is_delivered_first(self):
         bench = ServerBench(linger_s=2.0, stall_s=10.0)
         bench.feed(0, headers(GET), end=True)
