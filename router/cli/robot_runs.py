@@ -134,6 +134,7 @@ class DriveRun:
         self._missed = 0
         self._replies = 0
         self._last_s = 0.0
+        self._greeted = 0  # the last epoch that began with a message of the server's own; 0: it says nothing first
         self._began_s = 0.0
         self._elapsed_s = 0.0
         self._link: Link | None = None
@@ -145,6 +146,8 @@ class DriveRun:
         if first is not None and first.is_text:
             self.failure = _told(first.data)
             return
+        if first is not None:
+            self._greeted = first.epoch
         self._began_s = monotonic()
         others = [spawn(self._receive(session), "drive receives")]
         if self._telemetry_hz:
@@ -207,6 +210,12 @@ class DriveRun:
                 self.failure = _told(message.data)
                 return
             now = monotonic()
+            if 0 < self._greeted < message.epoch:  # another replica says what it is: no reply
+                self._greeted = message.epoch
+                if self._lane == "command":  # else the replies of those behind would be taken for theirs
+                    self._missed += len(self._waiting) if self._deadline_s is not None else 0
+                    self._waiting.clear()
+                continue
             self._replies += 1
             if self._last_s:
                 self._gaps.append(now - self._last_s)

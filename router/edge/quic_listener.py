@@ -27,7 +27,7 @@ from router.edge.quic_strangers import Datagrams, Host, Strangers
 from router.edge.quic_timers import QuicTimers
 from router.exchange import Exchange
 from router.transport.codec.h2.calm import Allowance
-from router.transport.codec.quic.invariants import ID_BYTES
+from router.transport.codec.quic.invariants import ID_BYTES, is_long
 from router.transport.udp import UDP_NUMBERS, DatagramReceiver, UdpCounters, UdpSocket
 
 if TYPE_CHECKING:
@@ -216,14 +216,15 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         at = 0
         while at < len(data):
             named = _name(data, at)
+            shell = self._find(data, at)
             end = at + size
-            while end < len(data) and _name(data, end) == named:
-                end += size
+            if shell is not None or not is_long(data, at):  # an Initial may begin the connection of those behind it
+                while end < len(data) and _name(data, end) == named:
+                    end += size
             run = Datagrams(
                 arrived.sock, data[at:end], size if end - at > size else 0, arrived.address, arrived.local,
                 arrived.ecn, arrived.hops,
             )  # fmt: skip
-            shell = self._find(data, at)
             if shell is not None:
                 shell.receive(run.data, run.segment_bytes, run.address, run.local, now, run.ecn)
             else:

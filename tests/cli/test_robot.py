@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from inference_backend.ports import free_port
 from router.cli import main
 from router.cli.robot_runs import DriveRun, PingRun
-from router.client import BlockingRobotSession, RobotSession
+from router.client import BlockingRobotSession, Message, RobotError, RobotSession
 
 READY_S = 30
 
@@ -161,6 +161,30 @@ def test_a_session_that_ends_on_the_way_is_a_failure_and_no_crash(place, caplog)
     asyncio.run(drive())
     assert run.failure
     assert "crashed" not in caplog.text
+
+
+class TwoReplicas:
+    """A session whose replica is replaced: each says what it is first, and answers once."""
+
+    link = None
+
+    def __init__(self):
+        self.comes = [Message(b"", "command", n, epoch, False) for n, epoch in enumerate((1, 1, 2, 2))]
+
+    async def recv(self, timeout_s=None):
+        await asyncio.sleep(0)
+        if not self.comes:
+            raise RobotError(1011, "over")
+        return self.comes.pop(0)
+
+    def send(self, data, lane, deadline_s):
+        return True
+
+
+async def test_what_another_replica_says_first_is_no_reply():
+    run = DriveRun(1_000.0, 10, 0.01, None, "state", is_live=False)
+    await run.work(TwoReplicas())
+    assert run.summary()["replies"] == 2
 
 
 def test_drive_shows_a_table(place):

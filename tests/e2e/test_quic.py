@@ -214,7 +214,7 @@ async def test_a_drain_tells_clients_and_waits_for_what_is_under_way(start_route
     idle, busy = await open_client(router), await open_client(router)
     await idle.get()
     stream = busy.request(
-        b"POST", b"/generate", b'{"text": "a", "stream": true, "sampling_params": {"max_new_tokens": 300, "ignore_eos": true}}',
+        b"POST", b"/generate", b'{"text": "a", "stream": true, "sampling_params": {"max_new_tokens": 600, "ignore_eos": true}}',
         headers=[(b"content-type", b"application/json")],
     )  # fmt: skip
     await until(lambda: stream.body)

@@ -56,6 +56,20 @@ class TestRouting:
         assert [(len(data), size) for data, size, *_ in second.received[1:]] == [(100, 50)]
         assert rig.count("drop_unknown") == 1, "a run of the same is looked at once"
 
+    async def test_a_client_hello_of_two_datagrams_begins_one_connection(self, rig):
+        """A key share that withstands quantum computers makes it so long, and the kernel joins the two."""
+        client = rig.client()
+        hello = [initial(destination=b"a client", body=body) for body in (b"first", b"second")]
+        client.sendmsg(hello, [(17, 103, struct.pack("H", 1_200))])
+        await until(lambda: sum(len(engine.received) for engine in rig.engines) == 2)
+        (engine,) = rig.engines
+        assert [data for data, *_ in engine.received] == hello
+        assert rig.listener.open_connections == rig.listener.handshaking == 1
+        engine.phase = OVER
+        client.send(hello[0])
+        await until(lambda: rig.listener.open_connections == 0)
+        assert not rig.listener._by_id and rig.headcount.open == 0
+
     async def test_a_reset_finds_the_one_of_several_that_were_dialled_to_one_place(self, rig):
         server = rig.client()
         place = server.getsockname()

@@ -241,7 +241,7 @@ class Post(DownstreamStream):
             receiver = self._receiver
             self._receiver = None
             self._is_over = True
-            if receiver is not None:
+            if receiver is not None and not end:  # the last piece ends the exchange by itself
                 receiver.request_reset(_TOO_LARGE)
             self._tunnel.lost("the reply is too large")
             return

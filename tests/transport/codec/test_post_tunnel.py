@@ -181,6 +181,18 @@ def test_a_reply_that_is_too_large():
     assert owner.told[-1] == ("closed", owner.told[-1][1], "the reply is too large")
 
 
+def test_a_reply_whose_last_piece_is_too_much():
+    """The exchange ends with that piece: it is not ended twice."""
+    owner = Owner(limit=20)
+    owner.open()
+    owner.tunnel.send(b"x")
+    stream = owner.exchanges[0].stream
+    stream.send_head(ResponseHead(ResponseShape(200)), False)
+    stream.send_data(bytes(21), True)
+    assert owner.exchanges[0].error is None
+    assert owner.told[-1] == ("closed", owner.told[-1][1], "the reply is too large")
+
+
 def test_a_reply_in_tiny_pieces_costs_what_it_is_large():
     owner = Owner(limit=200_000)
     owner.open()

@@ -37,6 +37,7 @@ EARNED_PER_REQUEST: Final = 4
 MAX_EARNED: Final = 4_096
 
 DRAIN_ROUND_TRIP_S: Final = 1.0
-"""From the GOAWAY that only warns to the one that counts: what a client sent meanwhile is served."""
+"""From the GOAWAY that only warns to the one that counts: what a client sent meanwhile is served. And from that one
+to the close of a connection without requests: what comes in between is known to be unserved."""
 HALF_OPEN_S: Final = 1.0
 """For a client to end its side of a tunnel whose other half is over."""

@@ -221,6 +221,8 @@ class H3Server(H3Connection, Application):
             self._one_ways.pop(flow.id, None)
             if self._lanes is not None:
                 self._lanes.gone(flow)
+            if self._is_ending and not self.streams and not flow.id & _ONE_WAY:
+                self._close(frames.NO_ERROR)  # a late request: its client has read that it is refused
             return
         stream.finish()
         stream.lose_peer()
@@ -408,7 +410,11 @@ class H3Server(H3Connection, Application):
     def _say_last(self) -> None:
         self._drain_phase = _LAST_SAID
         self._say_goaway(self.next_id)
-        self.on_stream_over()
+        if self.streams:
+            self.on_stream_over()
+        else:  # the close would overtake it, and what the client sends meanwhile would not be known to be unserved
+            self._is_ending = True
+            self.bearer.touch()
 
     def cut(self, error: ProxyError) -> None:
         """End now: every exchange is told, and answers or resets; what it said is delivered, if it is taken."""
@@ -460,7 +466,7 @@ class H3Server(H3Connection, Application):
             self._drain_until_s = now + DRAIN_ROUND_TRIP_S
             self.look_by(self._drain_until_s)
         if self._is_ending and self._ending is None:
-            self._ending = Ending(now, self._limits.linger_s)
+            self._ending = Ending(now, self._limits.linger_s if self.streams else DRAIN_ROUND_TRIP_S)
             self.look_by(self._ending.until_s)
 
     def next_deadline(self) -> float | None:

@@ -312,6 +312,7 @@ class QuicConnection(PacketWriter):
         while self.resets and self.phase <= OPEN:
             flow, code = self.resets.pop(0)
             application.stream_reset(flow, code)
+            self.streams.check_gone(flow)
         while self.stops and self.phase <= OPEN:
             flow, code = self.stops.pop(0)
             application.stream_stopped(flow, code)

@@ -221,8 +221,9 @@ class FrameReader(ConnectionState):
             was_wanted = found.stop_code < 0
             found.lose_input()
             if was_wanted:
-                self.resets.append((found, code))
-            self.streams.check_gone(found)
+                self.resets.append((found, code))  # that it is gone comes behind: the last word
+            else:
+                self.streams.check_gone(found)
 
     def _on_credit(self, kind: int, cursor: Cursor) -> None:
         streams = self.streams

@@ -368,6 +368,16 @@ def test_a_fault_ends_the_connection_with_its_code():
     assert pair.terminated() == [frames.FRAME_UNEXPECTED]
 
 
+@pytest.mark.parametrize("which", ["_local_control_stream_id", "_local_encoder_stream_id", "_local_decoder_stream_id"])
+def test_a_critical_stream_that_is_reset(which):
+    pair = Pair()
+    pair.send(GET)
+    pair.receiver()
+    pair.quic.reset_stream(getattr(pair.h3, which), frames.NO_ERROR)
+    assert pair.run(pair.terminated)
+    assert pair.terminated() == [frames.CLOSED_CRITICAL_STREAM]
+
+
 def test_a_lost_client_is_told_to_the_exchange():
     pair = Pair()
     pair.send(POST, b"x", end=False)

@@ -634,11 +634,26 @@ class TestDrain:
         bench.expire()
         assert bench.goaways()[-1] == 12
 
-    def test_an_idle_connection_ends_at_once(self):
+    def test_an_idle_connection_hears_the_last_id_before_it_ends(self):
+        """A close in the same flush would overtake the GOAWAY: what the client sends then, it may send elsewhere."""
         bench = ServerBench()
         bench.codec.drain()
         bench.flush()
         bench.expire()
+        assert bench.is_open and bench.goaways() == [frames.LAST_STREAM, 0]
+        bench.feed(0, headers(GET), end=True)
+        assert not bench.requests and bench.flow(0).reset_code == frames.REQUEST_REJECTED and bench.is_open
+        assert bench.expire() <= DRAIN_ROUND_TRIP_S
+        assert bench.close_code == frames.NO_ERROR
+
+    def test_a_late_request_that_was_refused_is_not_waited_for_longer(self):
+        bench = ServerBench()
+        bench.codec.drain()
+        bench.flush()
+        bench.expire()
+        bench.feed(0, headers(GET), end=True)
+        assert bench.flow(0).reset_code == frames.REQUEST_REJECTED and bench.is_open
+        bench.codec.stream_gone(bench.flow(0))
         assert bench.close_code == frames.NO_ERROR
 
     def test_the_last_answer_is_delivered_first(self):
@@ -728,6 +743,8 @@ class TestDeadlines:
         bench.codec.connected()
         assert bench.expire() == pytest.approx(10.0)
         assert bench.goaways() == [frames.LAST_STREAM]
+        assert bench.expire() == pytest.approx(DRAIN_ROUND_TRIP_S)
+        assert bench.goaways() == [frames.LAST_STREAM, 0]
         assert bench.expire() == pytest.approx(DRAIN_ROUND_TRIP_S)
         assert bench.close_code == frames.NO_ERROR
 

@@ -70,6 +70,7 @@ class Recorder(Application):
             self.on_data(flow, data, end)
 
     def stream_reset(self, flow, code):
+        assert flow.id not in self.gone, "that it is gone is the last word"
         self.said.append(("reset", flow.id, code))
 
     def stream_stopped(self, flow, code):

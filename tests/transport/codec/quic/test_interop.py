@@ -222,6 +222,15 @@ class TestServing:
         mixed.theirs.stop_stream(stream_id, 12)
         assert mixed.run(lambda: ("stopped", stream_id, 12) in mixed.end.app.said)
 
+    def test_a_reset_of_a_one_way_stream_is_heard_before_it_is_gone(self):
+        mixed = Mixed(we_serve=True).connect()
+        stream_id = mixed.theirs.get_next_available_stream_id(is_unidirectional=True)
+        mixed.theirs.send_stream_data(stream_id, b"x")
+        assert mixed.run(lambda: stream_id in mixed.end.app.data)
+        mixed.theirs.reset_stream(stream_id, 7)
+        assert mixed.run(lambda: ("reset", stream_id, 7) in mixed.end.app.said)
+        assert mixed.run(lambda: stream_id in mixed.end.app.gone)
+
     def test_a_change_of_connection_id_and_address(self):
         mixed = Mixed(we_serve=True).connect()
         mixed.run(lambda: mixed.has(events.ConnectionIdIssued))
