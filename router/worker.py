@@ -150,6 +150,7 @@ class Worker:
         self._is_running = False
         self._added = 0  # replicas since the collector was last told
         self.draining = False
+        self._is_closed = False
         self._drained_by_s = 0.0
 
     async def run(self, sockets: list[socket.socket]) -> None:
@@ -329,7 +330,10 @@ class Worker:
         return cut
 
     def close(self) -> None:
-        """Write the log's rest."""
+        """Write the log's rest, and tell who is connected over QUIC. Any number of times."""
+        if self._is_closed:
+            return
+        self._is_closed = True
         if self.quic is not None:
             self.quic.close()
         if self.access_log is not None:
@@ -398,7 +402,9 @@ class ControlProtocol(asyncio.Protocol):
                 self.send(Built())
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """End the process."""
+        """End the process; who is connected over QUIC would else wait for us until the path is given up."""
+        if self._worker is not None:
+            self._worker.close()
         self.end()
 
     def pulse(self, message: Alive) -> None:

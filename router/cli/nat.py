@@ -66,6 +66,8 @@ def _resolve(servers: tuple[str, ...]) -> tuple[int, list[Any]]:
             answers = socket.getaddrinfo(host, int(port), type=socket.SOCK_DGRAM)
         except OSError as failure:
             raise click.UsageError(f"{host}: {failure.strerror}") from None
+        except UnicodeError:  # "a..b", or a label above 63 characters
+            raise click.UsageError(f"{host}: no name of a host") from None
         for family in found:
             found[family] += [answer[4] for answer in answers if answer[0] == family][:1]
     for family, addresses in found.items():

@@ -46,14 +46,13 @@ class PingRun:
         self._interval_s = interval_s
         self._say = say
         self._times: list[float] = []
+        self._said = 0  # of them
         self._link: Link | None = None
 
     def take(self, round_trip_s: float) -> None:
-        """Keep one answer."""
+        """Keep one answer. `work` says it: where nobody reads any more is no fault of the connection's."""
         if len(self._times) < self._count:
             self._times.append(round_trip_s)
-            if self._say is not None:
-                self._say(f"{len(self._times):>5}  {_ms(round_trip_s)}")
 
     async def work(self, session: RobotSession) -> None:
         """Wait; the session pings by itself."""
@@ -62,21 +61,30 @@ class PingRun:
             self._say(f"connected over {link.transport}, replica {link.replica or 'not named'}")
         ends_s = monotonic() + self._count * self._interval_s + max(LAST_S, 5 * self._interval_s)
         try:
-            while len(self._times) + session.link.pings_lost < self._count and monotonic() < ends_s:  # noqa: ASYNC110
+            while len(self._times) + session.link.pings_lost < self._count and monotonic() < ends_s:
                 await asyncio.sleep(min(self._interval_s, 0.1))
+                self._say_new()
+            self._say_new()
         finally:
             self._link = session.link
+
+    def _say_new(self) -> None:
+        if self._say is not None:
+            for number in range(self._said, len(self._times)):
+                self._said = number + 1
+                self._say(f"{number + 1:>5}  {_ms(self._times[number])}")
 
     def summary(self) -> dict[str, Any]:
         """Return the figures; seconds."""
         times, link = self._times, self._link
+        lost = link.pings_lost if link is not None else 0
         return {
             "transport": link.transport if link is not None else "",
             "direct": link is not None and link.is_direct,
             "replica": link.replica if link is not None else "",
             "answered": len(times),
-            "lost": link.pings_lost if link is not None else 0,
-            "loss": link.loss if link is not None else 0.0,
+            "lost": lost,
+            "loss": lost / max(1, lost + len(times)),  # of all that was asked; the link's is of the last hundred
             "rtt_min_s": min(times, default=0.0),
             "rtt_avg_s": sum(times) / len(times) if times else 0.0,
             "rtt_p50_s": _percentile(times, 0.5),

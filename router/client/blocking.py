@@ -1,7 +1,8 @@
 """`RobotSession` for programs without an event loop: the same, on a thread of its own.
 
 Any thread may send and any may receive; who waits for a message keeps nobody from sending. Callbacks run on the
-session's thread and must return soon.
+session's thread and must return soon: they may send, but not wait for what that thread has to do. What a session
+has measured can still be read once it is closed.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ class BlockingRobotSession:
     def __init__(self, url: str, **options: Any) -> None:
         self._loop = new_loop()
         self._thread = threading.Thread(target=self._run, name="robot session", daemon=True)
+        self._is_begun = False
         self._is_closed = False
         self._lock = threading.Lock()
         try:
@@ -51,7 +53,11 @@ class BlockingRobotSession:
         self.close()
 
     def connect(self) -> None:
-        """Return once a replica is there; RobotError if there is none."""
+        """Return once a replica is there; RobotError if there is none. Once."""
+        with self._lock:
+            if self._is_begun:
+                raise RuntimeError("connect is for once: a session reconnects by itself")
+            self._is_begun = True
         try:
             self._wait(self._session.connect())
         except BaseException:
@@ -64,6 +70,7 @@ class BlockingRobotSession:
 
     def recv(self, timeout_s: float | None = None) -> Message | None:
         """Return the next message, None if there was none in time."""
+        self._refuse_own_thread()
         return self._wait(self._session.recv(timeout_s))
 
     @property
@@ -97,6 +104,7 @@ class BlockingRobotSession:
 
     def close(self) -> None:
         """Say goodbye and end the thread. Any number of times."""
+        self._refuse_own_thread()
         with self._lock:
             if self._is_closed:
                 return
@@ -105,6 +113,10 @@ class BlockingRobotSession:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def _refuse_own_thread(self) -> None:
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("a callback cannot wait for its own thread: it may send, no more")
 
     def _wait(self, work: Coroutine[Any, Any, _T]) -> _T:
         with self._lock:
@@ -119,6 +131,9 @@ class BlockingRobotSession:
             raise
 
     def _call(self, work: Callable[[], _T]) -> _T:
+        if threading.current_thread() is self._thread or self._loop.is_closed():
+            return work()
+
         async def once() -> _T:
             return work()
 

@@ -82,7 +82,11 @@ class Carrier:
         raise NotImplementedError
 
     def unsent(self) -> tuple[list[Command], tuple[bytes, int] | None]:
-        """Return what never left: commands in order, and a state message with its deadline."""
+        """Return what never left: commands in order, and a state message with its deadline. Of one that is lost."""
+        raise NotImplementedError
+
+    def unsent_state(self) -> tuple[bytes, int] | None:
+        """Return the state message that never left, before a `leave`, which sends commands alone."""
         raise NotImplementedError
 
     def leave(self) -> None:
@@ -106,7 +110,10 @@ class Carrier:
         """Pass on that another replica is there."""
         self.replica = replica
         if self._on_epoch is None:
-            self._kept.append((epoch, replica))
+            if any(len(one) == 2 for one in self._kept):
+                self._kept.append((epoch, replica))
+            else:  # what came before the router's welcome overtook it: lanes are streams of their own
+                self._kept.appendleft((epoch, replica))
         else:
             self._on_epoch(epoch, replica)
 

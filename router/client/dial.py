@@ -49,6 +49,8 @@ class Dialler:
         """`silence_s` and `ping_every_s` are those of `RobotSession`, for every connection that is made here."""
         if transport not in ("auto", "quic", "websocket"):
             raise ValueError("the transport is auto, quic or websocket")
+        if not silence_s > 0.0 or not (ping_every_s is None or ping_every_s > 0.0):
+            raise ValueError("silence_s and ping_every_s are seconds above 0")
         if transport == "websocket" and not target.websocket_url:
             raise ValueError("there is no WebSocket URL")
         self._target = target

@@ -22,6 +22,8 @@ async def find_places(target: Target) -> list[tuple[int, Address]]:
         found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_DGRAM)
     except OSError as failure:
         raise RobotError(LINK_LOST, f"{target.host}: {failure.strerror or failure}") from None
+    except UnicodeError:  # "a..b", or a label above 63 characters
+        raise RobotError(LINK_LOST, f"{target.host}: no name of a host") from None
     places: list[tuple[int, Address]] = []
     for family, _, _, _, address in found:
         if (int(family), address) not in places:

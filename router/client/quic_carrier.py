@@ -146,6 +146,10 @@ class QuicCarrier(Carrier):
         """Return what never left."""
         return ([], None) if self._client is None else self._client.unsent()
 
+    def unsent_state(self) -> tuple[bytes, int] | None:
+        """Return the state message that never left."""
+        return None if self._client is None else self._client.unsent_state()
+
     async def ask_direct(self) -> Offer:
         """Ask where the replica is; cancel it to wait no longer."""
         endpoint = self.endpoint

@@ -9,6 +9,7 @@ see `BlockingRobotSession`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections import deque
 from time import monotonic
@@ -40,6 +41,8 @@ GOOD_S: Final = 10.0
 """A connection that lasted so long was good: the next attempt is a first one."""
 _CLOSED: Final = "the session was closed"
 
+_log = logging.getLogger(__name__)
+
 
 class RobotSession:
     """One robot and the replicas that serve it, one after another."""
@@ -68,7 +71,7 @@ class RobotSession:
     ) -> None:
         """`url` is quic://HOST:PORT/PATH; `token` the router's, `headers` the replica's.
 
-        `ca`: PEM certificates, or a file of them, instead of the usual ones. `upstream`: how the router speaks
+        `ca`: PEM certificates (bytes), or a file of them, not the usual ones. `upstream`: how the router speaks
         to the replica; with `post` each message is a request of its own. `websocket_url` is where to go when
         UDP is blocked: wss:// at the same place if None, nowhere if empty. `authority`: the host that routes go by
         over QUIC, if it is not the URL's. `silence_s`: a router that is not heard for so long is gone.
@@ -78,7 +81,8 @@ class RobotSession:
         replica if that still serves; after a lost connection this is seen to. Whoever shows it takes the session
         over: one that is still open ends, by an error that `is_superseded`. `on_epoch(epoch, replica)`: another
         replica serves from here on, or a connection was lost; what was under way may be lost. `on_round_trip` gets
-        the seconds of each that is measured. ValueError and OSError say what is wrong with the options.
+        the seconds of each that is measured. Both may send; what they raise is logged, and changes nothing else.
+        ValueError and OSError say what is wrong with the options.
         """
         self._target = read_target(
             url, token=token, headers=headers, ca=ca, verify=verify, replies=replies, upstream=upstream,
@@ -97,8 +101,10 @@ class RobotSession:
         self._last_failure: RobotError | None = None
         self._is_closing = False
         self._ends: set[asyncio.Task[None]] = set()  # of carriers that nobody uses any more; `close` waits for them
+        self._leaving: Carrier | None = None  # alive, behind a direct one: its commands arrive first, others wait
         self._direct_from_s = 0.0  # when a direct way may be looked for again
         self._inbox: deque[Message] = deque()
+        self._state_epoch = 0  # of the newest state message that came
         self._arrived = asyncio.Event()
         self._waiting = Waiting()  # for the next connection
         self._resume = resume
@@ -126,8 +132,10 @@ class RobotSession:
         """Return once a replica is there; RobotError if there is none in time, or never will be. Once."""
         if self._task is not None:
             raise RuntimeError("connect is for once: a session reconnects by itself")
+        self._raise_failure()  # it was closed before
         self._first = asyncio.get_running_loop().create_future()
         self._task = spawn(self._run(), "robot session")
+        self._task.add_done_callback(self._ended)
         try:
             async with asyncio.timeout(self._connect_timeout_s):
                 await self._first
@@ -145,6 +153,8 @@ class RobotSession:
     async def close(self) -> None:
         """Say goodbye, once the router has all commands, and let go of everything. Any number of times."""
         self._is_closing = True
+        if self._leaving is not None:
+            await asyncio.wait(self._ends)  # what waits for it is sent then
         carrier = self._carrier
         if carrier is not None:
             carrier.leave()
@@ -189,7 +199,7 @@ class RobotSession:
                 self._past.stale += self._waiting.put_state(payload, deadline)
                 is_sent = True
         elif lane == "command":
-            if carrier is not None:
+            if carrier is not None and self._leaving is None:
                 is_sent = carrier.send_command(payload, deadline, now, is_text=is_text)
             else:
                 is_sent = self._waiting.put_command(wire.Command(payload, deadline, is_text))
@@ -314,17 +324,17 @@ class RobotSession:
     async def _serve(self, carrier: Carrier) -> RobotError:
         """Use a connection while it lasts, then one to the replica itself if that is found; return why it ended."""
         self._attach(carrier)
+        direct: Carrier | None = None
         try:
             direct = await self._look_for_direct(carrier)
             if direct is None:
                 return await carrier.lost
         finally:
-            self._detach(carrier)
-            if carrier.lost.done() or self._is_closing:  # `close` has given it its time
+            if direct is None or carrier.lost.done():  # `close` has given it its time
+                self._detach(carrier)
                 await carrier.end()
             else:
-                carrier.leave()  # what the router still has for us is heard meanwhile
-                self._end(_end(carrier))
+                self._leave(carrier)
         return await self._serve_directly(direct)
 
     async def _serve_directly(self, direct: Carrier) -> RobotError:
@@ -359,6 +369,22 @@ class RobotSession:
         # What went wrong in looking was reported; it is no reason to lose what there is.
         return looking.result() if is_taken and looking.exception() is None else None
 
+    def _leave(self, carrier: Carrier) -> None:
+        """Go on elsewhere while all commands arrive, and what the router still has for us is heard."""
+        self._detach(carrier, is_alive=True)
+        self._leaving = carrier
+        carrier.leave()
+
+        async def end() -> None:
+            await asyncio.wait([carrier.lost], timeout=2 * GOODBYE_S + 0.5)
+            self._refused += self._waiting.put_back(*carrier.unsent())
+            self._leaving = None
+            if self._carrier is not None:
+                self._send_waiting(self._carrier)
+            await carrier.end()
+
+        self._end(end())
+
     def _end(self, work: Coroutine[Any, Any, None]) -> None:
         task = spawn(work, "end of a robot's connection")
         self._ends.add(task)
@@ -368,7 +394,7 @@ class RobotSession:
         self._connections += 1
         self._carrier = carrier
         carrier.meter.follow(self._past)
-        carrier.on_round_trip = self.on_round_trip
+        carrier.on_round_trip = self._on_round_trip
         carrier.first_epoch = self.epoch + 1
 
         def on_message(lane: Lane, sequence: int, payload: bytes, is_text: bool) -> None:
@@ -377,24 +403,30 @@ class RobotSession:
         def on_epoch(number: int, replica: str) -> None:
             self._on_new_epoch(carrier, number, replica)
 
+        self._send_waiting(carrier)
         carrier.listen(on_message, on_epoch)
-        now = monotonic()
-        commands, state = self._waiting.take()
-        for command in commands:
-            self._refused += not carrier.send_command(
-                command.data, command.deadline, now, is_text=command.is_text
-            )
-        if state is not None and not (isinstance(carrier, QuicCarrier) and carrier.was_early(state)):
-            carrier.send_state(*state, now)
         if self._first is not None and not self._first.done():
             self._first.set_result(None)
 
-    def _detach(self, carrier: Carrier) -> None:
+    def _send_waiting(self, carrier: Carrier) -> None:
+        """Send what waits for a connection, before `on_epoch` is called: what that sends is newer."""
+        now = monotonic()
+        commands, state = self._waiting.take()
+        if self._leaving is not None:
+            self._waiting.put_back(commands, None)
+            commands = []
+        for one in commands:
+            self._refused += not carrier.send_command(one.data, one.deadline, now, is_text=one.is_text)
+        if state is not None and not (isinstance(carrier, QuicCarrier) and carrier.was_early(state)):
+            carrier.send_state(*state, now)
+
+    def _detach(self, carrier: Carrier, *, is_alive: bool = False) -> None:
         """Keep what never left for the next connection."""
         self._carrier = None
         self._note_resume(carrier)
         self._moves += carrier.moves
-        self._refused += self._waiting.put_back(*carrier.unsent())
+        unsent = ([], carrier.unsent_state()) if is_alive else carrier.unsent()
+        self._refused += self._waiting.put_back(*unsent)
         self._past.add(carrier.meter)
         self._past.follow(carrier.meter)
 
@@ -407,11 +439,13 @@ class RobotSession:
     def _on_message(self, message: Message) -> None:
         inbox = self._inbox
         if message.lane == "state":
+            if message.epoch < self._state_epoch:  # of the connection that is being left
+                self._past.stale += 1
+                return
+            self._state_epoch = message.epoch
             for index, waiting in enumerate(inbox):
                 if waiting.lane == "state":
                     self._past.stale += 1
-                    if waiting.epoch > message.epoch:
-                        return  # of the connection that is being left
                     del inbox[index]
                     break
         inbox.append(message)
@@ -427,7 +461,26 @@ class RobotSession:
         self.epoch = max(self.epoch + 1, number)
         carrier.epoch = self.epoch
         if self.epoch > 1 and self.on_epoch is not None:
-            self.on_epoch(self.epoch, replica)
+            try:
+                self.on_epoch(self.epoch, replica)
+            except Exception:  # the connection, whose callback this is, goes on
+                _log.exception("on_epoch failed")
+
+    def _on_round_trip(self, round_trip_s: float) -> None:
+        if self.on_round_trip is not None:
+            try:
+                self.on_round_trip(round_trip_s)
+            except Exception:
+                _log.exception("on_round_trip failed")
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Leave nobody waiting for ever, whatever ended the task: a bug, or the loop's end."""
+        if self._is_closing:
+            self._fail(RobotError(wire.DONE, _CLOSED))
+        elif task.cancelled():
+            self._fail(RobotError(LINK_LOST, "the session was cancelled"))
+        elif task.exception() is not None:
+            self._fail(RobotError(LINK_LOST, f"a bug ended the session: {task.exception()!r}"))
 
     def _fail(self, error: RobotError) -> None:
         """End the session."""
@@ -444,9 +497,3 @@ async def _drop(looking: asyncio.Task[QuicCarrier]) -> None:
     await asyncio.wait([looking])
     if not looking.cancelled() and looking.exception() is None:
         await looking.result().end()
-
-
-async def _end(carrier: Carrier) -> None:
-    """Wait for a carrier's goodbye."""
-    await asyncio.wait([carrier.lost], timeout=2 * GOODBYE_S + 0.5)
-    await carrier.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import ssl
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 DEFAULT_PORT: Final = 443
+_CERTIFICATE: Final = re.compile(rb"-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----")
 _OURS: Final = frozenset(("host", "connection", "upgrade", "content-length", "transfer-encoding"))
 
 
@@ -82,7 +84,7 @@ def read_target(
 ) -> Target:
     """Return the target; ValueError says what is wrong with it, OSError if `ca` cannot be read."""
     parts = urlsplit(url)
-    if parts.scheme != "quic" or not parts.hostname or parts.username or parts.fragment:
+    if parts.scheme != "quic" or not parts.hostname or parts.username or parts.fragment or parts.port == 0:
         raise ValueError(f"{url!r} is no quic://HOST:PORT/PATH")
     port = parts.port or DEFAULT_PORT  # ValueError where it is none
     if replies not in ("state", "command"):
@@ -96,6 +98,8 @@ def read_target(
     fields = [(name.lower(), value) for name, value in headers]
     token_header = ""
     if token is not None:
+        if not token.strip():
+            raise ValueError("the token is empty: None is for no token")
         # A replica's own Authorization (openpi's is an API key) goes through to it.
         has_own = any(name == "authorization" for name, _ in fields)
         token_header = "x-router-key" if has_own else "authorization"
@@ -110,9 +114,19 @@ def read_target(
         websocket_url = f"wss://{parts.netloc}{path}"
     elif websocket_url and urlsplit(websocket_url).scheme not in ("ws", "wss"):
         raise ValueError(f"{websocket_url!r} is no ws:// or wss:// URL")
-    pem = ca if isinstance(ca, bytes) else Path(ca).read_bytes() if ca is not None else b""
+    pem = b"" if ca is None else _read_authorities(ca if isinstance(ca, bytes) else Path(ca).read_bytes())
     name = server_name or parts.hostname
     return Target(
         parts.hostname, port, authority or parts.netloc, path, tuple(fields), replies, upstream, name, pem, verify,
         websocket_url, token_header,
     )  # fmt: skip
+
+
+def _read_authorities(text: bytes) -> bytes:
+    """Return the certificates of a bundle without its comments, which need not be ASCII."""
+    pem = b"\n".join(_CERTIFICATE.findall(text))
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(cadata=pem.decode("ascii"))
+    except (ValueError, ssl.SSLError) as failure:
+        raise ValueError(f"ca is no certificate in PEM: {failure}") from None
+    return pem

@@ -61,6 +61,7 @@ class WebSocketCarrier(Carrier):
     def start(self) -> None:
         """Begin."""
         self._task = spawn(self._run(), "robot session over WebSocket")
+        self._task.add_done_callback(lambda _: self.lose(RobotError(LINK_LOST, "given up")))
 
     @property
     def is_heard(self) -> bool:
@@ -108,6 +109,11 @@ class WebSocketCarrier(Carrier):
         self._state = None
         return commands, state
 
+    def unsent_state(self) -> tuple[bytes, int] | None:
+        """Return the state message that never left."""
+        state, self._state = self._state, None
+        return state
+
     def leave(self) -> None:
         """Send what waits, then the close."""
         self._is_leaving = True
@@ -118,8 +124,7 @@ class WebSocketCarrier(Carrier):
         task, self._task = self._task, None
         if task is not None:
             task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+            await asyncio.wait([task])
         self.lose(RobotError(LINK_LOST, "given up"))
 
     def _is_late(self, deadline: int, now: float) -> bool:
@@ -147,8 +152,8 @@ class WebSocketCarrier(Carrier):
         finally:
             for other in others:
                 other.cancel()
+            opened.transport.abort()  # first: what follows may be cancelled as well
             await asyncio.gather(*others, return_exceptions=True)
-            opened.transport.abort()
             await opened.wait_closed()
             self.lose(error)
 

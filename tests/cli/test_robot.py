@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import msgspec
 import pytest
@@ -16,7 +17,7 @@ from click.testing import CliRunner
 
 from inference_backend.ports import free_port
 from router.cli import main
-from router.cli.robot_runs import DriveRun
+from router.cli.robot_runs import DriveRun, PingRun
 from router.client import BlockingRobotSession, Message, RobotError, RobotSession
 
 READY_S = 30
@@ -98,6 +99,34 @@ def test_ping_over_a_websocket(place):
     summary = json.loads(found.output)
     assert (summary["transport"], summary["answered"]) == ("websocket", 3)
     assert summary["rtt_min_s"] > 0
+
+
+class Answering:
+    """A session of which nine of ten PINGs are lost at last, though none of the last hundred was."""
+
+    def __init__(self, run):
+        self._run = run
+        self.link = types.SimpleNamespace(
+            transport="quic", replica="", is_direct=False, pings_lost=9, loss=0.0, jitter_s=0.0
+        )
+        run.take(0.001)
+
+
+def test_the_loss_of_a_ping_is_of_all_that_were_asked():
+    run = PingRun(10, 0.02, None)
+    asyncio.run(run.work(Answering(run)))
+    assert (run.summary()["answered"], run.summary()["lost"], run.summary()["loss"]) == (1, 9, 0.9)
+
+
+def test_who_reads_no_more_ends_a_ping():
+    def say(line):
+        if not line.startswith("connected"):
+            raise BrokenPipeError
+
+    run = PingRun(10, 0.02, say)
+    session = Answering(run)
+    with pytest.raises(BrokenPipeError):
+        asyncio.run(run.work(session))
 
 
 def test_drive(place):

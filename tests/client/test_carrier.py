@@ -108,3 +108,13 @@ async def test_what_comes_before_somebody_listens_is_kept_in_order():
     fake.listen(lambda *message: heard.append(message), lambda *epoch: heard.append(epoch))
     fake.hear_epoch(2, "r2")
     assert heard == [(1, "r1"), ("command", 0, b"metadata", False), (2, "r2")]
+
+
+async def test_what_overtook_the_welcome_is_of_its_epoch():
+    carrier, told = Fake("quic"), []
+    carrier.hear("command", 0, b"metadata", False)
+    carrier.hear_epoch(1, "a")
+    carrier.hear("state", 1, b"actions", False)
+    carrier.hear_epoch(2, "b")
+    carrier.listen(lambda lane, sequence, data, is_text: told.append(data), lambda epoch, replica: told.append(epoch))
+    assert told == [1, b"metadata", b"actions", 2]

@@ -35,12 +35,18 @@ def races(monkeypatch):
     return found
 
 
-def dialler(transport="auto", websocket_url=None):
+def dialler(transport="auto", websocket_url=None, **options):
     target = read_target(
         "quic://router.test/", token=None, headers=(), ca=None, verify=True, replies="state", websocket_url=websocket_url,
         server_name=None,
     )  # fmt: skip
-    return Dialler(target, transport, silence_s=5.0, ping_every_s=None)
+    return Dialler(target, transport, **{"silence_s": 5.0, "ping_every_s": None, **options})
+
+
+@pytest.mark.parametrize("options", [{"silence_s": 0.0}, {"silence_s": -1.0}, {"ping_every_s": 0.0}, {"silence_s": float("nan")}])
+async def test_times_are_above_nothing(options):
+    with pytest.raises(ValueError, match="above 0"):
+        dialler(**options)
 
 
 @pytest.mark.parametrize(

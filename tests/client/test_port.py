@@ -68,7 +68,7 @@ async def test_the_last_one_closes_it_and_both_move():
 
 
 def carrier(port=None):
-    options = {"token": None, "headers": (), "ca": b"", "verify": False, "replies": "state", "websocket_url": "", "server_name": None}
+    options = {"token": None, "headers": (), "ca": None, "verify": False, "replies": "state", "websocket_url": "", "server_name": None}
     place = socket.AF_INET, (HERE, 9 if port is None else 10)
     made = QuicCarrier(read_target("quic://127.0.0.1:9/", **options), place, Memory(), None, "", silence_s=5.0, ping_every_s=0.2, port=port)
     made.start()

@@ -9,6 +9,7 @@ from router.client import session as module
 from router.client.quic_carrier import QuicCarrier
 from router.client.session import RobotSession
 from router.client.words import LINK_LOST, RobotError
+from router.transport.codec.robot.wire import Command
 
 pytestmark = pytest.mark.asyncio
 
@@ -27,6 +28,9 @@ class Fake(QuicCarrier):
 
     def unsent(self):
         return [], None
+
+    def unsent_state(self):
+        return None
 
     def took(self, payload):
         self.taken.append(payload)
@@ -182,3 +186,41 @@ async def test_what_the_router_still_has_is_of_the_epoch_before(rig):
     assert (rig.session.epoch, rig.epochs) == (2, [2])
     rig.relayed[0].lose(RobotError(1000, ""))
     await rig.session.close()
+
+
+async def test_commands_wait_until_those_of_the_relayed_session_have_arrived(monkeypatch):
+    sent = []
+    monkeypatch.setattr(Fake, "send_command", lambda self, data, *_, **__: sent.append((self.is_direct, data)) or True)
+    monkeypatch.setattr(Fake, "send_state", lambda self, data, *_: sent.append((self.is_direct, data)) or True)
+    monkeypatch.setattr(Fake, "unsent", lambda self: (unsent, None))
+    unsent = []
+    rig = Rig(monkeypatch)
+    async with rig.session as session:
+        relayed = rig.relayed[0]
+        relayed.leaves_in_s = None
+        unsent.append(Command(b"1", 0, False))  # on its lane, which is alive: it goes there, or comes back at its end
+        rig.found.set()
+        await until(lambda: relayed.has_left)
+        assert session.send(b"2", "command")
+        assert session.send(b"image")
+        assert sent == [(True, b"image")]
+        relayed.lose(RobotError(LINK_LOST, "gone"))
+        await until(lambda: len(sent) == 3)
+        assert sent[1:] == [(True, b"1"), (True, b"2")]
+        unsent.clear()
+        assert session.send(b"3", "command")
+        assert sent[3:] == [(True, b"3")]
+
+
+async def test_a_state_of_the_relayed_session_is_not_told_behind_a_direct_one(monkeypatch):
+    rig = Rig(monkeypatch)
+    async with rig.session as session:
+        relayed = rig.relayed[0]
+        relayed.leaves_in_s = None
+        rig.found.set()
+        await until(lambda: relayed.has_left)
+        rig.direct[0].hear("state", 1, b"new", False)
+        assert (await session.recv(1)).data == b"new"
+        relayed.hear("state", 9, b"old", False)
+        assert await session.recv(0) is None
+        relayed.lose(RobotError(LINK_LOST, "gone"))

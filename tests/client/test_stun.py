@@ -293,7 +293,7 @@ class TestCommand:
         ("arguments", "says"),
         [
             ((), "HOST:PORT"), (("here",), "HOST:PORT"), (("here:0",), "HOST:PORT"), (("here:70000",), "HOST:PORT"),
-            (("127.0.0.1:9", "[::1]:9"), "IPv6"), (("nobody.invalid:9",), "nobody.invalid"), (("127.0.0.1:9", "--timeout", 0), "--timeout"),
+            (("127.0.0.1:9", "[::1]:9"), "IPv6"), (("nobody.invalid:9",), "nobody.invalid"), (("a..b:9",), "no name of a host"), (("127.0.0.1:9", "--timeout", 0), "--timeout"),
         ],
     )  # fmt: skip
     def test_bad_usage(self, arguments, says):

@@ -7,6 +7,7 @@ import pytest
 from router.client.memory import MAX_SERVERS, MAX_TICKETS, Memory
 from router.client.target import read_target
 from router.client.words import RobotError
+from tests.certkit import Authority
 
 
 def read(url="quic://router.test:8443/policy?x=1", **more):
@@ -45,6 +46,10 @@ def test_a_replicas_own_authorization_is_left_to_it():
         ({"authority": "a b"}, "no host"),
         ({"authority": "ä"}, "no host"),
         ({"headers": [("x", "y")] * 101}, "at most 100"),
+        ({"url": "quic://h:0/"}, "no quic://"),
+        ({"token": ""}, "token is empty"),
+        ({"ca": b"no PEM"}, "no certificate"),
+        ({"ca": b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"}, "no certificate"),
     ],
 )
 def test_what_is_wrong_is_said(options, says):
@@ -55,8 +60,11 @@ def test_what_is_wrong_is_said(options, says):
 def test_an_authority_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError):
         read(ca=tmp_path / "none.pem")
-    (tmp_path / "ca.pem").write_bytes(b"pem")
-    assert read(ca=str(tmp_path / "ca.pem")).ca == b"pem"
+    pem = Authority().cert
+    (tmp_path / "ca.pem").write_bytes("of the Maître d’œuvre\n".encode() + pem)
+    found = read(ca=str(tmp_path / "ca.pem"))
+    assert found.ca == pem.strip()
+    assert found.tls().get_ca_certs(), "its comments are not ASCII, as ssl wants it"
 
 
 def ticket(number, *, is_valid=True):
@@ -67,7 +75,7 @@ def test_tickets_are_for_one_use_and_for_who_vouched():
     memory = Memory()
     trust = read().trust
     assert trust != read(verify=False).trust
-    assert trust != read(ca=b"other").trust
+    assert trust != read(ca=Authority().cert).trust
     assert trust == read(path := "quic://router.test:8443/other").trust and path
     for number in range(MAX_TICKETS + 2):
         memory.add_ticket(trust, ticket(number))
@@ -120,6 +128,6 @@ def test_which_errors_are_final(error, is_final):
     ],
 )
 def test_a_replica_is_not_told_what_is_the_routers(options, left):
-    met = read(ca=b"", **options).for_replica("ticket", b"pem", "localhost")
+    met = read(**options).for_replica("ticket", b"pem", "localhost")
     assert met.hello("").headers == [*left, ("x-router-key", "ticket")]
     assert (met.server_name, met.ca, met.verify) == ("localhost", b"pem", True)

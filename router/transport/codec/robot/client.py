@@ -198,6 +198,10 @@ class RobotClient(Application):
         """Return what never left: commands, and a state message. It may be sent in another connection."""
         return self._commands.take_unsent(), self._state_out.take_waiting()
 
+    def unsent_state(self) -> tuple[bytes, int] | None:
+        """Return the state message that never left, if there is one; commands go on."""
+        return self._state_out.take_waiting()
+
     def ask_direct(self, places: list[Place]) -> None:
         """Ask where the replica is, that we may come to it from one of these places. `RobotCalls.offer` follows."""
         if self.phase == OPEN:
