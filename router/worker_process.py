@@ -62,6 +62,7 @@ OLD_AGE_S = 10.0
 START_LIMIT_S = 30.0
 MIN_MISSED = 3  # pulses, however short the limit: one or two may be late under load
 ABORT_GRACE_S = 1.0  # for a stuck worker to say where it is
+FAREWELL_S = 0.3  # for one that is ended to tell who is connected over QUIC: no kernel does
 Answer = Counted | Demanded | Explained | Robots
 
 
@@ -196,8 +197,12 @@ class WorkerProcess:
         if self._process is None and not self._task.done() and self.state == "starting":
             self._task.cancel()  # not even started
         elif self._process is not None and self._process.returncode is None:
+            if self._channel is not None:
+                self._channel.close()  # which it takes for our death, and ends by itself
+                await asyncio.wait([self._task], timeout=FAREWELL_S)
             with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
+                if self._process is not None:
+                    self._process.kill()
         _, running = await asyncio.wait([self._task], timeout=5.0)
         if running:
             _log.error("worker %d did not end", self.index)

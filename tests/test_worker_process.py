@@ -97,6 +97,26 @@ async def test_who_stands_still_is_ended_and_replaced(place, caplog):
     assert "said nothing for 2 s" in caplog.text
 
 
+async def test_who_stands_still_is_killed_all_the_same(place):
+    worker = place()
+    async with asyncio.timeout(20):
+        await worker.ready.wait()
+        os.kill(worker.pid, signal.SIGSTOP)
+        began_s = asyncio.get_running_loop().time()
+        await worker.kill()
+    assert asyncio.get_running_loop().time() - began_s < 3.0
+    assert worker.state == "stopped"
+    assert worker._process.returncode == -signal.SIGKILL
+
+
+async def test_who_is_ended_says_goodbye(place):
+    worker = place()
+    async with asyncio.timeout(20):
+        await worker.ready.wait()
+        await worker.kill()
+    assert worker._process.returncode == 0
+
+
 async def test_a_supervisor_that_stood_still_blames_nobody(place):
     """Turns of the watch are counted, and between two of them there is time to hear."""
     worker = place()

@@ -176,6 +176,8 @@ def _read_identity(cert: str | None, key: str | None) -> CertificatePair | None:
 def _check_attach(values: dict[str, Any]) -> tuple[str, list[tuple[str, int]]]:
     """Return the name and the routers to dial."""
     name = values["attach_name"] or values["replica_id"] or ""
+    if not name:
+        raise ConfigError("--attach-name: is needed, the NAME of `http://NAME.attached.alt` in the table")
     if not is_name(name):
         raise ConfigError(f"--attach-name: {name!r} is no label of letters, digits and hyphens")
     if not values["attach_token"]:

@@ -26,7 +26,11 @@ _MAY_PASS: Final = frozenset((408, 425, 429))  # of HTTP's 4xx, those that say: 
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What a replica sent. `sequence` counts a lane's messages; `epoch` is the replica it is of, counted from 1."""
+    """What a replica sent. `sequence` counts a lane's messages; `epoch` is the replica it is of, counted from 1.
+
+    Where a packet was lost at a change of replicas, the first of the new one may overtake the word of it, and are
+    told with the epoch before.
+    """
 
     data: bytes
     lane: Lane

@@ -140,7 +140,8 @@ async def test_a_robot_goes_on_at_another_router(start_router, until, monkeypatc
         assert await metric(second, "router_robot_resume_ignored_total") == 1
 
 
-async def test_a_robot_hears_at_once_that_its_router_crashed(start_router, files, until):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+async def test_a_robot_hears_at_once_that_its_router_is_gone(start_router, files, until, number):
     """The supervisor is gone, so its workers go; the link is fine, and nothing has to be waited for."""
     async with Policy("a") as policy:
         router = await start_router(*quic_flags(files), replicas=[policy.url])
@@ -148,5 +149,5 @@ async def test_a_robot_hears_at_once_that_its_router_crashed(start_router, files
             f"quic://127.0.0.1:{udp_port(router)}/", ca=files / "ca.pem", server_name="localhost", websocket_url="", silence_s=30.0
         )
         async with robot:
-            psutil.Process(router.pid).send_signal(signal.SIGKILL)
+            psutil.Process(router.pid).send_signal(number)
             await until(lambda: not robot.is_connected)
