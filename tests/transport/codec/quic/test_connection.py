@@ -485,6 +485,29 @@ def test_datagrams_that_were_read_together(suite, monkeypatch):
     assert rig.server.app.data[flow.id] == noise(20_000) and flow.id in rig.server.app.ended
 
 
+@pytest.mark.parametrize("end", ["closed", "closed by the peer", "another address"])
+@pytest.mark.parametrize("is_long", [False, True])
+def test_what_was_read_together_with_datagrams_that_are_dropped_is_not_lost(end, is_long):
+    """A client's socket may carry several connections: one that is over takes none of the others' with it."""
+    rig = Rig()
+    if end == "another address":
+        rig.run(lambda: rig.server.connection is not None)
+    else:
+        rig.connect().run(limit_s=0.5)
+    server = rig.server.connection
+    if end == "closed":
+        server.close(0)
+    elif end == "closed by the peer":
+        rig.client.connection.close(0)
+        assert rig.run(lambda: server.phase == DRAINING)
+    own = b"\x40" + server.source_id + bytes(1_187)
+    again = b"\xc0\0\0\0\1\x0c" + server.source_id + bytes(1_182)
+    other = b"\xc0\0\0\0\1\x0c" + bytes(1_194) if is_long else b"\x40" + bytes(1_199)
+    address = CLIENT if end != "another address" else (CLIENT[0], 40_001)
+    server.receive(own + other + again + other[:700], 1_200, address, None, rig.now)
+    assert rig.server.strays == [(other, address), (other[:700], address)]
+
+
 @pytest.mark.parametrize("cut", [1, 13, 20, 32, 33])
 def test_a_read_whose_end_is_cut_short(cut):
     rig = Rig().connect()

@@ -151,6 +151,29 @@ def test_a_close_of_the_peer_is_the_end(attacker):
     assert not server.datagrams_to_send(attacker.now)
 
 
+@pytest.mark.parametrize("kind", ["reset", "stopped"])
+def test_an_end_is_told_before_the_acknowledgement_read_with_it_makes_the_stream_go(attacker, kind):
+    """The last of our side may be acknowledged behind the RESET_STREAM or STOP_SENDING, in one read."""
+    flow = attacker.client.connection.open_stream(unidirectional=False)
+    flow.send(b"asked", kind == "stopped")
+    app, server = attacker.server.app, attacker.server.connection
+    assert attacker.run(lambda: app.data.get(flow.id) == b"asked")
+    app.flows[flow.id].send(b"answered", True)
+    assert server.datagrams_to_send(attacker.now)
+    end = b"\x04\x00\x07\x05" if kind == "reset" else b"\x05\x00\x07"
+    largest = varint(server.space(3).next_number - 1)
+    attacker.inject(end + b"\x02" + largest + b"\x00\x00" + largest)
+    assert server.phase == OPEN and app.said[-1] == (kind, flow.id, 7)
+    assert app.gone == {flow.id} and not server.streams.flows
+
+
+def test_no_stream_is_opened_at_an_application_that_has_closed(attacker):
+    app, server = attacker.server.app, attacker.server.connection
+    app.on_opened = lambda flow: server.close(9)
+    attacker.inject(stream(8, 0, b"the third: the two before it are open, too"))
+    assert server.phase == CLOSING and [said for said in app.said if said[0] == "opened"] == [("opened", 0)]
+
+
 class TestFloods:
     def test_challenges(self, attacker):
         for _ in range(limits.CONTROL_BURST + 2):
