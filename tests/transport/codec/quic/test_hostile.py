@@ -5,7 +5,7 @@ import random
 import pytest
 
 from router.transport.codec.quic import limits
-from router.transport.codec.quic.state import CLOSING, DRAINING, OPEN
+from router.transport.codec.quic.state import CLOSING, DRAINING, HANDSHAKING, OPEN, OVER
 from router.transport.codec.quic.varint import varint
 from tests.transport.codec.quic.rig import CLIENT, SERVER, Rig
 
@@ -286,6 +286,19 @@ def test_acknowledgements_at_once_are_not_asked_for_without_end(attacker):
         answers += len(server.datagrams_to_send(attacker.now))
     assert server.phase == OPEN
     assert limits.CONTROL_BURST <= answers <= limits.CONTROL_BURST + 300 // 100 + 2
+
+
+def test_a_version_negotiation_ends_only_who_is_named_in_a_whole_one():
+    whole = b"\x80\0\0\0\0\x0c%s\x08" + bytes(8) + b"\x6b\x33\x43\xcf"
+    rig = Rig()
+    client = rig.client.connection
+    for size in range(1, 27):
+        client.receive((whole % client.source_id)[:size], 0, SERVER, None, rig.now)
+    client.receive(whole % bytes(12), 0, SERVER, None, rig.now)
+    client.receive(whole % client.source_id + b"\0\0\0\1", 0, SERVER, None, rig.now)
+    assert client.phase == HANDSHAKING
+    client.receive(whole % client.source_id, 0, SERVER, None, rig.now)
+    assert client.phase == OVER
 
 
 def test_an_empty_datagram_is_nothing(attacker):
