@@ -79,6 +79,8 @@ class PacketReader(FrameReader):
         if path.address != address:
             other = self._path_of(address, local)
             if other is None:
+                if self.is_server and data[0] & 0x80:  # a copy of its Initial may have been here first
+                    self.owner.stray(data[: segment_bytes or len(data)], address)
                 self._return_strays(data, segment_bytes, address)
                 return
             path = other

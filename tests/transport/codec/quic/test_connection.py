@@ -508,6 +508,19 @@ def test_what_was_read_together_with_datagrams_that_are_dropped_is_not_lost(end,
     assert rig.server.strays == [(other, address), (other[:700], address)]
 
 
+def test_another_address_in_the_handshake_is_the_owners_to_judge():
+    rig = Rig()
+    hellos = []
+    rig.up.drop = lambda data: not hellos.append(data) and False
+    rig.run(lambda: rig.server.connection is not None)
+    server = rig.server.connection
+    server.receive(hellos[0] + hellos[0], 1_200, (CLIENT[0], 40_001), None, rig.now)
+    assert rig.server.strays == [(hellos[0], (CLIENT[0], 40_001))], "once for all that were read"
+    rig.connect()
+    server.receive(hellos[0], 0, (CLIENT[0], 40_001), None, rig.now)
+    assert len(rig.server.strays) == 1 and server.phase == OPEN
+
+
 @pytest.mark.parametrize("cut", [1, 13, 20, 32, 33])
 def test_a_read_whose_end_is_cut_short(cut):
     rig = Rig().connect()
