@@ -6,6 +6,7 @@ import random
 import pytest
 
 from router.transport.codec.quic import limits
+from router.transport.codec.quic.ids import PeerIds
 from router.transport.codec.quic.keys import PacketKey
 from router.transport.codec.quic.state import CLOSING, DRAINING, OPEN, OVER
 from tests.transport.codec.quic.rig import CLIENT, Link, Rig
@@ -506,6 +507,17 @@ def test_what_was_read_together_with_datagrams_that_are_dropped_is_not_lost(end,
     address = CLIENT if end != "another address" else (CLIENT[0], 40_001)
     server.receive(own + other + again + other[:700], 1_200, address, None, rig.now)
     assert rig.server.strays == [(other, address), (other[:700], address)]
+
+
+def test_an_id_that_was_used_and_retired_is_not_taken_up_again():
+    """Its NEW_CONNECTION_ID is repeated where acknowledgements are lost, as on the address that was left."""
+    ids = PeerIds(b"first")
+    for sequence in (1, 2, 3):
+        assert ids.add(sequence, 0, b"id %d" % sequence, bytes((sequence,)) * 16) == 0
+    assert ids.change() and ids.change() and ids.retiring == [0, 1]
+    ids.retiring.clear()
+    assert ids.add(1, 0, b"id 1", bytes((1,)) * 16) == 0
+    assert (ids.current, ids.spare, ids.retiring) == (b"id 2", [b"id 3"], [])
 
 
 def test_another_address_in_the_handshake_is_the_owners_to_judge():
