@@ -164,6 +164,7 @@ class Handshake:
             if self.is_complete and not was_complete:
                 self._check_client()
         except tls.Alert as alert:
+            alert.__traceback__ = None  # one that is a local of its own frame would keep us for the collector
             self.reason = str(alert) or type(alert).__name__
             return CRYPTO_ERROR + int(alert.description)
         except (AssertionError, ValueError, TypeError, KeyError, IndexError, NotImplementedError) as fault:
