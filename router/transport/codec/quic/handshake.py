@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_TICKETS: Final = 16_384
-"""Session tickets a worker remembers, about 500 bytes each; the oldest is forgotten."""
+"""Session tickets a worker remembers, about 1 KB each; the oldest is forgotten."""
 _FLIGHT_BYTES: Final = 65_536  # of what TLS may write at a time: a chain of certificates
 _UNEXPECTED_MESSAGE: Final = 10
 _INTERNAL: Final = 80
