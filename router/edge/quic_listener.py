@@ -197,10 +197,13 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
     def take_stray(self, shell: QuicShell, data: bytes, address: Address, local: bytes, ecn: int) -> None:
         """Take what was read together with a connection's datagrams, and is not its own."""
         found = self._find(data, 0)
-        if found is not None and found is not shell:
-            found.receive(data, 0, address, local, self.reactor.clock.now, ecn)
+        now = self.reactor.clock.now
+        if found is None:
+            self._strangers.take(Datagrams(shell.sock, data, 0, address, local, ecn, 0), now)
+        elif found is not shell:
+            found.receive(data, 0, address, local, now, ecn)
         else:
-            self._strangers.take(Datagrams(shell.sock, data, 0, address, local, ecn, 0), self.reactor.clock.now)
+            self._strangers.take_namesake(Datagrams(shell.sock, data, 0, address, local, ecn, 0), now)
 
     def _find(self, data: bytes, at: int) -> QuicShell | None:
         """Return whose connection the packet names that begins there."""

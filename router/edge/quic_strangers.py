@@ -210,6 +210,26 @@ class Strangers:
         else:
             self._counters.quic_drop_unknown += 1  # RFC 9443: nothing of QUIC's
 
+    def take_namesake(self, arrived: Datagrams, now: float) -> None:
+        """Deal with what names a connection that began at another address: that may have been a copy.
+
+        A first Initial's client proves its address, and gets a connection of its own by the id of the Retry.
+        """
+        data = arrived.data
+        header = read_long(data, 0, len(data))
+        if (
+            header is None
+            or header.version not in VERSIONS
+            or header.kind != INITIAL
+            or len(data) < MIN_INITIAL_BYTES
+            or len(header.source_id) > MAX_ID_BYTES
+            or self._keyring.is_ours(header.destination_id)  # what the client sends behind our answer, or a Retry
+            or not arrived.sock.name
+        ):
+            self._counters.quic_drop_unknown += 1
+        else:
+            self._retry(arrived, header, now)
+
     def note_junk(self, now: float) -> None:
         """Count an Initial that turned out to be nobody's."""
         self._counters.quic_drop_junk += 1

@@ -138,16 +138,18 @@ async def test_one_that_closes_is_gone_in_the_end(rig, authority):
     assert not rig.listener._by_id and rig.headcount.open == 0
 
 
-@pytest.mark.parametrize("how", ["answered", "cut", "in the midst", "a handshake"])
+@pytest.mark.parametrize("how", ["answered", "cut", "in the midst", "a handshake", "no common protocol"])
 async def test_nothing_is_left_to_the_collector(rig, authority, how):
     """As for TCP: what only the collector finds grows until it stops the worker."""
     gc.collect()
     gc.disable()
     try:
-        client = Client(rig, authority)
+        client = Client(rig, authority, alpn=["another"] if how == "no common protocol" else H3_ALPN)
         client.pump()
         await until(lambda: rig.listener.open_connections)
-        if how != "a handshake":
+        if how == "no common protocol":
+            await until(lambda: rig.listener.numbers()["quic_handshake_failures"])
+        elif how != "a handshake":
             await client.connected()
             stream = client.get(end=how != "in the midst")
             client.pump()

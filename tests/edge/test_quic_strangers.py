@@ -149,6 +149,24 @@ class TestRetry:
         await until(lambda: busy.engines)
         assert busy.engines[0].is_validated
 
+    async def test_who_comes_behind_a_copy_of_its_initial_proves_its_address(self, rig):
+        """Who sees the first packet go by can be quicker with it, from another address."""
+        copied, own_id = (await rig.connected())[1:]
+        client = rig.client()
+        hello = initial(destination=copied.original_id)
+        copied.owner.stray(hello, client.getsockname())
+        chosen, token = retry_of(await answered(client))
+        client.send(initial(destination=chosen, token=token))
+        await until(lambda: len(rig.engines) == 2)
+        assert rig.engines[1].original_id == copied.original_id and rig.listener.open_connections == 2
+        dropped = [
+            initial(destination=own_id), short(copied.original_id), hello[:1_199],
+            initial(destination=copied.original_id, kind=2), initial(destination=copied.original_id, version=9),
+        ]  # fmt: skip
+        for data in dropped:
+            copied.owner.stray(data, client.getsockname())
+        assert rig.count("retries") == 1 and rig.count("drop_unknown") == len(dropped)
+
     @pytest.mark.parametrize("wrong", ["port", "id", "forged", "expired"])
     async def test_a_wrong_token_is_told(self, busy, wrong):
         client = busy.client()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from router.transport.codec.quic.connection import QuicConnection
 from router.transport.codec.quic.handshake import Handshake
+from router.transport.codec.quic.invariants import read_long
 from router.transport.codec.quic.limits import VERSION_1
 from router.transport.codec.quic.packet import DATA, INITIAL
 from router.transport.codec.quic.retry import retry_tag
@@ -164,9 +165,11 @@ class ClientConnection(QuicConnection):
         """Give up: the server speaks no version that we do, unless somebody forged this (RFC 9000 §6.2)."""
         if self.source_known or self.phase != HANDSHAKING:
             return
-        size = data[5]
-        versions = data[7 + size + data[6 + size] :]
+        header = read_long(data, 0, len(data))
+        if header is None:
+            return
+        versions = data[header.rest_at :]
         offered = {int.from_bytes(versions[at : at + 4], "big") for at in range(0, len(versions), 4)}
-        if data[6 : 6 + size] == self.source_id and VERSION_1 not in offered:
+        if header.destination_id == self.source_id and VERSION_1 not in offered:
             self.phase = OVER
             self.lose(0, "the server speaks no version of QUIC that we do", by_peer=False)

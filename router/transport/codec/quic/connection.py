@@ -283,6 +283,8 @@ class QuicConnection(PacketWriter):
             fresh, streams.fresh = streams.fresh, []
             for flow in fresh:
                 application.stream_opened(flow)
+                if self.phase > OPEN:
+                    return
         while streams.batch and self.phase <= OPEN:
             batch, streams.batch = streams.batch, []
             for flow in batch:
@@ -312,10 +314,13 @@ class QuicConnection(PacketWriter):
         while self.resets and self.phase <= OPEN:
             flow, code = self.resets.pop(0)
             application.stream_reset(flow, code)
+            flow.untold -= 1
             self.streams.check_gone(flow)
         while self.stops and self.phase <= OPEN:
             flow, code = self.stops.pop(0)
             application.stream_stopped(flow, code)
+            flow.untold -= 1
+            self.streams.check_gone(flow)
 
     def deliver_drained(self) -> None:
         """Tell the application which streams have room again; after sending, so within a flush."""

@@ -81,6 +81,7 @@ class QuicFlow(Flow):
         "stop_due",
         "stopped_by_peer",
         "unsent_bytes",
+        "untold",
         "was_told_end",
     )
 
@@ -129,6 +130,7 @@ class QuicFlow(Flow):
         self.receive_over = not has_receiver
         self.stop_code = UNKNOWN
         self.stop_due = False
+        self.untold = 0  # ends that the application is yet to hear of: that it is gone comes behind them
 
     # -- out, for the application ---------------------------------------------------------------------
 

@@ -212,6 +212,7 @@ class FrameReader(ConnectionState):
                 found.stopped_by_peer = True
                 if not found.send_is_over():
                     found.reset(code)  # RFC 9000 §3.5
+                    found.untold += 1
                     self.stops.append((found, code))
             return
         fault = self.streams.receive_reset(found, final_size)
@@ -221,7 +222,8 @@ class FrameReader(ConnectionState):
             was_wanted = found.stop_code < 0
             found.lose_input()
             if was_wanted:
-                self.resets.append((found, code))  # that it is gone comes behind: the last word
+                found.untold += 1
+                self.resets.append((found, code))
             else:
                 self.streams.check_gone(found)
 

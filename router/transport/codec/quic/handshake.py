@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 MAX_TICKETS: Final = 16_384
-"""Session tickets a worker remembers, about 500 bytes each; the oldest is forgotten."""
+"""Session tickets a worker remembers, about 1 KB each; the oldest is forgotten."""
 _FLIGHT_BYTES: Final = 65_536  # of what TLS may write at a time: a chain of certificates
 _UNEXPECTED_MESSAGE: Final = 10
 _INTERNAL: Final = 80
@@ -164,6 +164,7 @@ class Handshake:
             if self.is_complete and not was_complete:
                 self._check_client()
         except tls.Alert as alert:
+            alert.__traceback__ = None  # one that is a local of its own frame would keep us for the collector
             self.reason = str(alert) or type(alert).__name__
             return CRYPTO_ERROR + int(alert.description)
         except (AssertionError, ValueError, TypeError, KeyError, IndexError, NotImplementedError) as fault:

@@ -5,6 +5,7 @@ Imports nothing but its neighbours.
 
 from __future__ import annotations
 
+from collections import deque
 from typing import TYPE_CHECKING
 
 from router.transport.codec.quic.limits import (
@@ -66,7 +67,7 @@ class OwnIds:
 class PeerIds:
     """Ids that we may send to."""
 
-    __slots__ = ("_retire_below", "current", "retiring", "sequences", "spare", "tokens")
+    __slots__ = ("_gone", "_retire_below", "current", "retiring", "sequences", "spare", "tokens")
 
     def __init__(self, first: bytes) -> None:
         self.current = first
@@ -75,6 +76,7 @@ class PeerIds:
         self.tokens: dict[bytes, bytes] = {}  # stateless reset tokens of those in use or spare
         self.retiring: list[int] = []  # sequences of which a RETIRE_CONNECTION_ID is to be sent
         self._retire_below = 0
+        self._gone: deque[int] = deque(maxlen=MAX_RETIRING)  # sequences that were retired last
 
     def replace_first(self, chosen: bytes) -> None:
         """Take the id that the server chose for itself, or a Retry gave."""
@@ -95,6 +97,8 @@ class PeerIds:
                 return PROTOCOL_VIOLATION
         elif sequence in self.sequences.values():
             return PROTOCOL_VIOLATION
+        elif sequence in self._gone:
+            pass  # repeated by a peer that has not heard yet: it was used, and the word is under way
         elif sequence < self._retire_below:
             self._retire(sequence)
         else:
@@ -137,5 +141,6 @@ class PeerIds:
         self.tokens.pop(old, None)
 
     def _retire(self, sequence: int) -> None:
+        self._gone.append(sequence)
         if sequence not in self.retiring:
             self.retiring.append(sequence)

@@ -73,11 +73,15 @@ class PacketReader(FrameReader):
         self.now = now
         self.ecn = ecn
         if self.phase >= DRAINING or not data:  # a datagram may be empty
+            self._return_strays(data, segment_bytes, address)
             return
         path = self.path
         if path.address != address:
             other = self._path_of(address, local)
             if other is None:
+                if self.is_server and data[0] & 0x80:  # a copy of its Initial may have been here first
+                    self.owner.stray(data[: segment_bytes or len(data)], address)
+                self._return_strays(data, segment_bytes, address)
                 return
             path = other
         path.received_bytes += len(data)
@@ -120,6 +124,21 @@ class PacketReader(FrameReader):
         self.paths.append(path)
         return path
 
+    def _return_strays(self, data: bytes, segment_bytes: int, address: Address) -> None:
+        """Give back what the kernel joined with datagrams of ours that are not read."""
+        if not segment_bytes:
+            return
+        for at in range(segment_bytes, len(data), segment_bytes):
+            if not self._is_named(data, at):
+                self.owner.stray(data[at : at + segment_bytes], address)
+
+    def _is_named(self, data: bytes, at: int) -> bool:
+        """Whether the datagram that begins there is for this connection."""
+        if not data[at] & 0x80:
+            return data[at + 1 : at + _NUMBER_AT] in self.own_ids.known
+        named = data[at + 6 : at + 6 + data[at + 5]] if at + 6 <= len(data) else b""
+        return named in self.own_ids.known or named == self.first_id
+
     def _short_masks(self, data: bytes, segment_bytes: int) -> bytes:
         """Return the header masks of all datagrams as if each were a packet of data; empty: each makes its own.
 
@@ -137,6 +156,9 @@ class PacketReader(FrameReader):
         """Take the packets of one datagram; `masks`, from `mask_at`, may have the mask of a packet of data."""
         if not data[at] & 0x80:
             self._receive_short(data, at, end, path, masks, mask_at)
+            return
+        if self.phase >= CLOSING and not self._is_named(data, at):
+            self.owner.stray(data[at:end], path.address)
             return
         begin = at
         size = end - at

@@ -275,7 +275,7 @@ class Streams:
 
     def check_gone(self, flow: QuicFlow) -> None:
         """Forget a stream of which nothing more can come in either direction."""
-        if not flow.receive_over or not flow.send_is_over() or flow.id not in self.flows:
+        if not flow.receive_over or flow.untold or not flow.send_is_over() or flow.id not in self.flows:
             return
         del self.flows[flow.id]
         kind = UNI if flow.id & 2 else BIDI

@@ -51,6 +51,7 @@ class Recorder(Application):
         self.lost = None
         self.gives_credit = True
         self.on_data = None
+        self.on_opened = None
 
     def connected(self):
         self.said.append("connected")
@@ -58,6 +59,8 @@ class Recorder(Application):
     def stream_opened(self, flow):
         self.flows[flow.id] = flow
         self.said.append(("opened", flow.id))
+        if self.on_opened is not None:
+            self.on_opened(flow)
 
     def stream_data(self, flow, data, end):
         self.flows[flow.id] = flow
@@ -74,6 +77,7 @@ class Recorder(Application):
         self.said.append(("reset", flow.id, code))
 
     def stream_stopped(self, flow, code):
+        assert flow.id not in self.gone, "that it is gone is the last word"
         self.said.append(("stopped", flow.id, code))
 
     def stream_drained(self, flow):

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from router.transport.codec.quic import limits
+from router.transport.codec.quic.ids import PeerIds
 from router.transport.codec.quic.keys import PacketKey
 from router.transport.codec.quic.state import CLOSING, DRAINING, OPEN, OVER
 from tests.transport.codec.quic.rig import CLIENT, Link, Rig
@@ -483,6 +484,53 @@ def test_datagrams_that_were_read_together(suite, monkeypatch):
     server.receive(b"".join([*pieces[:5], stray, broken, *pieces[5:]]), size, CLIENT, None, rig.now)
     assert rig.server.strays == [(stray, CLIENT)] and server.failed_opens == 1
     assert rig.server.app.data[flow.id] == noise(20_000) and flow.id in rig.server.app.ended
+
+
+@pytest.mark.parametrize("end", ["closed", "closed by the peer", "another address"])
+@pytest.mark.parametrize("is_long", [False, True])
+def test_what_was_read_together_with_datagrams_that_are_dropped_is_not_lost(end, is_long):
+    """A client's socket may carry several connections: one that is over takes none of the others' with it."""
+    rig = Rig()
+    if end == "another address":
+        rig.run(lambda: rig.server.connection is not None)
+    else:
+        rig.connect().run(limit_s=0.5)
+    server = rig.server.connection
+    if end == "closed":
+        server.close(0)
+    elif end == "closed by the peer":
+        rig.client.connection.close(0)
+        assert rig.run(lambda: server.phase == DRAINING)
+    own = b"\x40" + server.source_id + bytes(1_187)
+    again = b"\xc0\0\0\0\1\x0c" + server.source_id + bytes(1_182)
+    other = b"\xc0\0\0\0\1\x0c" + bytes(1_194) if is_long else b"\x40" + bytes(1_199)
+    address = CLIENT if end != "another address" else (CLIENT[0], 40_001)
+    server.receive(own + other + again + other[:700], 1_200, address, None, rig.now)
+    assert rig.server.strays == [(other, address), (other[:700], address)]
+
+
+def test_an_id_that_was_used_and_retired_is_not_taken_up_again():
+    """Its NEW_CONNECTION_ID is repeated where acknowledgements are lost, as on the address that was left."""
+    ids = PeerIds(b"first")
+    for sequence in (1, 2, 3):
+        assert ids.add(sequence, 0, b"id %d" % sequence, bytes((sequence,)) * 16) == 0
+    assert ids.change() and ids.change() and ids.retiring == [0, 1]
+    ids.retiring.clear()
+    assert ids.add(1, 0, b"id 1", bytes((1,)) * 16) == 0
+    assert (ids.current, ids.spare, ids.retiring) == (b"id 2", [b"id 3"], [])
+
+
+def test_another_address_in_the_handshake_is_the_owners_to_judge():
+    rig = Rig()
+    hellos = []
+    rig.up.drop = lambda data: not hellos.append(data) and False
+    rig.run(lambda: rig.server.connection is not None)
+    server = rig.server.connection
+    server.receive(hellos[0] + hellos[0], 1_200, (CLIENT[0], 40_001), None, rig.now)
+    assert rig.server.strays == [(hellos[0], (CLIENT[0], 40_001))], "once for all that were read"
+    rig.connect()
+    server.receive(hellos[0], 0, (CLIENT[0], 40_001), None, rig.now)
+    assert len(rig.server.strays) == 1 and server.phase == OPEN
 
 
 @pytest.mark.parametrize("cut", [1, 13, 20, 32, 33])

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from router.transport.codec.quic import limits
-from router.transport.codec.quic.state import CLOSING, DRAINING, OPEN
+from router.transport.codec.quic.state import CLOSING, DRAINING, HANDSHAKING, OPEN, OVER
 from router.transport.codec.quic.varint import varint
 from tests.transport.codec.quic.rig import CLIENT, SERVER, Rig
 
@@ -151,6 +151,29 @@ def test_a_close_of_the_peer_is_the_end(attacker):
     assert not server.datagrams_to_send(attacker.now)
 
 
+@pytest.mark.parametrize("kind", ["reset", "stopped"])
+def test_an_end_is_told_before_the_acknowledgement_read_with_it_makes_the_stream_go(attacker, kind):
+    """The last of our side may be acknowledged behind the RESET_STREAM or STOP_SENDING, in one read."""
+    flow = attacker.client.connection.open_stream(unidirectional=False)
+    flow.send(b"asked", kind == "stopped")
+    app, server = attacker.server.app, attacker.server.connection
+    assert attacker.run(lambda: app.data.get(flow.id) == b"asked")
+    app.flows[flow.id].send(b"answered", True)
+    assert server.datagrams_to_send(attacker.now)
+    end = b"\x04\x00\x07\x05" if kind == "reset" else b"\x05\x00\x07"
+    largest = varint(server.space(3).next_number - 1)
+    attacker.inject(end + b"\x02" + largest + b"\x00\x00" + largest)
+    assert server.phase == OPEN and app.said[-1] == (kind, flow.id, 7)
+    assert app.gone == {flow.id} and not server.streams.flows
+
+
+def test_no_stream_is_opened_at_an_application_that_has_closed(attacker):
+    app, server = attacker.server.app, attacker.server.connection
+    app.on_opened = lambda flow: server.close(9)
+    attacker.inject(stream(8, 0, b"the third: the two before it are open, too"))
+    assert server.phase == CLOSING and [said for said in app.said if said[0] == "opened"] == [("opened", 0)]
+
+
 class TestFloods:
     def test_challenges(self, attacker):
         for _ in range(limits.CONTROL_BURST + 2):
@@ -263,6 +286,19 @@ def test_acknowledgements_at_once_are_not_asked_for_without_end(attacker):
         answers += len(server.datagrams_to_send(attacker.now))
     assert server.phase == OPEN
     assert limits.CONTROL_BURST <= answers <= limits.CONTROL_BURST + 300 // 100 + 2
+
+
+def test_a_version_negotiation_ends_only_who_is_named_in_a_whole_one():
+    whole = b"\x80\0\0\0\0\x0c%s\x08" + bytes(8) + b"\x6b\x33\x43\xcf"
+    rig = Rig()
+    client = rig.client.connection
+    for size in range(1, 27):
+        client.receive((whole % client.source_id)[:size], 0, SERVER, None, rig.now)
+    client.receive(whole % bytes(12), 0, SERVER, None, rig.now)
+    client.receive(whole % client.source_id + b"\0\0\0\1", 0, SERVER, None, rig.now)
+    assert client.phase == HANDSHAKING
+    client.receive(whole % client.source_id, 0, SERVER, None, rig.now)
+    assert client.phase == OVER
 
 
 def test_an_empty_datagram_is_nothing(attacker):
