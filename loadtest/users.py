@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+import gevent
 from locust import FastHttpUser, HttpUser, User, constant, events, task
 from locust.exception import StopUser
 from websockets.exceptions import WebSocketException
@@ -32,6 +33,12 @@ with contextlib.suppress(ImportError):  # as well, those of QUIC
 
 if TYPE_CHECKING:
     from locust.argument_parser import LocustArgumentParser
+
+
+@events.init.add_listener  # type: ignore[untyped-decorator]
+def count_from_now(**_: Any) -> None:
+    """Bring gevent's clock up to date: `--run-time` would begin when the imports did, a second ago or more."""
+    gevent.get_hub().loop.update_now()
 
 
 @events.init_command_line_parser.add_listener  # type: ignore[untyped-decorator]
