@@ -81,6 +81,11 @@ async def silence(client):
         (initial(kind=2), "early"),
         (initial(kind=3), "malformed"),
     ],
+    ids=[
+        *("empty", "one-byte", "short-of-an-id", "no-id-of-ours", "only-a-form", "cut-off", "version-0"),
+        *("initial-1199", "unknown-version-1199", "destination-7", "destination-21", "source-21", "initial-30"),
+        *("0-rtt", "handshake", "retry"),
+    ],
 )
 async def test_dropped(rig, data, reason):
     client = rig.client()
@@ -378,6 +383,7 @@ class TestStun:
             bytes(ice.Message(ice.Method.ALLOCATE, ice.Class.REQUEST)),
             bytes(binding(FINGERPRINT=1)),
         ],
+        ids=["indication", "response", "error", "allocate", "fingerprint"],
     )
     async def test_dropped(self, rig, data):
         client = rig.client()
