@@ -11,7 +11,7 @@ run: compile            ## two simulated replicas, the router, a check of every 
 	$(BIN)/router up $(ARGS)
 
 test: compile           ## every test but those marked slow
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' -n logical --maxprocesses 4 --dist loadfile $(ARGS)
 
 test-slow: compile      ## the others: the real SGLang on a CPU if it is installed, many seeds, long outages
 	$(BIN)/python -m pytest -m slow $(ARGS)

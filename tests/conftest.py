@@ -15,3 +15,24 @@ import router  # noqa: E402, F401
 del os.environ["ROUTER_PURE"]
 
 sys.path.insert(0, str(Path(__file__).parent))  # for the kits that several folders share
+
+import pytest  # noqa: E402
+from toldkit import told  # noqa: E402
+
+
+def pytest_sessionfinish(session):
+    """A process of many hands over what its tests told."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["told"] = told
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    told.update(getattr(node, "workeroutput", {}).get("told", {}))
+
+
+def pytest_terminal_summary(terminalreporter):
+    if told:
+        terminalreporter.section("what the tests stood on", sep="-")
+        for topic, said in sorted(told.items()):
+            terminalreporter.write_line(f"{topic}: {said}")

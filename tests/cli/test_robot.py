@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import select
 import socket
 import subprocess
 import sys
@@ -13,6 +12,7 @@ import types
 import msgspec
 import pytest
 from certkit import Authority
+from childkit import first_line
 from click.testing import CliRunner
 
 from inference_backend.ports import free_port
@@ -20,16 +20,12 @@ from router.cli import main
 from router.cli.robot_runs import DriveRun, PingRun
 from router.client import BlockingRobotSession, Message, RobotError, RobotSession
 
-READY_S = 30
-
 
 def start(*arguments):
     process = subprocess.Popen(
         [sys.executable, "-m", *map(str, arguments)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=dict(os.environ)
     )
-    readable, _, _ = select.select([process.stdout], [], [], READY_S)
-    assert readable, "it does not start"
-    return process, json.loads(process.stdout.readline())
+    return process, json.loads(first_line(process))
 
 
 def stop(process):

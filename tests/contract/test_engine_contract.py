@@ -18,11 +18,13 @@ from time import monotonic
 import httpx
 import pytest
 import pytest_asyncio
+from toldkit import NOT_ASKED, told
 
 from inference_backend.launch import ReplicaProcess, SglangProcess
 from inference_backend.sglang_cpu.place import NOT_PRESENT, Place
 from router.first_event import FirstEvent, Pass, Refused, is_stream
 
+REAL_SGLANG = "engine contract, real SGLang"
 REAL = pytest.mark.slow
 ENGINES = ["simulated", pytest.param("real", marks=[REAL, pytest.mark.timeout(300)])]
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -36,42 +38,28 @@ LONG = 3_500  # tokens: many seconds on either engine
 FULL = {"object": "error", "message": "The request queue is full.", "param": None, "code": 503}
 
 
-class Summary:
-    """Says at the end what became of the real engine."""
-
-    said = "not asked (-m 'not slow' leaves it out)"
-
-    def pytest_terminal_summary(self, terminalreporter):
-        terminalreporter.section("engine contract")
-        terminalreporter.line(f"real SGLang: {self.said}")
-
-
 @pytest.fixture(scope="session", autouse=True)
-def summary(request):
-    plugins = request.config.pluginmanager
-    found = plugins.get_plugin("engine-contract")
-    if found is None:
-        plugins.register(found := Summary(), "engine-contract")
-    return found
+def real_is_told():
+    told.setdefault(REAL_SGLANG, NOT_ASKED)
 
 
-async def start(kind, summary, *flags, **options):
+async def start(kind, *flags, **options):
     """Start an engine of that kind; the real one is skipped, and said to be, where there is none."""
     if kind == "simulated":
         return await ReplicaProcess.simulate(profile="tiny", time_scale=2, **options).start()
     if not Place().is_present:
-        summary.said = NOT_PRESENT
+        told[REAL_SGLANG] = NOT_PRESENT
         pytest.skip(f"real SGLang: {NOT_PRESENT}")
-    summary.said = "did not start"
+    told[REAL_SGLANG] = "did not start"
     process = await SglangProcess(*flags).start()
-    summary.said = "ran"
+    told[REAL_SGLANG] = "ran"
     return process
 
 
 @pytest_asyncio.fixture(params=ENGINES, scope="module", loop_scope="module")
-async def engine(request, summary):
+async def engine(request):
     flags = ("--max-running-requests", str(RUNNING), "--max-queued-requests", str(QUEUED))
-    async with await start(request.param, summary, *flags, max_running=RUNNING, max_queued=QUEUED) as process:
+    async with await start(request.param, *flags, max_running=RUNNING, max_queued=QUEUED) as process:
         process.kind = request.param
         yield process
 
@@ -84,9 +72,9 @@ async def client(engine):
 
 
 @pytest_asyncio.fixture(params=ENGINES, loop_scope="module")
-async def own_engine(request, summary):
+async def own_engine(request):
     """One that a test may end. Only the real one is costly."""
-    async with await start(request.param, summary) as process:
+    async with await start(request.param) as process:
         process.kind = request.param
         yield process
 
@@ -502,10 +490,10 @@ async def refuses_within(url, limit_s):
 
 @pytest.mark.slow
 @pytest.mark.timeout(300)
-async def test_the_rust_front_end(summary):
+async def test_the_rust_front_end():
     """No /ready, a fast /health, refusals of another shape, and no drain: SIGTERM cuts what is in flight."""
     if not Place().is_present:
-        summary.said = NOT_PRESENT
+        told[REAL_SGLANG] = NOT_PRESENT
         pytest.skip(f"real SGLang: {NOT_PRESENT}")
     flags = ("--max-running-requests", "1", "--max-queued-requests", "1")
     async with (

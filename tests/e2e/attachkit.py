@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-import select
 import signal
 import subprocess
 import sys
 
+from childkit import first_line
 from storekit import child_env
 
 
@@ -32,14 +32,10 @@ class AttachedSidecar:
             self.process = subprocess.Popen(
                 self._argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=child_env()
             )
-        line = await asyncio.to_thread(self._first_line)
+        line = await asyncio.to_thread(first_line, self.process)
         assert line, self.stderr()
         self.listen = json.loads(line)["listen"]
         return self
-
-    def _first_line(self):
-        readable, _, _ = select.select([self.process.stdout], [], [], 30)
-        return self.process.stdout.readline() if readable else b""
 
     def stderr(self):
         return self._stderr.read_text(errors="replace")

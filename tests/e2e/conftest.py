@@ -13,7 +13,6 @@ import inspect
 import json
 import os
 import resource
-import select
 import signal
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import psutil
 import pytest
 import pytest_asyncio
 from certkit import Authority
+from childkit import first_line
 
 from inference_backend.launch import ReplicaProcess
 
@@ -80,7 +80,7 @@ class Router:
                 [sys.executable, "-m", "router", command, *map(str, arguments)],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=child_env(env),
             )  # fmt: skip
-        line = await asyncio.to_thread(self._first_line)
+        line = await asyncio.to_thread(first_line, self.process)
         try:
             ready = json.loads(line)
         except ValueError:
@@ -90,10 +90,6 @@ class Router:
         self.listen = ready["listen"] if isinstance(ready["listen"], list) else [ready["listen"]]
         self.admin = ready["admin"]
         return self
-
-    def _first_line(self):
-        readable, _, _ = select.select([self.process.stdout], [], [], START_S)
-        return self.process.stdout.readline() if readable else b""
 
     @property
     def url(self):

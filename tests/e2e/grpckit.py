@@ -37,7 +37,6 @@ import asyncio
 import contextlib
 import hashlib
 import json
-import select
 import signal
 import subprocess
 import sys
@@ -60,7 +59,6 @@ METHODS = {
     "Unary": (False, False), "ClientStream": (True, False), "ServerStream": (False, True), "Bidi": (True, True),
     "Seen": (False, False),
 }  # fmt: skip
-START_S = 20.0
 HANG_S = 60.0  # bounds a process that nobody ended
 
 
@@ -333,12 +331,13 @@ class GrpcProcess:
         self.port = 0
 
     def start(self):
+        from childkit import first_line  # not of the service, which runs this file from elsewhere
+
         self.process = subprocess.Popen(
             [sys.executable, str(Path(__file__).resolve()), "--flavour", self.flavour],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
         )  # fmt: skip
-        readable, _, _ = select.select([self.process.stdout], [], [], START_S)
-        line = self.process.stdout.readline() if readable else b""
+        line = first_line(self.process)
         if not line:
             self.kill()
             raise AssertionError(f"the {self.flavour} gRPC service did not start: exit {self.process.returncode}")

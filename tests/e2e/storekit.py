@@ -3,18 +3,17 @@
 import asyncio
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
 from pathlib import Path
 from time import monotonic
 
+from childkit import first_line
+
 from router.config.setup import initialise
 from router.config.target import Target
 from router.config.writer import open_writer
-
-START_S = 30.0
 
 
 def child_env():
@@ -41,16 +40,12 @@ class StoreProcess:
                  "--listen", f"unix:{self.path}", "--json", *arguments],
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr, env=child_env(),
             )  # fmt: skip
-        line = await asyncio.to_thread(self._first_line)
+        line = await asyncio.to_thread(first_line, self.process)
         assert line, self._stderr.read_text()
         assert json.loads(line)["event"] == "ready"
         if init:
             await asyncio.to_thread(initialise, self.target)
         return self
-
-    def _first_line(self):
-        readable, _, _ = select.select([self.process.stdout], [], [], START_S)
-        return self.process.stdout.readline() if readable else b""
 
     def writer(self):
         return open_writer(self.target)

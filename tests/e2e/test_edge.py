@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import select
 import shutil
 import signal
 import socket
@@ -19,6 +18,7 @@ import grpc.aio
 import httpx
 import pytest
 import pytest_asyncio
+from childkit import first_line
 from websockets.asyncio.client import connect
 
 from router.edge.envoy.run import EnvoyError, find_envoy
@@ -33,7 +33,6 @@ except EnvoyError:
     pytest.skip("envoy is not installed", allow_module_level=True)
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
-START_S = 40.0
 
 
 class Edge:
@@ -57,8 +56,7 @@ def running(tmp_path, *arguments):
         command = [sys.executable, "-m", "router", "edge", "--listen", "127.0.0.1:0", "--json", *map(str, arguments)]
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr)
     try:
-        readable, _, _ = select.select([process.stdout], [], [], START_S)
-        line = process.stdout.readline() if readable else b""
+        line = first_line(process)
         assert line, (tmp_path / "edge-stderr").read_text()
         yield Edge(process, json.loads(line))
     finally:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import select
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ import pytest_asyncio
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from childkit import first_line  # noqa: E402
 from loadkit import lineage  # noqa: E402
 from storekit import child_env  # noqa: E402
 
@@ -38,10 +38,6 @@ async def folder():
 async def start_sidecar(folder, policy):
     """`await start_sidecar(*flags)`: where one beside the policy is reached, as a replica of a router's file."""
     started = []
-
-    def first_line(process):
-        readable, _, _ = select.select([process.stdout], [], [], 30)
-        return process.stdout.readline() if readable else b""
 
     async def start(*flags):
         with (folder / "sidecar.err").open("wb") as stderr:

@@ -18,6 +18,7 @@ import openai
 import psutil
 import pytest
 import pytest_asyncio
+from toldkit import NOT_ASKED, told
 
 from inference_backend.ports import free_port
 from inference_backend.sglang_cpu.place import NOT_PRESENT, Place
@@ -27,27 +28,14 @@ pytestmark = [
     pytest.mark.timeout(400),
     pytest.mark.asyncio(loop_scope="module"),
 ]
+REAL_SGLANG = "sidecar, real SGLang"
 READY_S = 150.0
 CLIENTS = 6
 
 
-class Summary:
-    """Says at the end whether the real engine ran behind the sidecar."""
-
-    said = "not asked (-m 'not slow' leaves it out)"
-
-    def pytest_terminal_summary(self, terminalreporter):
-        terminalreporter.section("sidecar")
-        terminalreporter.line(f"real SGLang behind the sidecar: {self.said}")
-
-
 @pytest.fixture(scope="session", autouse=True)
-def summary(request):
-    plugins = request.config.pluginmanager
-    found = plugins.get_plugin("sidecar-sglang")
-    if found is None:
-        plugins.register(found := Summary(), "sidecar-sglang")
-    return found
+def real_is_told():
+    told.setdefault(REAL_SGLANG, NOT_ASKED)
 
 
 @asynccontextmanager
@@ -124,16 +112,16 @@ class Cluster:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def cluster(summary):
+async def cluster():
     if not Place().is_present:
-        summary.said = NOT_PRESENT
+        told[REAL_SGLANG] = NOT_PRESENT
         pytest.skip(f"real SGLang: {NOT_PRESENT}")
-    summary.said = "did not start"
+    told[REAL_SGLANG] = "did not start"
     with TemporaryDirectory(prefix="sgl-") as folder:
         async with AsyncExitStack() as stack:
             cluster = Cluster(stack, folder)
             await cluster.start()
-            summary.said = "ran"
+            told[REAL_SGLANG] = "ran"
             yield cluster
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import select
 import signal
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import psutil
 import pytest
 import pytest_asyncio
 from certkit import Authority
+from childkit import first_line
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -54,15 +54,11 @@ class Sidecar:
                 stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=stderr,
                 env={**child_env(), "TMPDIR": str(self._stderr.parent)},  # one that is killed leaves its folder
             )  # fmt: skip
-        line = await asyncio.to_thread(self._first_line)
+        line = await asyncio.to_thread(first_line, self.process)
         assert line, self.stderr()
         self.url = json.loads(line)["listen"][0]
         self.says = json.loads(line)
         return self
-
-    def _first_line(self):
-        readable, _, _ = select.select([self.process.stdout], [], [], 30)
-        return self.process.stdout.readline() if readable else b""
 
     def stderr(self):
         return self._stderr.read_text(errors="replace")

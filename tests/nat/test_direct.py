@@ -2,7 +2,6 @@
 
 import json
 import os
-import select
 import subprocess
 import sys
 import time
@@ -10,8 +9,7 @@ import time
 import httpx
 import pytest
 from certkit import Authority
-
-READY_S = 20
+from childkit import first_line
 
 
 @pytest.fixture(scope="module")
@@ -103,9 +101,7 @@ def name_of(kind):
 
 
 def ready(process):
-    readable, _, _ = select.select([process.stdout], [], [], READY_S)
-    assert readable, "it does not start"
-    assert json.loads(process.stdout.readline())["event"] == "ready"
+    assert json.loads(first_line(process))["event"] == "ready"
 
 
 # (robot's NAT, replica's NAT): whether they can meet. Two that filter by port, one of which maps each destination

@@ -2,7 +2,6 @@
 
 import json
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -11,12 +10,12 @@ from pathlib import Path
 
 import pytest
 from certkit import Authority
+from childkit import first_line
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 from lab import KINDS, Lab, spaces_of, sweep
 
-READY_S = 20
 EXPECTED = {"": "none", "masquerade": "same", "random": "another", "static": "same", "blocked": "blocked"}
 
 
@@ -36,9 +35,7 @@ def servers(lab, tmp_path_factory):
         "--tls-cert", folder / "local.pem", "--tls-key", folder / "local.key", "--health", "none",
         stdout=subprocess.PIPE,
     )  # fmt: skip
-    readable, _, _ = select.select([process.stdout], [], [], READY_S)
-    assert readable, "it does not start"
-    assert json.loads(process.stdout.readline())["event"] == "ready"
+    assert json.loads(first_line(process))["event"] == "ready"
     return f"{address}:4433", f"{address}:4434"
 
 
@@ -101,12 +98,9 @@ def test_who_is_reached_unasked(lab, servers, kind):
     )  # fmt: skip
     assert hears.stdout.readline() == "ready\n"
     assert lab.call("public", sys.executable, "-c", SEND, lab.public(kind)).returncode == 0
-    readable, _, _ = select.select([hears.stdout], [], [], 5 if kind == "static" else 0.3)
+    heard = first_line(hears, 5 if kind == "static" else 0.3)
     hears.kill()
-    if kind == "static":
-        assert "hello" in hears.stdout.readline()
-    else:
-        assert not readable or not hears.stdout.readline()
+    assert "hello" in heard if kind == "static" else not heard
 
 
 def test_two_behind_masquerade_reach_each_other_when_both_send(lab, servers):

@@ -11,8 +11,8 @@ from router.transport.attached import NOWHERE, AttachedSockets, is_name, name_of
 
 
 @pytest.fixture
-def sockets(tmp_path, monkeypatch):
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+def sockets(tmp_path_factory, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path_factory.mktemp("s")))  # a socket's path is short
     return AttachedSockets(b"secret")
 
 

@@ -13,7 +13,6 @@ import fcntl
 import json
 import random
 import re
-import select
 import signal
 import socket
 import struct
@@ -24,6 +23,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from childkit import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -454,8 +455,7 @@ class Router:
         with log.open("wb") as stderr:
             self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=stderr)
         assert self.process.stdout
-        ready, _, _ = select.select([self.process.stdout], [], [], 30)
-        line = self.process.stdout.readline() if ready else b""
+        line = first_line(self.process)
         try:
             event = json.loads(line)
         except ValueError:

@@ -1,4 +1,4 @@
-"""The stores that the transcript is run against, and a line in the summary that says which of them were."""
+"""The stores that the transcript is run against, and a word in the summary that says which of them were."""
 
 import asyncio
 import os
@@ -11,19 +11,13 @@ from pathlib import Path
 
 import pytest
 import uvloop
+from toldkit import told
 
 from router.config.embedded.server import StoreServer
 
 SDK = "google-cloud-sdk/bin/cloud_spanner_emulator/emulator_main"
 PLACES = [Path("/usr/lib") / SDK, Path("/opt") / SDK, Path.home() / SDK]
-ran = {}
-
-
-def pytest_terminal_summary(terminalreporter):
-    if ran:
-        terminalreporter.section("store contract", sep="-")
-        for name, said in ran.items():
-            terminalreporter.write_line(f"{name}: {said}")
+EMBEDDED, ORACLE, SPANNER = (f"store contract, {name}" for name in ("embedded", "oracle", "Spanner"))
 
 
 class Embedded:
@@ -50,7 +44,7 @@ class Embedded:
 @pytest.fixture(scope="session")
 def embedded(tmp_path_factory):
     server = Embedded(tmp_path_factory.mktemp("store"))
-    ran["embedded"] = "ran"
+    told[EMBEDDED] = "ran"
     yield server.address
     server.stop()
 
@@ -60,7 +54,7 @@ def oracle():
     """The address of Google's emulator, or None."""
     found = shutil.which("emulator_main") or next((str(place) for place in PLACES if place.exists()), None)
     if found is None:
-        ran["oracle"] = "not present (install google-cloud-cli-spanner-emulator); recorded answers were used"
+        told[ORACLE] = "not present (install google-cloud-cli-spanner-emulator); recorded answers were used"
         yield None
         return
     with socket.socket() as probe:
@@ -75,7 +69,7 @@ def oracle():
         except OSError:
             assert time.monotonic() < deadline, "the emulator did not start"
             time.sleep(0.05)
-    ran["oracle"] = f"ran ({found})"
+    told[ORACLE] = f"ran ({found})"
     yield address
     process.kill()
     process.wait(10)
@@ -85,5 +79,5 @@ def oracle():
 def real_spanner():
     """The name of a database on Spanner itself, or None."""
     name = os.environ.get("ROUTER_SPANNER_DATABASE")
-    ran["spanner"] = f"ran ({name})" if name else "not configured (set ROUTER_SPANNER_DATABASE=projects/…/databases/…)"
+    told[SPANNER] = f"ran ({name})" if name else "not configured (set ROUTER_SPANNER_DATABASE=projects/…/databases/…)"
     return name
