@@ -42,6 +42,7 @@ class DialledShell(QuicShell):
         self._on_failed = None
         self.application = made = self._make(bearer, self._dials.reactor.clock.now)
         self._dials.wheel.watch(self)
+        self._dials.tell_end(made)
         return made
 
     def new_token(self, address: object) -> bytes:

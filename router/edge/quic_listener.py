@@ -331,13 +331,16 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
 
     def make_application(self, shell: QuicShell, bearer: Bearer, alpn: str) -> Application:
         """Return what speaks the protocol that was chosen; it is told if this process comes to its end."""
-        now = self.reactor.clock.now
-        made = self._protocols.make_application(shell, bearer, alpn, now)
+        made = self._protocols.make_application(shell, bearer, alpn, self.reactor.clock.now)
+        self.tell_end(made)
+        return made
+
+    def tell_end(self, made: Application) -> None:
+        """Tell a protocol that begins while this process comes to its end: it missed what the others were told."""
         if self.is_retired:
-            made.retire(now)
+            made.retire(self.reactor.clock.now)
         elif not self.accepts:
             made.drain()
-        return made
 
     def make_peer(self, host: bytes) -> Peer:
         """Return who a connection's requests come from."""

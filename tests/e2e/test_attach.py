@@ -327,6 +327,71 @@ async def test_who_comes_directly_without_a_ticket(start_router, start_sidecar, 
     assert not policy.opened
 
 
+class Held(asyncio.DatagramProtocol):
+    """Between a sidecar and its router: the router's answers wait until they are let through."""
+
+    def __init__(self, router):
+        self.router = router
+        self.held = []
+        self.is_open = False
+
+    def connection_made(self, transport):
+        self.transport = transport
+
+    def datagram_received(self, data, address):
+        if address != self.router:
+            self.sidecar = address
+            self.transport.sendto(data, self.router)
+        elif self.is_open:
+            self.transport.sendto(data, self.sidecar)
+        else:
+            self.held.append(data)
+
+    def let_through(self):
+        self.is_open = True
+        for data in self.held:
+            self.transport.sendto(data, self.sidecar)
+
+
+async def test_one_that_is_told_to_stop_while_it_dials_does_not_wait_for_it(
+    start_router, start_server, client, until, files, tmp_path
+):
+    under_way, may_answer = asyncio.Event(), asyncio.Event()
+
+    async def answer(reader, writer):
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"/slow" in head:
+            under_way.set()
+            await may_answer.wait()
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    router = await start_router(*flags(files), replicas=[ATTACHED])
+    host, port = quic_of(router).split(":")
+    transport, held = await asyncio.get_running_loop().create_datagram_endpoint(
+        lambda: Held((host, int(port))), local_addr=("127.0.0.1", 0)
+    )
+    where = "{}:{}".format(*transport.get_extra_info("sockname"))
+    sidecar = AttachedSidecar(tmp_path, await start_server(answer), [where], ca=files / "ca.pem")
+    try:
+        await sidecar.start()
+        await until(lambda: held.held)
+        (url,) = [url for url in sidecar.listen if url.startswith("http")]
+
+        asked = asyncio.ensure_future(client.get(f"{url}/slow"))  # it keeps the worker until the handshake is over
+        await under_way.wait()
+        sidecar.process.send_signal(signal.SIGTERM)
+        await until(lambda: "told to stop" in sidecar.stderr())
+        await asyncio.sleep(0.2)  # its worker has heard of it
+        held.let_through()
+        await asyncio.sleep(0.2)
+        may_answer.set()
+        assert (await asked).text == "ok"
+        assert await asyncio.to_thread(sidecar.process.wait, 5) == 0
+    finally:
+        await sidecar.end()
+        transport.close()
+
+
 @pytest.mark.slow
 async def test_an_upgrade_loses_no_request_to_it(start_router, start_sidecar, engine, client, until, gone, files):
     router = await start_router(*flags(files, "--drain-settle-s", "0", "--drain-deadline-s", "20"), replicas=[ATTACHED], workers=2)
