@@ -218,10 +218,10 @@ class QuicListener(DatagramReceiver, ForwardReceiver, Host):
         data, size = arrived.data, arrived.segment_bytes or len(arrived.data)
         at = 0
         while at < len(data):
-            named = _name(data, at)
             shell = self._find(data, at)
             end = at + size
             if shell is not None or not is_long(data, at):  # an Initial may begin the connection of those behind it
+                named = _name(data, at)
                 while end < len(data) and _name(data, end) == named:
                     end += size
             run = Datagrams(
