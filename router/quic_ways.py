@@ -3,7 +3,8 @@
 One Unix datagram pair for each worker, whose sending end all workers have; one more (`NEXT`) that a successor
 reads, for what belongs to it or what it has to decide on. A daemon that takes over gets the sending ends of its
 predecessor, and of those before that still drain, and the daemon's secret. `incarnation` is one more than the
-predecessor's, or random: ids of a daemon before this one must not pass for its own.
+predecessor's, or than that of a daemon that was killed, where the state directory knows it, or random: ids of a
+daemon before this one must pass neither for its own nor for its successor's.
 
 The supervisor keeps both ends, so that a worker's replacement reads on; when it drains it lets go, and the end of a
 worker is the end of its way.
@@ -11,11 +12,10 @@ worker is the end of its way.
 
 from __future__ import annotations
 
-import secrets
 import socket
 from typing import TYPE_CHECKING
 
-from router.config.quic_secret import load_secret
+from router.config.quic_secret import keep_incarnation, load_secret, next_incarnation
 from router.edge.quic_forwarding import NEXT, make_pair
 from router.handover import HandedSocket, QuicHandover
 
@@ -43,10 +43,11 @@ class Ways:
                 self._senders[int(incarnation), int(place)] = sock
         if before is None:
             self.secret = load_secret(settings.state_dir)
-            self.incarnation = secrets.randbelow(256)
+            self.incarnation = next_incarnation(settings.state_dir)
         else:
             self.secret = before.secret
             self.incarnation = (before.incarnation + 1) & 0xFF
+        keep_incarnation(settings.state_dir, self.incarnation)
         for worker in range(settings.workers):
             self._add(worker)
         self._next = self._add(NEXT)

@@ -108,7 +108,12 @@ def test_two_daemons_know_nothing_of_each_other(make):
 
 
 def test_a_restart_knows_the_secret_but_is_another(make, tmp_path):
-    assert make(state_dir=str(tmp_path)).secret == make(state_dir=str(tmp_path)).secret
+    first = make(state_dir=str(tmp_path))
+    successor = make(after=first, state_dir=str(tmp_path))
+    restarted = make(state_dir=str(tmp_path))
+    assert first.secret == successor.secret == restarted.secret
+    # One before it would take the ids of who was killed for those of a successor, which nobody is yet.
+    assert restarted.incarnation == (successor.incarnation + 1) & 0xFF == (first.incarnation + 2) & 0xFF
 
 
 def test_what_is_handed_over_is_named(make):

@@ -2,7 +2,7 @@
 
 import stat
 
-from router.config.quic_secret import FILE, load_secret
+from router.config.quic_secret import FILE, INCARNATION, keep_incarnation, load_secret, next_incarnation
 
 
 def test_with_a_directory_it_stays(tmp_path):
@@ -29,3 +29,25 @@ def test_a_directory_that_cannot_be_written_is_no_reason_not_to_start(tmp_path, 
     (tmp_path / "file").write_bytes(b"")
     assert len(load_secret(str(tmp_path / "file" / "below"))) == 32
     assert "cannot end this one's QUIC connections" in caplog.text
+
+
+def test_an_incarnation_is_followed_by_the_next(tmp_path):
+    keep_incarnation(str(tmp_path), 41)
+    assert next_incarnation(str(tmp_path)) == 42
+    keep_incarnation(str(tmp_path), 255)
+    assert next_incarnation(str(tmp_path)) == 0
+    assert [path.name for path in tmp_path.iterdir()] == [INCARNATION], "nothing half-written is left"
+
+
+def test_where_none_is_known_it_is_any(tmp_path):
+    (tmp_path / INCARNATION).write_bytes(b"\xffno number")
+    for folder in ("", str(tmp_path / "nowhere"), str(tmp_path)):
+        found = {next_incarnation(folder) for _ in range(40)}
+        assert len(found) > 5 and found <= set(range(256))
+
+
+def test_one_that_cannot_be_kept_is_no_reason_not_to_start(tmp_path, caplog):
+    (tmp_path / "file").write_bytes(b"")
+    keep_incarnation(str(tmp_path / "file"), 7)
+    keep_incarnation("", 7)
+    assert caplog.text.count("may not end this one's QUIC connections") == 1
